@@ -1,0 +1,234 @@
+"""The plan of a conversion: for every parameter of the model where it comes from, for every tensor of the files where it goes.
+
+A tensor that goes nowhere and a parameter that comes from nowhere are errors; the plan is complete before a byte is written.
+"""
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from convert.files import shape_of
+from convert.names import BERT, EVA, HF, LAVIS, copied_from, foreign_name
+from mindblip2.checkpoint import CheckpointError
+from mindblip2.config import Blip2Config
+
+TYPES = {torch.float32: "Float32", torch.float16: "Float16", torch.bfloat16: "BFloat16"}
+NARROW = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SEED = 42
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.  action: mapped, copied, made or dropped."""
+    action: str
+    ours: str
+    theirs: str
+    note: str = ""
+    state: object = None
+    shape: tuple = ()
+
+
+def detect(state, path):
+    """Which kind of file this is, by its names."""
+    names = set(state)
+    if any(n.startswith(("opt_proj", "llm_proj", "t5_proj", "language_projection")) for n in names):
+        raise CheckpointError(f"{path} is a stage-2 checkpoint (it has a projection into a language model); here stage 1 is "
+                              "converted: give blip2_pretrained.pth")
+    if any(n.startswith("Qformer.bert.") for n in names):
+        return LAVIS
+    if "vision_model.post_layernorm.weight" in names and any(n.startswith("qformer.encoder.") for n in names):
+        return HF
+    if "blocks.0.attn.qkv.weight" in names:
+        return EVA
+    if any(n.startswith("bert.encoder.layer.0.") for n in names):
+        return BERT
+    raise CheckpointError(f"{path} is none of the files that can be converted (LAVIS stage 1, eva_vit_g, bert-base-uncased, "
+                          f"transformers blip2-itm): its names begin with {', '.join(sorted(names)[:3])}")
+
+
+def read_config(main, vit, kind, image_size=None):
+    """The dimensions as the files' own shapes tell them.  Heads are in no shape and do not matter to the conversion."""
+    q = {LAVIS: "Qformer.bert.", HF: "", BERT: "bert."}[kind]
+    layer = "qformer.encoder.layer." if kind is HF else q + "encoder.layer."
+    v, block = ("vision_model.embeddings.", "vision_model.encoder.layers.") if kind is HF else ("visual_encoder.",) * 2
+    if vit is not None:
+        v = block = ""
+    block += "" if kind is HF and vit is None else "blocks."
+    holder = main if vit is None else vit
+    depth = _count(holder, block)
+    if depth == 0:
+        raise CheckpointError("the file holds no ViT (LAVIS does not save what is frozen): add --vit_path eva_vit_g.pth")
+    patch_name = v + ("patch_embedding.weight" if kind is HF and vit is None else "patch_embed.proj.weight")
+    pos_name = v + ("position_embedding" if kind is HF and vit is None else "pos_embed")
+    width, _, _, patch = shape_of(holder, patch_name)
+    hidden, _ = shape_of(holder, f"{block}0.mlp.fc1.weight")
+    size = round((shape_of(holder, pos_name)[1] - 1) ** 0.5) * patch
+    vocab, qwidth = shape_of(main, q + "embeddings.word_embeddings.weight")
+    crossing = sorted({int(n[len(layer):].split(".")[0]) for n in main if n.startswith(layer) and ".crossattention." in n})
+    queries, embed = (shape_of(main, "query_tokens")[1], shape_of(main, _proj(kind))[0]) if kind is not BERT else (32, 256)
+    vocab += kind is BERT  # [DEC]
+    return Blip2Config(
+        vision_config=dict(image_size=image_size or size, patch_size=patch, hidden_size=width, intermediate_size=hidden,
+                           num_hidden_layers=depth - (vit is not None), num_attention_heads=_heads(width, 88)),
+        qformer_config=dict(vocab_size=vocab, bos_token_id=vocab - 1, hidden_size=qwidth, encoder_width=width,
+                            num_hidden_layers=_count(main, layer), num_attention_heads=_heads(qwidth, 64),
+                            intermediate_size=shape_of(main, layer + "0.intermediate.dense.weight")[0],
+                            max_position_embeddings=shape_of(main, q + "embeddings.position_embeddings.weight")[0],
+                            cross_attention_freq=crossing[1] if len(crossing) > 1 else 2, query_length=queries,
+                            head_embed_dim=embed))
+
+
+def make_plan(main, kind, vit, parameters, config):
+    """Rows for all ``parameters`` (name → shape) and all tensors of the files; raises on a leftover or a missing one."""
+    freq = config.qformer_config.cross_attention_freq
+    rows, used = [], {id(main): set(), id(vit): set()}
+    for name, shape in parameters.items():
+        state, source = (vit, EVA) if vit is not None and name.startswith("vit.") else (main, kind)
+        rows.append(_row(name, shape, state, source, freq, used[id(state)]))
+    rows += _leftovers(main, kind, used[id(main)], None)
+    if vit is not None:
+        rows += _leftovers(vit, EVA, used[id(vit)], f"blocks.{config.vision_config.num_hidden_layers}.")
+    problems = [r for r in rows if r.action in ("missing", "leftover", "shape")]
+    if problems:
+        lines = "\n".join(f"  {r.action}: {r.ours or r.theirs} {r.note}" for r in problems[:12])
+        raise CheckpointError(f"the files do not make this model: {len(problems)} problems\n{lines}\n"
+                              "Nothing was written.  Check --config, and that the files belong together")
+    return rows
+
+
+def tensor(row, rows):
+    """The torch tensor of a row, in our shape."""
+    if row.action == "made":
+        return _made(row.ours, row.shape)
+    value = row.state[row.theirs]
+    if row.ours.endswith("patch_embed.proj.weight"):
+        return value.reshape(row.shape)  # a convolution whose kernel is its stride is one product per patch
+    if row.ours == "vit.pos_embed" and tuple(value.shape) != row.shape:
+        return interpolate(value, row.shape[1])
+    if row.theirs.endswith("qkv.bias"):
+        third = row.shape[0]
+        return value[:third] if row.ours.endswith("q_bias") else value[-third:]
+    if value.ndim and value.shape[0] + 1 == row.shape[0]:
+        return torch.cat([value, _made(row.ours, (1, *row.shape[1:])).to(value.dtype)])  # the row of [DEC]
+    return value
+
+
+def interpolate(pos_embed, tokens):
+    """Position embeddings (1, P, D) for another grid, as LAVIS ``interpolate_pos_embed``: bicubic over the grid, float32, the
+    class token's row untouched."""
+    width = pos_embed.shape[-1]
+    old, new = (round((n - 1) ** 0.5) for n in (pos_embed.shape[1], tokens))
+    grid = pos_embed[:, 1:].float().reshape(1, old, old, width).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([pos_embed[:, :1].float(), grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)
+
+
+def cast(value, dtype):
+    """Matrices in ``dtype`` (None: as they are); vectors stay float32, as LAVIS's fp16 files have it."""
+    if dtype is not None:
+        value = value.to(NARROW[dtype] if value.ndim == 2 else torch.float32)
+    return value
+
+
+def to_numpy(value):
+    """(MindSpore's type name, array); bfloat16 travels as its 16 bits."""
+    value = value.detach().contiguous()
+    if value.dtype == torch.bfloat16:
+        return "BFloat16", value.view(torch.int16).numpy().view(np.uint16)
+    return TYPES[value.dtype], value.numpy()
+
+
+def table(rows):
+    """The coverage as text: a line per part, then what was made, copied and dropped, with the reasons."""
+    parts = Counter((_part(r.ours), r.action) for r in rows if r.ours)
+    lines = ["part          parameters   mapped   copied     made"]
+    for part in dict.fromkeys(p for p, _ in parts):
+        counts = [parts[part, action] for action in ("mapped", "copied", "made")]
+        lines.append(f"{part:<14}{sum(counts):>10}{counts[0]:>9}{counts[1]:>9}{counts[2]:>9}")
+    reasons = Counter((r.action, r.note) for r in rows if r.note)
+    examples = {(r.action, r.note): r.ours or r.theirs for r in reversed(rows) if r.note}
+    for (action, note), count in reasons.items():
+        lines.append(f"{action}: {count:>4} x {note} (e.g. {examples[action, note]})")
+    return "\n".join(lines)
+
+
+def _row(name, shape, state, source, freq, used):
+    theirs = foreign_name(source, name, freq)
+    copy = copied_from(source, name, freq)
+    action, note = "mapped", ""
+    if copy is not None:
+        action, note, theirs = "copied", "query feed-forward starts as the text feed-forward's copy", foreign_name(source, copy, freq)
+    if source is HF and name.endswith(("attn.q_bias", "attn.v_bias")):
+        theirs = theirs.rpartition(".")[0] + ".qkv.bias"
+        note = "q and v parts of the fused bias; the k part has no effect: the softmax ignores it"
+    theirs = _present(theirs, state)
+    if theirs is None:
+        reason = next((why for prefix, why in source.makes if name.startswith(prefix)), None)
+        if reason is None:
+            return Row("missing", name, "", f"is in no file (expected as {foreign_name(source, name, freq)})", None, shape)
+        return Row("made", name, "", reason, None, shape)
+    used.add(theirs)
+    return _checked(Row(action, name, theirs, note, state, shape), shape_of(state, theirs))
+
+
+def _checked(row, got):
+    flat = (got[0], int(np.prod(got[1:]))) if len(got) == 4 else got
+    if flat == row.shape:
+        return row
+    if row.ours == "vit.pos_embed" and got[-1] == row.shape[-1]:
+        note = f"interpolated from {got[1]} to {row.shape[1]} tokens"
+    elif row.ours in ("qformer.embeddings.word.embedding_table", "qformer.lm_head.bias") and got[0] + 1 == row.shape[0]:
+        note = "one row added for [DEC]"
+    elif row.theirs.endswith("qkv.bias") and got[0] == 3 * row.shape[0]:
+        note = row.note
+    else:
+        return Row("shape", row.ours, row.theirs, f"({row.theirs}) has {got}, the model {row.shape}")
+    return Row(row.action, row.ours, row.theirs, note, row.state, row.shape)
+
+
+def _leftovers(state, source, used, extra_block):
+    for theirs in state:
+        if theirs in used:
+            continue
+        reason = next((why for mark, why in source.known if theirs.startswith(mark) or theirs.endswith(mark)), None)
+        if extra_block and theirs.startswith(extra_block):
+            reason = f"block {extra_block.split('.')[1]}: unused, BLIP-2 reads the output of the block before it"
+        yield Row("dropped" if reason else "leftover", "", theirs, reason or "has no place in the model")
+
+
+def _present(theirs, state):
+    if theirs in state:
+        return theirs
+    if theirs and "LayerNorm" in theirs:  # BERT files that came from TensorFlow
+        older = theirs.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        return older if older in state else None
+    return None
+
+
+def _made(name, shape):
+    leaf = name.rpartition(".")[2]
+    if name == "temp":
+        return torch.tensor(Blip2Config().temperature)
+    if leaf == "gamma":
+        return torch.ones(shape)
+    if leaf in ("beta", "bias"):
+        return torch.zeros(shape)
+    seed = sum(ord(c) * 31 ** i for i, c in enumerate(name)) % 2 ** 31 + SEED
+    return torch.empty(shape).normal_(0, 0.02, generator=torch.Generator().manual_seed(seed))
+
+
+def _part(name):
+    return {"vit": "ViT", "qformer": "Q-Former", "ln_vision": "ln_vision"}.get(name.split(".")[0], "heads")
+
+
+def _count(state, prefix):
+    return 1 + max((int(n[len(prefix):].split(".")[0]) for n in state if n.startswith(prefix)), default=-1)
+
+
+def _heads(width, head):
+    return width // head if width % head == 0 else 1
+
+
+def _proj(kind):
+    return "vision_projection.weight" if kind is HF else "vision_proj.weight"

@@ -1,0 +1,1 @@
+"""The paper as MindSpore cells: pure maths; no files, no tokenizers, no YAML."""

@@ -1,0 +1,260 @@
+"""Stage 1 (paper section 3.2): the frozen ViT, the Q-Former and its three losses; and the zero-shot classifier made of them.
+
+B batch · L labels · C channels · H, W pixels · P image tokens · Q queries · T text · D width · E embed · V vocab
+"""
+import dataclasses
+from typing import NamedTuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from mindblip2 import comm
+from mindblip2.cells import losses
+from mindblip2.cells.generate import Decoding, generate
+from mindblip2.cells.layers import MASKED, LayerNorm, Linear
+from mindblip2.cells.qformer import QFormer
+from mindblip2.cells.vit import ViT
+from mindblip2.config import Blip2Config
+from mindblip2.hub import Pretrained
+
+
+class Features(NamedTuple):
+    """What ``extract_features`` returns; what a mode does not make is None.  The ``_proj`` are unit vectors."""
+    image_embeds: Tensor = None         # (B, Q, D)
+    image_embeds_proj: Tensor = None    # (B, Q, E)
+    text_embeds: Tensor = None          # (B, T, D)
+    text_embeds_proj: Tensor = None     # (B, T, E)
+    multimodal_embeds: Tensor = None    # (B, Q, D)
+
+
+class Blip2Qformer(Pretrained):
+    """BLIP-2 stage 1.  Called with pictures and captions it returns its losses; see also ``extract_features``,
+    ``itm_logits``, ``itc_similarity`` and ``generate``."""
+
+    def __init__(self, config=None):
+        super().__init__(config or Blip2Config())
+        vision, qformer, dtype = self.config.vision_config, self.config.qformer_config, self.config.compute_dtype
+        self.vit = ViT(vision, dtype)
+        self.ln_vision = LayerNorm(vision.hidden_size, self.config.ln_vision_eps)
+        self.qformer = QFormer(qformer, dtype)
+        self.vision_proj = Linear(qformer.hidden_size, qformer.head_embed_dim, dtype)
+        self.text_proj = Linear(qformer.hidden_size, qformer.head_embed_dim, dtype)
+        self.itm_head = Linear(qformer.hidden_size, 2, dtype)
+        self.temp = Parameter(Tensor(self.config.temperature, ms.float32), name="temp")
+        if self.config.freeze_vision:
+            for parameter in self.vit.get_parameters():
+                parameter.requires_grad = False
+
+    def set_train(self, mode=True):
+        """As ``Cell.set_train``, but a frozen ViT stays in evaluation mode."""
+        super().set_train(mode)
+        if self.config.freeze_vision:
+            self.vit.set_train(False)
+        return self
+
+    def construct(self, image, input_ids, image_id=None, negatives=None, return_tuple=False):
+        """Stage-1 losses of matching pictures and captions.
+
+        image (B, 3, S, S) float32, normalised · input_ids (B, T) int32, [CLS] … [SEP], padded with ``pad_token_id`` · image_id
+        (B,) int32: samples with the same id are never each other's negatives · negatives: (image_idx, text_idx), (B,) int32
+        each, indices into the global batch that are used instead of sampling.  Returns the sum of the losses, or with
+        ``return_tuple`` (loss, loss_itc, loss_itm, loss_lm)."""
+        _check_batch(image, input_ids, self.config.qformer_config.max_position_embeddings)
+        memory = self.remember(image)
+        query_BQD, cache = self.qformer.see(memory)
+        text_BTD = self.qformer.read(input_ids)
+        loss_itc, sim_i2t, sim_t2i = losses.itc(
+            self._project(self.vision_proj, query_BQD), self._project(self.text_proj, text_BTD[:, 0]), self.temp, image_id,
+            self.config.label_smoothing, self.config.gather_with_grad)
+        if negatives is None:
+            negatives = self._negatives(sim_i2t, sim_t2i, image_id)
+        loss_itm = losses.itm(self._match_three(input_ids, memory, negatives))
+        logits_BTV = self.qformer.caption(self._decoder_input(input_ids), cache)
+        loss_lm = losses.lm(logits_BTV, input_ids, self.config.qformer_config.pad_token_id, self.config.label_smoothing)
+        loss = loss_itc + loss_itm + loss_lm
+        return (loss, loss_itc, loss_itm, loss_lm) if return_tuple else loss
+
+    def embed_image(self, image):
+        """Pictures (B, 3, S, S) → normalised image embeddings (B, P, D), without gradient where the ViT is frozen."""
+        image_BPD = self.vit(image)
+        return self.ln_vision(ops.stop_gradient(image_BPD) if self.config.freeze_vision else image_BPD)
+
+    def extract_features(self, samples, mode="multimodal"):
+        """Embeddings of ``{"image": (B, 3, S, S), "text_input": (B, T) ids}``; mode "image", "text" or "multimodal"."""
+        if mode not in ("image", "text", "multimodal"):
+            raise ValueError(f"mode = {mode!r}: expected 'image', 'text' or 'multimodal'")
+        image, ids = (_needed(samples, key, mode) for key in ("image", "text_input"))
+        if mode == "text":
+            text_BTD = self.qformer.read(ids)
+            return Features(text_embeds=text_BTD, text_embeds_proj=self._project(self.text_proj, text_BTD))
+        memory = self.remember(image)
+        if mode == "image":
+            query_BQD, _ = self.qformer.see(memory)
+            return Features(image_embeds=query_BQD, image_embeds_proj=self._project(self.vision_proj, query_BQD))
+        return Features(multimodal_embeds=self.qformer.match(ids, memory)[0])
+
+    def itm_logits(self, image, input_ids):
+        """Does picture b match text b?  (B, 2), the mean over queries; class 1 is "yes"."""
+        _check_batch(image, input_ids, self.config.qformer_config.max_position_embeddings)
+        return self.match_logits(input_ids, self.remember(image))
+
+    def remember(self, image):
+        """The image memory of pictures (B, 3, S, S): keys and values of every cross-attention layer, made once and reused."""
+        return ms.mutable(self.qformer.memory(self.embed_image(image)))  # mutable: values change, the graph stays
+
+    def match_logits(self, input_ids, memory):
+        """``itm_logits`` from image memories that are there already."""
+        return self.itm_head(self.qformer.match(input_ids, memory)[0]).astype(ms.float32).mean(1)
+
+    def itc_similarity(self, image, input_ids):
+        """Cosine of every picture with every text, the best query counts, not divided by temp: (B_image, B_text)."""
+        image_BQE = self.extract_features({"image": image}, "image").image_embeds_proj
+        return losses.similarity(image_BQE, self.text_features(input_ids))
+
+    def text_features(self, input_ids):
+        """Unit vectors of texts (B, T) → (B, E): the projected [CLS]."""
+        return self._project(self.text_proj, self.qformer.read(input_ids)[:, 0])
+
+    def generate(self, image, use_cache=True, **decoding):
+        """Captions of pictures (B, 3, S, S) → ids (B, at most 1 + max_new_tokens) int32, [DEC] first, as LAVIS.
+
+        Keywords are the fields of :class:`mindblip2.cells.generate.Decoding`.  ``use_cache=False`` computes the whole prefix at
+        every step: the same ids, slower."""
+        config = self.config.qformer_config
+        known = {field.name for field in dataclasses.fields(Decoding)}
+        if not set(decoding) <= known:
+            raise TypeError(f"generate got {sorted(set(decoding) - known)}; it takes {sorted(known)}")
+        how = Decoding(**{"eos_token_id": config.sep_token_id, "pad_token_id": config.pad_token_id, **decoding})
+        if how.max_new_tokens >= config.max_position_embeddings:
+            raise ValueError(f"max_new_tokens = {how.max_new_tokens}: the model has {config.max_position_embeddings} positions, "
+                             "one of which is [DEC]")
+        _, cache = self.qformer.see(self.remember(image))
+        step = (_CachedCaption if use_cache else _WholeCaption)(self.qformer, cache, how)
+        return generate(step, np.full((image.shape[0], 1), config.bos_token_id), how)
+
+    def _project(self, head, x):
+        return losses.normalise(head(x))
+
+    def _decoder_input(self, input_ids):
+        """[CLS] becomes [DEC]: the text is to be written, not read."""
+        first = ops.full((input_ids.shape[0], 1), self.config.qformer_config.bos_token_id, dtype=input_ids.dtype)
+        return ops.cat((first, input_ids[:, 1:]), 1)
+
+    def _negatives(self, sim_i2t, sim_t2i, image_id):
+        same_BG = losses.same_picture(sim_i2t.shape[0], sim_i2t.shape[1], image_id)
+        noise = ops.rand((2,) + tuple(sim_i2t.shape))
+        return (losses.hard_negatives(sim_t2i, same_BG, noise[0]), losses.hard_negatives(sim_i2t, same_BG, noise[1]))
+
+    def _match_three(self, input_ids, memory, negatives):
+        """ITM logits (3B, 2) of [own text, own picture], [own text, wrong picture], [wrong text, own picture]."""
+        image_idx, text_idx = negatives
+        ids_3BT = ops.cat((input_ids, input_ids, comm.gather(input_ids)[text_idx]))
+        memory_3B = ()
+        for key, value in memory:
+            memory_3B += ((ops.cat((key, comm.gather(key)[image_idx], key)),
+                           ops.cat((value, comm.gather(value)[image_idx], value))),)
+        return self.match_logits(ids_3BT, memory_3B)
+
+
+class Blip2Classifier(Blip2Qformer):
+    """Zero-shot classification with the stage-1 model: which label's text is nearest to the picture?"""
+
+    def construct(self, image, label_ids):
+        """Pictures (B, 3, S, S) and label texts (L, T) → probabilities (B, L)."""
+        return self.probabilities(self.extract_features({"image": image}, "image").image_embeds_proj,
+                                  self.text_features(label_ids))
+
+    def probabilities(self, image_BQE, label_LE):
+        """softmax over labels of similarity / temp.  The best query counts, or with ``query_reduce: first`` the first, as
+        MindFormers did."""
+        if self.config.query_reduce == "first":
+            image_BQE = image_BQE[:, :1]
+        return ops.softmax(losses.similarity(image_BQE, label_LE) / self.temp, -1)
+
+    def match_probabilities(self, image, label_ids):
+        """The same question to the ITM head: softmax over labels of the log-odds that picture and label match."""
+        batch, labels = image.shape[0], label_ids.shape[0]
+        memory = tuple((ops.repeat_interleave(key, labels, 0), ops.repeat_interleave(value, labels, 0))
+                       for key, value in self.remember(image))
+        logits = self.match_logits(ops.tile(label_ids, (batch, 1)), ms.mutable(memory))
+        return ops.softmax((logits[:, 1] - logits[:, 0]).reshape(batch, labels), -1)
+
+
+class _CaptionStep(nn.Cell):
+    """One decoding step with buffers of fixed size, so graph mode compiles once per (rows, length).
+
+    token (N, 1) at ``position`` (0-d tensor) with buffers reordered by order (N,) → logits (N, V), new buffers."""
+
+    def __init__(self, qformer):
+        super().__init__(auto_prefix=False)
+        self.qformer = qformer
+
+    def construct(self, token_N1, position, order_N, buffers):
+        past = ()
+        for key, value in buffers:
+            past += ((key[order_N], value[order_N]),)
+        slots = past[0][0].shape[2]
+        queries = self.qformer.query_tokens.shape[1]
+        place_S = ops.arange(slots)
+        empty_S = (place_S >= queries + position).astype(ms.float32)
+        bias = (ops.cat((empty_S, ops.zeros((1,), ms.float32))) * MASKED)[None, None, None]
+        logits_NV, own = self.qformer.next_token(token_N1, position, past, bias)
+        here = (place_S == queries + position)[None, None, :, None]
+        written = ()
+        for (key, value), (own_key, own_value) in zip(past, own):
+            written += ((ops.where(here, own_key, key), ops.where(here, own_value, value)),)
+        return logits_NV, written
+
+
+class _CachedCaption:
+    """Step function for ``generate`` that keeps the keys and values of what was seen and written."""
+
+    def __init__(self, qformer, cache, how):
+        self.step = _CaptionStep(qformer)
+        room = how.max_new_tokens
+        self.buffers = ms.mutable(tuple(
+            tuple(ops.cat((x, ops.zeros((*x.shape[:2], room, x.shape[3]), x.dtype)), 2) for x in pair) for pair in cache))
+
+    def __call__(self, tokens_N, position, order_N):
+        batch = self.buffers[0][0].shape[0]
+        if position == 0 and len(order_N) != batch:  # the first step of beam search: one row per beam
+            order_N = np.arange(len(order_N)) // (len(order_N) // batch)
+        logits, buffers = self.step(Tensor(tokens_N[:, None].astype(np.int32)), Tensor(position, ms.int32),
+                                    Tensor(order_N.astype(np.int32)), self.buffers)
+        self.buffers = ms.mutable(buffers)
+        return logits.asnumpy()
+
+
+class _WholeCaption:
+    """Step function without a cache of text: every step runs the whole prefix."""
+
+    def __init__(self, qformer, cache, how):
+        self.qformer, self.cache = qformer, cache
+        self.ids_NT = None
+
+    def __call__(self, tokens_N, position, order_N):
+        batch = self.cache[0][0].shape[0]
+        rows = np.arange(len(tokens_N)) // (len(tokens_N) // batch)
+        column = tokens_N[:, None].astype(np.int32)
+        self.ids_NT = column if position == 0 else np.concatenate([self.ids_NT[order_N], column], 1)
+        cache = ms.mutable(tuple((key[Tensor(rows, ms.int32)], value[Tensor(rows, ms.int32)]) for key, value in self.cache))
+        return self.qformer.caption(Tensor(self.ids_NT), cache)[:, -1].asnumpy()
+
+
+def _check_batch(image, input_ids, positions):
+    if image.ndim != 4 or input_ids.ndim != 2:
+        raise ValueError(f"expected image (B, 3, S, S) and input_ids (B, T), got {image.shape} and {input_ids.shape}")
+    if image.shape[0] != input_ids.shape[0]:
+        raise ValueError(f"{image.shape[0]} images and {input_ids.shape[0]} texts: one text belongs to each image")
+    if input_ids.shape[1] > positions:
+        raise ValueError(f"texts of {input_ids.shape[1]} tokens, but the model has {positions} positions: let the tokenizer "
+                         "truncate them")
+
+
+def _needed(samples, key, mode):
+    if mode == {"image": "text", "text_input": "image"}[key]:
+        return None
+    if key not in samples:
+        raise ValueError(f"extract_features(mode={mode!r}) needs samples[{key!r}], got {sorted(samples)}")
+    return samples[key]

@@ -1,0 +1,110 @@
+"""What every tower is made of.  Weights are (out, in), as torch's and as the fast product on CPU wants them.
+
+B batch · T positions of the query side · S positions of the key side · D width · H heads · K head width · F feed-forward width
+"""
+import mindspore as ms
+from mindspore import Parameter, nn, ops
+from mindspore.common.initializer import Normal, One, Zero, initializer
+
+MASKED = -10000.0  # LAVIS adds (1 - mask) * -10000; not -inf, so a row with nothing to see stays finite
+
+
+def dtype_of(name):
+    """MindSpore's dtype for a configuration's string."""
+    return {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[name]
+
+
+def gelu(x):
+    """x · Φ(x) with the exact Gaussian integral (erf), as torch's default; ``nn.GELU()`` is the tanh approximation."""
+    return ops.gelu(x, approximate="none")
+
+
+def attend(query_BHTK, key_BHSK, value_BHSK, bias=None, dropout=None):
+    """softmax(q kᵀ / √K + bias) v → (B, H, T, K); the softmax is in float32.  ``bias`` broadcasts to (B, H, T, S)."""
+    width = query_BHTK.shape[-1]
+    scores_BHTS = ops.matmul(query_BHTK * width ** -0.5, key_BHSK.swapaxes(-1, -2)).astype(ms.float32)
+    if bias is not None:
+        scores_BHTS = scores_BHTS + bias
+    weights_BHTS = ops.softmax(scores_BHTS, -1)
+    if dropout is not None:
+        weights_BHTS = dropout(weights_BHTS)
+    return ops.matmul(weights_BHTS.astype(value_BHSK.dtype), value_BHSK)
+
+
+def split_heads(x_BTD, heads):
+    """(B, T, D) → (B, H, T, K)."""
+    batch, length, width = x_BTD.shape
+    return x_BTD.reshape(batch, length, heads, width // heads).swapaxes(1, 2)
+
+
+def merge_heads(x_BHTK):
+    """(B, H, T, K) → (B, T, D)."""
+    batch, heads, length, width = x_BHTK.shape
+    return x_BHTK.swapaxes(1, 2).reshape(batch, length, heads * width)
+
+
+class Linear(nn.Cell):
+    """x Wᵀ + b with W (out, in), computed in ``dtype``: the only place where a weight may one day be split over cards.
+
+    ``bias=False`` leaves the bias to the caller (the ViT's qkv makes its own)."""
+
+    def __init__(self, inputs, outputs, dtype="float32", bias=True, std=0.02):
+        super().__init__()
+        self.dtype = dtype_of(dtype)
+        self.weight = Parameter(initializer(Normal(std), (outputs, inputs)), name="weight")
+        self.bias = Parameter(initializer(Zero(), (outputs,)), name="bias") if bias else None
+
+    def construct(self, x, bias=None):
+        bias = self.bias if bias is None else bias
+        product = ops.matmul(x.astype(self.dtype), self.weight.astype(self.dtype).T)
+        return product if bias is None else product + bias.astype(self.dtype)
+
+
+class LayerNorm(nn.Cell):
+    """Layer normalisation over the last axis, computed in float32 and handed on in the dtype of the input."""
+
+    def __init__(self, width, eps):
+        super().__init__()
+        self.gamma = Parameter(initializer(One(), (width,)), name="gamma")
+        self.beta = Parameter(initializer(Zero(), (width,)), name="beta")
+        self.normalise = ops.LayerNorm(-1, -1, eps)
+
+    def construct(self, x):
+        return self.normalise(x.astype(ms.float32), self.gamma, self.beta)[0].astype(x.dtype)
+
+
+class FeedForward(nn.Cell):
+    """down(gelu(up(x))): (…, D) → (…, F) → (…, D)."""
+
+    def __init__(self, width, hidden, dtype="float32", std=0.02):
+        super().__init__()
+        self.up = Linear(width, hidden, dtype, std=std)
+        self.down = Linear(hidden, width, dtype, std=std)
+
+    def construct(self, x):
+        return self.down(gelu(self.up(x)))
+
+
+class Embedding(nn.Cell):
+    """Rows of a table: ids (…) int32 → (…, D)."""
+
+    def __init__(self, rows, width, std=0.02):
+        super().__init__()
+        self.embedding_table = Parameter(initializer(Normal(std), (rows, width)), name="embedding_table")
+
+    def construct(self, ids):
+        return ops.gather(self.embedding_table, ids, 0)
+
+
+class DropPath(nn.Cell):
+    """Stochastic depth: in training a sample's residual branch is dropped with probability ``rate``, the rest scaled up."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.keep = 1.0 - rate
+
+    def construct(self, x):
+        if not self.training or self.keep == 1.0:
+            return x
+        mask = (ops.rand((x.shape[0],) + (1,) * (x.ndim - 1)) < self.keep).astype(x.dtype)
+        return x / self.keep * mask

@@ -1,0 +1,82 @@
+"""The three losses of stage 1 (paper section 3.2): tensors in, scalars out, all in float32.
+
+B batch · G batch over all cards · Q queries · E embed · T text · V vocab
+"""
+import mindspore as ms
+from mindspore import ops
+
+from mindblip2 import comm
+from mindblip2.cells.layers import MASKED
+
+
+def normalise(x):
+    """Unit length along the last axis, as torch's ``F.normalize`` (the length is at least 1e-12)."""
+    x = x.astype(ms.float32)
+    return x / ops.maximum(ops.sqrt((x * x).sum(-1, keepdims=True)), 1e-12)
+
+
+def similarity(image_BQE, text_GE):
+    """Cosine of every image with every text, the best query counts: (B, Q, E), (G, E) → (B, G)."""
+    return ops.amax(ops.matmul(image_BQE, text_GE.T), 1)
+
+
+def itc(image_BQE, text_BE, temp, image_id_B=None, smoothing=0.1, gather_with_grad=False):
+    """Image-text contrast.  Unit vectors in; returns the loss and the scaled similarities sim_i2t, sim_t2i (B, G).
+
+    What is gathered from all cards carries no gradient, on one card too (LAVIS' ``concat_all_gather``): images learn from
+    i2t, texts from t2i.  With ``image_id`` all samples of the same picture share the target."""
+    image_GQE, text_GE = comm.gather(image_BQE), comm.gather(text_BE)
+    if not gather_with_grad:
+        image_GQE, text_GE = ops.stop_gradient(image_GQE), ops.stop_gradient(text_GE)
+    sim_i2t_BG = similarity(image_BQE, text_GE) / temp
+    sim_t2i_BG = similarity(image_GQE, text_BE).T / temp
+    targets_BG = itc_targets(text_BE.shape[0], text_GE.shape[0], image_id_B, smoothing)
+    loss = (soft_cross_entropy(sim_i2t_BG, targets_BG) + soft_cross_entropy(sim_t2i_BG, targets_BG)) / 2
+    return loss, sim_i2t_BG, sim_t2i_BG
+
+
+def itc_targets(batch, world_batch, image_id_B=None, smoothing=0.1):
+    """1 - smoothing shared by the samples of the same picture, the rest over all: (B, G), rows sum to 1."""
+    same_BG = same_picture(batch, world_batch, image_id_B).astype(ms.float32)
+    return (1 - smoothing) * same_BG / same_BG.sum(1, keepdims=True) + smoothing / world_batch
+
+
+def same_picture(batch, world_batch, image_id_B=None):
+    """Which of all samples show the own picture: (B, G) bool.  Without ids only the sample itself."""
+    if image_id_B is None:
+        own = ops.arange(batch) + comm.rank() * batch
+        return own[:, None] == ops.arange(world_batch)[None]
+    return image_id_B[:, None] == comm.gather(image_id_B)[None]
+
+
+def soft_cross_entropy(logits_BV, targets_BV):
+    """Mean over rows of -Σ target · log softmax."""
+    return -(targets_BV * ops.log_softmax(logits_BV, -1)).sum(-1).mean()
+
+
+def hard_negatives(sim_BG, same_BG, noise_BG):
+    """One index into the global batch per row, drawn with probability softmax(sim) over the other pictures.
+
+    argmax(sim + Gumbel noise) is such a draw (the Gumbel-max trick), so uniform ``noise`` in (0, 1) in, no loop.  Where every
+    sample shows the same picture the draw falls on any of them: finite, if useless (batch of 1)."""
+    logits_BG = ops.where(same_BG, ops.full_like(sim_BG, MASKED), sim_BG.astype(ms.float32))
+    gumbel_BG = -ops.log(-ops.log(ops.clip(noise_BG, 1e-7, 1 - 1e-7)))
+    return ops.stop_gradient(logits_BG + gumbel_BG).argmax(1).astype(ms.int32)
+
+
+def itm(logits_32):
+    """Image-text matching: logits (3B, 2) of B pairs, B with a wrong image, B with a wrong text; class 1 is "a pair"."""
+    batch = logits_32.shape[0] // 3
+    labels = ops.cat((ops.ones((batch,), ms.int32), ops.zeros((2 * batch,), ms.int32)))
+    return ops.cross_entropy(logits_32.astype(ms.float32), labels)
+
+
+def lm(logits_BTV, input_ids_BT, pad_id, smoothing=0.1):
+    """Language modelling: position t predicts token t + 1.  The mean, smoothing included, is over real tokens only."""
+    vocab = logits_BTV.shape[-1]
+    labels = input_ids_BT[:, 1:].reshape(-1)
+    real = (labels != pad_id).astype(ms.float32)
+    log_probs = ops.log_softmax(logits_BTV[:, :-1].reshape(-1, vocab).astype(ms.float32), -1)
+    hit = ops.gather_elements(log_probs, 1, labels[:, None].astype(ms.int32))[:, 0]
+    loss = -(1 - smoothing) * hit - smoothing * log_probs.mean(-1)
+    return (loss * real).sum() / ops.maximum(real.sum(), 1.0)

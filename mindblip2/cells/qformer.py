@@ -1,0 +1,242 @@
+"""The Q-Former (paper section 3.1): BERT layers in which learnt queries read the image through cross-attention.
+
+It has four verbs, each one forward pass with its own mask: ``see`` the image with the queries, ``read`` a text, ``match`` a
+text with an image, ``caption`` what was seen.  The image enters as a ``memory``: the keys and values of every cross-attention
+layer, made once and shared by all passes.
+
+B batch · Q queries · T text · L = Q + T · S = past + T keys · P image tokens · D width · H heads · K head width · V vocab
+"""
+import mindspore as ms
+from mindspore import Parameter, nn, ops
+from mindspore.common.initializer import Zero, initializer
+
+from mindblip2.cells.layers import MASKED, Embedding, FeedForward, LayerNorm, Linear, attend, gelu, merge_heads, split_heads
+
+
+def pad_mask(input_ids_BT, pad_id):
+    """1 where there is a token, 0 at padding: (B, T) float32."""
+    return (input_ids_BT != pad_id).astype(ms.float32)
+
+
+def read_bias(mask_BT):
+    """Every text position sees every real token.  For a text of 3 in a row of 4::
+
+        x x x .      x seen   . MASKED
+        x x x .
+        x x x .
+    """
+    return ((1.0 - mask_BT) * MASKED)[:, None, None, :]
+
+
+def match_bias(mask_BT, queries):
+    """Queries and text see each other in both directions; only padding is hidden.  2 queries, text of 2 in a row of 3::
+
+        q q | x x .
+    """
+    seen_BQ = ops.ones((mask_BT.shape[0], queries), ms.float32)
+    return read_bias(ops.cat((seen_BQ, mask_BT), 1))
+
+
+def caption_bias(mask_BT, past):
+    """Text sees what is cached (the queries) and the text before it.  2 cached, text of 3 in a row of 4::
+
+        q q | x . . .
+        q q | x x . .
+        q q | x x x .
+    """
+    length = mask_BT.shape[1]
+    causal_TT = ops.tril(ops.ones((length, length), ms.float32))
+    text_BTT = causal_TT[None] * mask_BT[:, None, :]
+    seen_BTP = ops.ones((mask_BT.shape[0], length, past), ms.float32)
+    return ((1.0 - ops.cat((seen_BTP, text_BTT), 2)) * MASKED)[:, None]
+
+
+class SelfAttention(nn.Cell):
+    """BERT self-attention, shared by queries and text; ``past`` (key, value) is put before the own keys and values."""
+
+    def __init__(self, config, dtype):
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.query = Linear(width, width, dtype)
+        self.key = Linear(width, width, dtype)
+        self.value = Linear(width, width, dtype)
+        self.output = Linear(width, width, dtype)
+        self.dropout = nn.Dropout(p=config.attention_probs_dropout_prob)
+
+    def construct(self, x_BTD, past=None, bias=None):
+        own = (split_heads(self.key(x_BTD), self.heads), split_heads(self.value(x_BTD), self.heads))
+        key, value = own
+        if past is not None:
+            key, value = ops.cat((past[0], own[0]), 2), ops.cat((past[1], own[1]), 2)
+        context = attend(split_heads(self.query(x_BTD), self.heads), key, value, bias, self.dropout)
+        return self.output(merge_heads(context)), own
+
+
+class CrossAttention(nn.Cell):
+    """Queries (B, Q, D) read one layer's image memory (key, value), each (B, H, P, K).  All image tokens are seen."""
+
+    def __init__(self, config, dtype):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.query = Linear(config.hidden_size, config.hidden_size, dtype)
+        self.output = Linear(config.hidden_size, config.hidden_size, dtype)
+        self.dropout = nn.Dropout(p=config.attention_probs_dropout_prob)
+
+    def construct(self, query_BQD, memory):
+        context = attend(split_heads(self.query(query_BQD), self.heads), memory[0], memory[1], None, self.dropout)
+        return self.output(merge_heads(context))
+
+
+class Memory(nn.Cell):
+    """Keys and values of the image for every cross-attention layer: (B, P, W) → tuple of (key, value), (B, H, P, K) each."""
+
+    def __init__(self, config, dtype):
+        super().__init__()
+        layers = len(range(0, config.num_hidden_layers, config.cross_attention_freq))
+        self.heads = config.num_attention_heads
+        self.key = nn.CellList([Linear(config.encoder_width, config.hidden_size, dtype) for _ in range(layers)])
+        self.value = nn.CellList([Linear(config.encoder_width, config.hidden_size, dtype) for _ in range(layers)])
+
+    def construct(self, image_BPW):
+        memory = ()
+        for key, value in zip(self.key, self.value):
+            memory += ((split_heads(key(image_BPW), self.heads), split_heads(value(image_BPW), self.heads)),)
+        return memory
+
+
+class QFormerLayer(nn.Cell):
+    """Self-attention over queries and text together, cross-attention and an own feed-forward for the queries, the text
+    feed-forward for the text.  Post-norm.  Built without its text half where ``text`` is False (stage 2)."""
+
+    def __init__(self, config, dtype="float32", cross=True, text=True):
+        super().__init__()
+        width, hidden, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
+        self.attention = SelfAttention(config, dtype)
+        self.attention_norm = LayerNorm(width, eps)
+        self.cross_attention = CrossAttention(config, dtype) if cross else None
+        self.cross_norm = LayerNorm(width, eps) if cross else None
+        self.query_ffn = FeedForward(width, hidden, dtype)
+        self.query_norm = LayerNorm(width, eps)
+        self.text_ffn = FeedForward(width, hidden, dtype) if text else None
+        self.text_norm = LayerNorm(width, eps) if text else None
+        self.dropout = nn.Dropout(p=config.hidden_dropout_prob)
+
+    def construct(self, query_BQD, text_BTD, memory=None, past=None, bias=None):
+        x_BLD = _joined(query_BQD, text_BTD)
+        context_BLD, own = self.attention(x_BLD, past, bias)
+        x_BLD = self.attention_norm(x_BLD + self.dropout(context_BLD))
+        if query_BQD is not None:
+            queries = query_BQD.shape[1]
+            query_BQD = self._see(x_BLD[:, :queries], memory)
+            x_BLD = x_BLD[:, queries:]
+        if text_BTD is not None:
+            text_BTD = self.text_norm(x_BLD + self.dropout(self.text_ffn(x_BLD)))
+        return query_BQD, text_BTD, own
+
+    def _see(self, query_BQD, memory):
+        if self.cross_attention is not None:
+            query_BQD = self.cross_norm(query_BQD + self.dropout(self.cross_attention(query_BQD, memory)))
+        return self.query_norm(query_BQD + self.dropout(self.query_ffn(query_BQD)))
+
+
+class Encoder(nn.Cell):
+    """The stack of layers.  Any of its inputs may be None; returns queries, text and the keys and values of this pass."""
+
+    def __init__(self, config, dtype="float32", text=True):
+        super().__init__()
+        self.freq = config.cross_attention_freq
+        self.layers = nn.CellList([QFormerLayer(config, dtype, cross=i % self.freq == 0, text=text)
+                                   for i in range(config.num_hidden_layers)])
+
+    def construct(self, query_BQD, text_BTD, memory=None, past=None, bias=None):
+        cache = ()
+        for i, layer in enumerate(self.layers):
+            layer_memory = memory[i // self.freq] if memory is not None and i % self.freq == 0 else None
+            query_BQD, text_BTD, own = layer(query_BQD, text_BTD, layer_memory, None if past is None else past[i], bias)
+            cache += (own,)
+        return query_BQD, text_BTD, cache
+
+
+class LMHead(nn.Cell):
+    """BERT's prediction head; the decoder is the word embedding itself, so the table is an argument, not a parameter."""
+
+    def __init__(self, config, dtype):
+        super().__init__()
+        self.dtype = dtype
+        self.transform = Linear(config.hidden_size, config.hidden_size, dtype)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.bias = Parameter(initializer(Zero(), (config.vocab_size,)), name="bias")
+
+    def construct(self, text_BTD, table_VD):
+        x_BTD = self.norm(gelu(self.transform(text_BTD)))
+        return ops.matmul(x_BTD, table_VD.astype(x_BTD.dtype).T).astype(ms.float32) + self.bias
+
+
+class TextEmbedding(nn.Cell):
+    """word + position of ids (B, T) int32 from ``start`` on → (B, T, D); before the shared embedding norm."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.word = Embedding(config.vocab_size, config.hidden_size, config.initializer_range)
+        self.position = Embedding(config.max_position_embeddings, config.hidden_size, config.initializer_range)
+
+    def construct(self, ids_BT, start=0):
+        return self.word(ids_BT) + self.position(ops.arange(ids_BT.shape[1]) + start)
+
+
+class QFormer(nn.Cell):
+    """The four verbs over one stack of layers.  ``text=False`` builds it without the text half, for stage 2."""
+
+    def __init__(self, config, dtype="float32", text=True):
+        super().__init__()
+        self.pad_id = config.pad_token_id
+        self.bos_id = config.bos_token_id
+        self.query_tokens = Parameter(initializer("normal", (1, config.query_length, config.hidden_size)),
+                                      name="query_tokens")
+        self.embeddings = TextEmbedding(config) if text else None
+        self.embedding_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(p=config.hidden_dropout_prob)
+        self.memory = Memory(config, dtype)
+        self.encoder = Encoder(config, dtype, text)
+        self.lm_head = LMHead(config, dtype) if text else None
+
+    def see(self, memory):
+        """Queries look at the image.  Returns (B, Q, D) and the keys and values of the queries in every layer."""
+        query_BQD, _, cache = self.encoder(self._queries(memory), None, memory)
+        return query_BQD, cache
+
+    def read(self, input_ids_BT):
+        """Text alone, bidirectional, padding hidden → (B, T, D)."""
+        bias = read_bias(pad_mask(input_ids_BT, self.pad_id))
+        return self.encoder(None, self._text(input_ids_BT), None, None, bias)[1]
+
+    def match(self, input_ids_BT, memory):
+        """Queries see the image and the text, the text sees the queries → queries (B, Q, D) and text (B, T, D)."""
+        query_BQD = self._queries(memory)
+        bias = match_bias(pad_mask(input_ids_BT, self.pad_id), query_BQD.shape[1])
+        return self.encoder(query_BQD, self._text(input_ids_BT), memory, None, bias)[:2]
+
+    def caption(self, input_ids_BT, cache):
+        """Causal text after the queries of ``see``: ids that begin with [DEC] → logits (B, T, V) of the next token."""
+        bias = caption_bias(pad_mask(input_ids_BT, self.pad_id), cache[0][0].shape[2])
+        text_BTD = self.encoder(None, self._text(input_ids_BT), None, cache, bias)[1]
+        return self.lm_head(text_BTD, self.embeddings.word.embedding_table)
+
+    def next_token(self, token_B1, position, cache, bias):
+        """One step of ``caption``: the token at ``position`` → logits (B, V) and its own keys and values per layer."""
+        text_B1D, own = self.encoder(None, self._text(token_B1, position), None, cache, bias)[1:]
+        return self.lm_head(text_B1D, self.embeddings.word.embedding_table)[:, 0], own
+
+    def _queries(self, memory):
+        query_BQD = ops.tile(self.query_tokens, (memory[0][0].shape[0], 1, 1))
+        return self.dropout(self.embedding_norm(query_BQD))  # the norm of BERT's embeddings is for queries too
+
+    def _text(self, input_ids_BT, start=0):
+        return self.dropout(self.embedding_norm(self.embeddings(input_ids_BT, start)))
+
+
+def _joined(query_BQD, text_BTD):
+    if query_BQD is None:
+        return text_BTD
+    return query_BQD if text_BTD is None else ops.cat((query_BQD, text_BTD), 1)

@@ -1,0 +1,185 @@
+"""MindSpore's .ckpt files, read and written tensor by tensor.
+
+A .ckpt is a protobuf message of repeated entries (tag, dims, type, bytes).  ``mindspore.load_checkpoint`` reads the file whole and
+parses it whole, two copies at the least; here a file is memory-mapped and indexed, and a tensor is copied once, when asked
+for.  Nothing in the format can run code.
+"""
+import math
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+# MindSpore's type names; bfloat16 has no NumPy type and travels as its 16 bits.
+NUMPY_TYPES = {"Float32": np.float32, "Float16": np.float16, "BFloat16": np.uint16, "Float64": np.float64, "Int32": np.int32,
+               "Int64": np.int64, "Int8": np.int8, "UInt8": np.uint8, "Bool": np.bool_}
+SLICE_BYTES = 512 * 1024 * 1024  # larger tensors become several entries of the same tag, as MindSpore writes them
+
+
+class CheckpointError(ValueError):
+    """A file that is no usable checkpoint; the message says what, got, expected, and the next step."""
+
+
+class Checkpoint(Mapping):
+    """Name → NumPy array of a .ckpt file; an array is read when it is asked for.  ``shapes`` and ``types`` are known at once."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"no checkpoint at {self.path.absolute()}")
+        if self.path.stat().st_size == 0:
+            raise CheckpointError(f"{self.path} is empty")
+        with open(self.path, "rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.shapes, self.types, self._spans = {}, {}, {}
+        try:
+            self._index()
+        except (IndexError, KeyError, UnicodeDecodeError) as error:
+            raise CheckpointError(_not_a_checkpoint(self.path, self._bytes[:8])) from error
+        for name, spans in self._spans.items():
+            got = sum(stop - start for start, stop in spans)
+            expected = math.prod(self.shapes[name]) * np.dtype(NUMPY_TYPES[self.types[name]]).itemsize
+            if got != expected:
+                raise CheckpointError(f"{self.path} is damaged: {name} has {got} bytes, {expected} expected")
+
+    def __getitem__(self, name):
+        array = np.empty(self.shapes[name], NUMPY_TYPES[self.types[name]])
+        flat, at = array.reshape(-1).view(np.uint8), 0
+        for start, stop in self._spans[name]:
+            flat[at:at + stop - start] = np.frombuffer(self._bytes, np.uint8, stop - start, start)
+            at += stop - start
+        return array
+
+    def __iter__(self):
+        return iter(self._spans)
+
+    def __len__(self):
+        return len(self._spans)
+
+    def float32(self, name):
+        """The array in float32, whatever the file holds."""
+        array = self[name]
+        if self.types[name] == "BFloat16":
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float32, copy=False)
+
+    def _index(self):
+        at, end = 0, len(self._bytes)
+        while at < end:
+            if self._bytes[at:at + 7] == b"crc_num" and end - at == 17:  # MindSpore's optional trailer
+                break
+            key, at = _varint(self._bytes, at)
+            size, at = _varint(self._bytes, at)
+            if key != 0x0A:
+                raise KeyError(key)
+            if at + size > end:
+                raise CheckpointError(f"{self.path} is truncated: {end} bytes are there, at least {at + size} are needed; "
+                                      "copy or convert it again")
+            self._entry(at, at + size)
+            at += size
+
+    def _entry(self, at, end):
+        name, dims, kind, span = None, [], None, None
+        for field, start, stop in _fields(self._bytes, at, end):
+            if field == 1:
+                name = self._bytes[start:stop].decode()
+            elif field == 2:
+                for inner, low, high in _fields(self._bytes, start, stop):
+                    if inner == 1:
+                        dims += _integers(self._bytes, low, high)
+                    elif inner == 2:
+                        kind = self._bytes[low:high].decode()
+                    elif inner == 3:
+                        span = (low, high)
+        if name is None or kind not in NUMPY_TYPES or span is None:
+            raise KeyError(kind)
+        self.shapes[name] = () if dims == [0] else tuple(dims)  # MindSpore writes a scalar as dims [0]
+        self.types[name] = kind
+        self._spans.setdefault(name, []).append(span)
+
+
+def write_checkpoint(path, tensors):
+    """Write ``tensors``, an iterable of (name, MindSpore type name, array), one at a time; the file appears only when whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            for name, kind, array in tensors:
+                _write_entry(file, name, kind, np.ascontiguousarray(array).reshape(np.shape(array)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_entry(file, name, kind, array):
+    if array.dtype != NUMPY_TYPES[kind]:
+        raise TypeError(f"{name}: type {kind} needs {np.dtype(NUMPY_TYPES[kind])}, got {array.dtype}")
+    dims = b"".join(b"\x08" + _encode(n) for n in (array.shape or (0,)))
+    head = dims + b"\x12" + _encode(len(kind)) + kind.encode()
+    tag = b"\x0a" + _encode(len(name.encode())) + name.encode()
+    data = memoryview(array.reshape(-1).view(np.uint8))
+    for start in range(0, max(len(data), 1), SLICE_BYTES):
+        piece = data[start:start + SLICE_BYTES]
+        content = b"\x1a" + _encode(len(piece))
+        inner = len(head) + len(content) + len(piece)
+        size = len(tag) + 1 + len(_encode(inner)) + inner
+        file.write(b"\x0a" + _encode(size) + tag + b"\x12" + _encode(inner) + head + content)
+        file.write(piece)
+
+
+def _encode(number):
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes(out) + bytes([number])
+
+
+def _varint(data, at):
+    number = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+        shift += 7
+        if shift > 63:
+            raise KeyError("varint")
+
+
+def _fields(data, at, end):
+    """(field number, start, stop) of every field of a message; varints are given by the span of their bytes."""
+    while at < end:
+        key, at = _varint(data, at)
+        if key & 7 == 0:
+            start = at
+            _, at = _varint(data, at)
+            yield key >> 3, start, at
+        elif key & 7 == 2:
+            size, at = _varint(data, at)
+            if at + size > end:
+                raise IndexError("field beyond its message")
+            yield key >> 3, at, at + size
+            at += size
+        else:
+            raise KeyError(key)
+
+
+def _integers(data, at, end):
+    numbers = []
+    while at < end:
+        number, at = _varint(data, at)
+        numbers.append(number)
+    return numbers
+
+
+def _not_a_checkpoint(path, head):
+    looks = "a torch file (zip)" if head[:2] == b"PK" else "a torch file (pickle)" if head[:1] == b"\x80" else "something else"
+    return (f"{path} is not a MindSpore .ckpt but looks like {looks}; convert weights with\n  python convert/convert_weight.py "
+            f"--torch_path {path} --mindspore_path out.ckpt")

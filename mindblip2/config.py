@@ -1,0 +1,421 @@
+"""Every number of the model and of a run, on one page, as frozen dataclasses; and the presets that are made of them.
+
+Loadable without MindSpore: dtypes are strings.  A section name here is a section name of the YAML files.
+"""
+import difflib
+import logging
+from dataclasses import field
+from pathlib import Path
+
+import yaml
+
+from mindblip2 import legacy
+from mindblip2.sections import ConfigError, Section, build, divides, one_of, positive, section
+
+logger = logging.getLogger("mindblip2")
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+# ------------------------------------------------------------------------------------------------ the model
+@section
+class ViTConfig(Section):
+    """EVA-CLIP ViT-g/14 without its last block (LAVIS: "penultimate layer")."""
+    image_size: int = 224               # pixels, square
+    patch_size: int = 14
+    num_channels: int = 3
+    hidden_size: int = 1408
+    num_hidden_layers: int = 39         # the file eva_vit_g.pth has 40; BLIP-2 uses the output of the 39th
+    num_attention_heads: int = 16       # of 88
+    intermediate_size: int = 6144       # int(1408 * 4.3637)
+    layer_norm_eps: float = 1e-6        # in the blocks; ln_vision after them has its own
+    qkv_bias: bool = True               # on q and v; k has none
+    drop_path_rate: float = 0.0
+    initializer_range: float = 0.02
+    checkpoint_name_or_path: str = ""
+
+    def __post_init__(self):
+        positive(self, "image_size", "patch_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        divides(self, "patch_size", "image_size", "choose an image size that is a multiple of the patch")
+        divides(self, "num_attention_heads", "hidden_size", "each head needs a whole number of channels")
+
+    @property
+    def num_tokens(self):
+        """Patches plus the class token: 257 at 224 px."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+@section
+class QFormerConfig(Section):
+    """bert-base-uncased with cross-attention in every second layer and learnt queries (paper section 3.1)."""
+    vocab_size: int = 30523             # 30522 of BERT and [DEC]
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    layer_norm_eps: float = 1e-12       # BERT's; the ViT uses 1e-6
+    encoder_width: int = 1408           # width of the image embeddings
+    cross_attention_freq: int = 2
+    query_length: int = 32
+    head_embed_dim: int = 256           # width of the ITC embeddings
+    bos_token_id: int = 30522           # [DEC], starts a caption
+    pad_token_id: int = 0
+    sep_token_id: int = 102             # [SEP], ends a caption
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    checkpoint_name_or_path: str = ""
+
+    def __post_init__(self):
+        positive(self, "num_hidden_layers", "num_attention_heads", "query_length", "cross_attention_freq", "vocab_size")
+        divides(self, "num_attention_heads", "hidden_size", "each head needs a whole number of channels")
+        if self.bos_token_id >= self.vocab_size:
+            raise ConfigError(f"qformer_config.bos_token_id = {self.bos_token_id} lies outside the vocabulary of "
+                              f"{self.vocab_size}; [DEC] is the last id, so vocab_size must be {self.bos_token_id + 1}")
+
+
+@section
+class LlamaConfig(Section):
+    """The language model of stage 2: read and checked here, built by a later release."""
+    seq_length: int = 64
+    hidden_size: int = 4096
+    num_layers: int = 32
+    num_heads: int = 32
+    vocab_size: int = 32000
+    multiple_of: int = 256
+    rms_norm_eps: float = 1e-6
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    pad_token_id: int = 0
+    ignore_token_id: int = -100
+    repetition_penalty: float = 1.0
+    max_decode_length: int = 512
+    top_k: int = 1
+    top_p: float = 1.0
+    do_sample: bool = False
+    checkpoint_name_or_path: str = ""
+
+
+@section
+class Blip2Config(Section):
+    """Dimensions and numerics of one BLIP-2.  Nested sections may be given as dicts of what differs from the defaults.
+
+    Raises :class:`ConfigError` on an unknown key (with the nearest name), a value of the wrong type, or sizes that do not
+    fit together."""
+    vision_config: ViTConfig = field(default_factory=ViTConfig)
+    qformer_config: QFormerConfig = field(default_factory=QFormerConfig)
+    text_config: LlamaConfig | None = None
+    max_txt_len: int = 32               # tokens of a caption, [CLS] and [SEP] included
+    temperature: float = 0.07           # start value of the learnt ITC temperature, which divides
+    label_smoothing: float = 0.1        # in ITC and LM, not in ITM
+    ln_vision_eps: float = 1e-5         # LAVIS; transformers has 1e-6 here on the same weights
+    gather_with_grad: bool = False      # LAVIS: no gradient through the gathered ITC features
+    query_reduce: str = "max"           # zero-shot score over the queries; "first" is what MindFormers did
+    freeze_vision: bool = True
+    freeze_text: bool = True
+    prompt: bool | str = False
+    prompt_length: int = 0
+    dtype: str = "float32"              # of the parameters
+    compute_dtype: str = "float32"      # of the products; norms, softmax, similarity, losses and temp stay in float32
+    layernorm_dtype: str = "float32"
+    softmax_dtype: str = "float32"
+    batch_size: int = 8
+    is_training: bool = True
+    checkpoint_name_or_path: str = ""
+
+    model_type = "blip2"
+
+    def __post_init__(self):
+        for name, kind in (("vision_config", ViTConfig), ("qformer_config", QFormerConfig), ("text_config", LlamaConfig)):
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                object.__setattr__(self, name, build(kind, value, name))
+        if self.qformer_config.encoder_width != self.vision_config.hidden_size:
+            raise ConfigError(f"qformer_config.encoder_width = {self.qformer_config.encoder_width} but "
+                              f"vision_config.hidden_size = {self.vision_config.hidden_size}: the Q-Former reads the ViT's "
+                              "output, so give both the same width")
+        if self.max_txt_len > self.qformer_config.max_position_embeddings:
+            raise ConfigError(f"max_txt_len = {self.max_txt_len} exceeds qformer_config.max_position_embeddings = "
+                              f"{self.qformer_config.max_position_embeddings}")
+        one_of(self, "query_reduce", ("max", "first"))
+        one_of(self, "dtype", DTYPES)
+        one_of(self, "compute_dtype", DTYPES)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path):
+        """The model part of a preset (``blip2_stage1_vit_g``) or of a YAML file."""
+        return load_config(name_or_path).model.model_config
+
+    @classmethod
+    def show_support_list(cls):
+        """Print and return the names that ``from_pretrained`` takes."""
+        return print_support_list(cls.__name__, presets())
+
+    def save_pretrained(self, folder):
+        """Write ``folder/config.yaml``, which ``from_pretrained`` reads back."""
+        path = Path(folder) / "config.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump({"model": {"model_config": self.to_dict()}}, sort_keys=False), encoding="utf-8")
+        return path
+
+    # Names that the MindFormers card prints or uses.
+    model = property(lambda self: self)
+    model_config = property(lambda self: self)
+    img_size = property(lambda self: self.vision_config.image_size)
+    num_query_token = property(lambda self: self.qformer_config.query_length)
+    cross_attention_freq = property(lambda self: self.qformer_config.cross_attention_freq)
+    drop_path_rate = property(lambda self: self.vision_config.drop_path_rate)
+    use_grad_checkpoint = property(lambda self: False)
+    vit_model = property(lambda self: "vit_g_p16")
+    embed_dim = property(lambda self: self.qformer_config.head_embed_dim)
+    vocab_size = property(lambda self: self.qformer_config.vocab_size)
+
+
+# ------------------------------------------------------------------------------------------------ the run
+@section
+class ContextConfig(Section):
+    mode: int = 0                       # 0 graph, 1 PyNative
+    device_target: str = ""             # "" means what the host has
+    device_id: int = 0
+    max_device_memory: str = ""
+    save_graphs: bool = False
+    save_graphs_path: str = "./graph"
+
+    def __post_init__(self):
+        one_of(self, "mode", (0, 1))
+        one_of(self, "device_target", ("", "CPU", "GPU", "Ascend"))
+
+
+@section
+class RunnerConfig(Section):
+    epochs: int = 10
+    batch_size: int = 100               # per card; LAVIS's stage 1
+    image_size: int | None = None       # None: vision_config.image_size
+    sink_mode: bool = False
+    sink_size: int = -1
+    initial_epoch: int = 0
+    log_every: int = 50                 # steps between two log lines
+
+
+@section
+class OptimizerConfig(Section):
+    type: str = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.98                 # the paper's; LAVIS's code default is 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    learning_rate: float | None = None  # MindFormers writes it here too; lr_schedule decides
+    max_grad_norm: float | None = None  # None: no clipping, as LAVIS
+
+
+@section
+class ScheduleConfig(Section):
+    type: str = "cosine"
+    learning_rate: float = 1e-4
+    lr_end: float = 1e-5
+    warmup_lr_init: float = 1e-6
+    warmup_steps: int = 5000
+    total_steps: int = -1               # -1: epochs times steps per epoch
+
+
+@section
+class LoaderConfig(Section):
+    type: str = "MultiImgCapDataLoader"
+    dataset_dir: str = ""
+    annotation_files: tuple = ()
+    image_dirs: tuple = ()
+    stage: str = "train"
+    column_names: tuple = ("image", "text")
+    shuffle: bool | None = None
+    fine_label: bool = True
+    hypothesis_template: str = ""
+    scenes: int = 0                     # DigitScenes: scenes per epoch
+    candidate_labels: tuple = ()
+
+
+@section
+class TextTransformConfig(Section):
+    type: str = "CaptionTransform"
+    prompt: str = ""                    # put before the cleaned caption, as LAVIS
+    max_words: int = 50
+    max_length: int = 32
+    padding: str = "max_length"
+    random_seed: int = 2022
+    truncation: bool = True
+    add_special_tokens: bool = True
+
+
+@section
+class TokenizerConfig(Section):
+    type: str = "BertTokenizer"
+    max_length: int = 32
+    vocab_file: str = ""                # "": the packaged bert-base-uncased vocabulary
+    pad_token: str = "[PAD]"
+    bos_token: str = "[DEC]"
+    eos_token: str = ""
+    unk_token: str = "[UNK]"
+    add_special_tokens: bool = True
+    add_bos_token: bool = False
+    add_eos_token: bool = False
+    padding: str = "max_length"
+    truncation: bool = True
+    checkpoint_name_or_path: str = ""
+
+
+@section
+class DatasetConfig(Section):
+    data_loader: LoaderConfig = field(default_factory=LoaderConfig)
+    transforms: tuple = ()
+    text_transforms: TextTransformConfig = field(default_factory=TextTransformConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    num_parallel_workers: int = 8
+    python_multiprocessing: bool = False
+    drop_remainder: bool = True
+    batch_size: int = 1
+    repeat: int = 1
+    prefetch_size: int = 30
+    seed: int = 2022
+    k_test: int = 128                   # candidates that the ITM head ranks again
+    add_extra_itm_score: bool = True
+
+
+@section
+class ImageProcessorConfig(Section):
+    type: str = "Blip2ImageProcessor"
+    image_size: int | tuple = 224
+    mean: tuple = CLIP_MEAN
+    std: tuple = CLIP_STD
+    interpolation: str = "bicubic"
+    is_hwc: bool = False
+
+    def __post_init__(self):
+        size = self.image_size
+        if isinstance(size, tuple):     # MindFormers writes [224, 224]
+            if len(set(size)) != 1:
+                raise ConfigError(f"processor.image_processor.image_size = {list(size)}: BLIP-2 pictures are square")
+            object.__setattr__(self, "image_size", int(size[0]))
+        one_of(self, "interpolation", ("bicubic",))
+
+
+@section
+class ProcessorConfig(Section):
+    type: str = "Blip2Processor"
+    image_processor: ImageProcessorConfig = field(default_factory=ImageProcessorConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+
+
+@section
+class ArchConfig(Section):
+    type: str = "Blip2Qformer"
+
+
+@section
+class ModelConfig(Section):
+    model_config: Blip2Config = field(default_factory=Blip2Config)
+    arch: ArchConfig = field(default_factory=ArchConfig)
+
+
+@section
+class TrainerConfig(Section):
+    type: str = "contrastive_language_image_pretrain"
+    model_name: str = ""
+
+
+@section
+class ParallelConfig(Section):
+    data_parallel: int = 1
+    model_parallel: int = 1
+
+
+@section
+class RunConfig(Section):
+    """One run: what ``configs/*.yaml`` and ``--a.b.c value`` are read into."""
+    seed: int = 42
+    run_mode: str = "train"
+    output_dir: str = "./output"
+    load_checkpoint: str = ""
+    resume_training: bool | str = False
+    use_parallel: bool = False
+    context: ContextConfig = field(default_factory=ContextConfig)
+    runner_config: RunnerConfig = field(default_factory=RunnerConfig)
+    parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    train_dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    eval_dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lr_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    callbacks: tuple = ()
+    eval_callbacks: tuple = ()
+    metric: dict = field(default_factory=dict)
+    processor: ProcessorConfig = field(default_factory=ProcessorConfig)
+    layer_decay: float | None = None
+
+    def __post_init__(self):
+        one_of(self, "run_mode", ("train", "finetune", "eval", "predict", "export"))
+
+
+# ------------------------------------------------------------------------------------------------ presets
+def presets():
+    """Names of the packaged configurations: the files of ``configs/``."""
+    return sorted(path.stem for path in _config_folder().glob("*.yaml"))
+
+
+def load_config(name_or_path, overrides=None):
+    """A :class:`RunConfig` from a preset's name or a YAML file; ``overrides`` maps ``a.b.c`` to a value.
+
+    Raises :class:`ConfigError` where the file is missing, is not YAML, or holds an unknown key or unusable value."""
+    path = _find(name_or_path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a YAML file: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, but holds a {type(raw).__name__}")
+    for dotted, value in (overrides or {}).items():
+        _override(raw, dotted, value)
+    ignored = []
+    config = build(RunConfig, raw, "", ignored)
+    if ignored:
+        logger.warning("%s: these keys of MindFormers have no meaning in mindblip2 and are ignored: %s",
+                       path.name, ", ".join(ignored))
+    return config
+
+
+def print_support_list(class_name, names):
+    """MindFormers' three lines."""
+    print(f"support list of {class_name} is:\n{names}\n{'-' * 37}")
+    return names
+
+
+def _config_folder():
+    here = Path(__file__).resolve().parent
+    packaged = here / "configs"         # in an installed wheel
+    return packaged if packaged.is_dir() else here.parent / "configs"
+
+
+def _find(name_or_path):
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.is_dir() and (path / "config.yaml").is_file():
+        return path / "config.yaml"
+    name = legacy.PRESET_ALIASES.get(path.stem, path.stem)
+    packaged = _config_folder() / f"{name}.yaml"
+    if packaged.is_file() and path.suffix in ("", ".yaml", ".yml"):
+        return packaged
+    near = difflib.get_close_matches(name, presets(), 1, 0.4)
+    raise ConfigError(f"no configuration {str(name_or_path)!r}: it is neither a file ({path.absolute()}) nor a preset"
+                      + (f"; did you mean {near[0]!r}?" if near else "") + f"  Presets: {', '.join(presets())}")
+
+
+def _override(raw, dotted, value):
+    *parents, last = dotted.split(".")
+    for key in parents:
+        raw = raw.setdefault(key, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"--{dotted}: {key!r} is a value, not a section, so nothing can be set below it")
+    raw[last] = value

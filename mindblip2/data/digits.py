@@ -1,0 +1,182 @@
+"""Pictures of real handwriting with captions: what the embedded demo model was trained on, and what it is examined with.
+
+The 1,797 digits of scikit-learn (UCI "optical recognition of handwritten digits": scans by people, 8 x 8 pixels) are drawn
+in colour on coloured grounds, alone, in a row or in a column: "a red seven to the left of a green two".  A scan belongs
+either to training or to the examination, and ten colour-digit pairs are never drawn in training: a model that names one
+of those has put colour and digit together by itself.
+
+    scene = sample_scene(np.random.default_rng(0))
+    picture, text = render(scene), caption(scene)
+
+B batch · S side of the picture in pixels · H W C height, width, channels
+"""
+import functools
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+COLOURS = {"red": (220, 30, 40), "orange": (245, 130, 20), "yellow": (250, 215, 40), "green": (30, 160, 70),
+           "blue": (40, 80, 220), "purple": (140, 50, 170), "white": (245, 245, 245), "black": (20, 20, 25)}
+# One colour per digit, one or two digits per colour: every digit and every colour is still seen in training.
+UNSEEN_PAIRS = tuple((digit, tuple(COLOURS)[(3 * digit + 1) % len(COLOURS)]) for digit in range(len(DIGITS)))
+SEEN_PAIRS = tuple((digit, colour) for digit in range(len(DIGITS)) for colour in COLOURS
+                   if (digit, colour) not in UNSEEN_PAIRS)
+SIZE = 64                  # pixels; a multiple of the demo ViT's patch
+TINT = 12                  # a colour is drawn up to this much off in each channel
+CONTRAST = 40              # least difference in luma (0 to 255) of digit and ground: legible in black and white
+EVERY = 5                  # each fifth scan of every digit is for the examination only
+MARGIN = 2                 # empty pixels put around a scan, for strokes that touch its edge
+COUNTS = (1, 2, 3)         # digits in a scene
+COUNT_ODDS = (0.4, 0.3, 0.3)
+LAYOUTS = ("row", "column")
+DETAILS = ("all", "digit", "colour")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One to three digits on a ground, in reading order: left to right in a row, top to bottom in a column.
+
+    ``pose`` seeds sizes, places, slants and tints, so a scene always gives the same pixels; ``wild`` scales them: 1 in
+    training, HELD_OUT_WILD in the examination."""
+    digits: tuple
+    colours: tuple
+    scans: tuple
+    ground: str
+    layout: str = "row"
+    pose: int = 0
+    wild: float = 1.0
+
+
+# ------------------------------------------------------------------------------------------------ the scans
+@functools.lru_cache(maxsize=1)
+def load_scans():
+    """The scans and what they show: uint8 (1797, 8, 8) in 0 to 255, int (1797,).  Needs scikit-learn, no network."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("the demo pictures are drawn from scikit-learn's digits: pip install mindblip2[demo]") from error
+    bunch = load_digits()
+    return np.round(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(int)
+
+
+@functools.lru_cache(maxsize=1)
+def split():
+    """Indices of the scans for training and for the examination: {"train": tuple of arrays, one per digit, "test": the same}."""
+    labels = load_scans()[1]
+    of_digit = [np.flatnonzero(labels == digit) for digit in range(len(DIGITS))]
+    held_out = [np.arange(len(index)) % EVERY == EVERY - 1 for index in of_digit]
+    return {"train": tuple(index[~out] for index, out in zip(of_digit, held_out)),
+            "test": tuple(index[out] for index, out in zip(of_digit, held_out))}
+
+
+# ------------------------------------------------------------------------------------------------ scenes
+def sample_scene(rng, part="train", count=None, pairs=None, wild=1.0):
+    """A scene of scans of one ``part`` of the split; ``count`` digits, or COUNT_ODDS decide.
+
+    ``pairs``: the allowed (digit, colour) pairs, all seen ones by default."""
+    pairs = SEEN_PAIRS if pairs is None else pairs
+    count = count or int(rng.choice(COUNTS, p=COUNT_ODDS))
+    drawn = [pairs[i] for i in rng.integers(len(pairs), size=count)]
+    digits, colours = (tuple(column) for column in zip(*drawn))
+    scans = tuple(int(rng.choice(split()[part][digit])) for digit in digits)
+    return Scene(digits, colours, scans, str(rng.choice(grounds(colours))), LAYOUTS[int(rng.integers(2))],
+                 int(rng.integers(2**31)), wild)
+
+
+@functools.lru_cache(maxsize=None)
+def grounds(colours):
+    """The grounds on which all of ``colours`` can be read."""
+    return tuple(name for name in COLOURS if all(abs(_luma(name) - _luma(colour)) >= CONTRAST for colour in colours))
+
+
+def _luma(name):
+    return float(np.dot(COLOURS[name], (0.299, 0.587, 0.114)))
+
+
+# ------------------------------------------------------------------------------------------------ captions
+def caption(scene, detail="all"):
+    """What the scene shows, as ``BlipCaption`` leaves it.
+
+    ``detail``: "all" names colours and digits ("a red seven"), "digit" ("a handwritten seven") and "colour" ("a red digit")
+    only the one.  Text about one property teaches the text side that a pair has two."""
+    if detail not in DETAILS:
+        raise ValueError(f"detail = {detail!r}: expected one of {DETAILS}")
+    things = [_thing(digit, colour, detail) for digit, colour in zip(scene.digits, scene.colours)]
+    if len(things) == 1:
+        return things[0]
+    if len(things) == 2:
+        return f" {'to the left of' if scene.layout == 'row' else 'above'} ".join(things)
+    way = "left to right" if scene.layout == "row" else "top to bottom"
+    return f"{things[0]}, {things[1]} and {things[2]} from {way}"
+
+
+def _thing(digit, colour, detail):
+    words = f"{'handwritten' if detail == 'digit' else colour} {'digit' if detail == 'colour' else DIGITS[digit]}"
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def caption_id(text):
+    """The same number for the same caption: the image_id under which two samples are not each other's negatives."""
+    return zlib.crc32(text.encode()) & 0x7FFFFFFF
+
+
+# ------------------------------------------------------------------------------------------------ drawing
+def render(scene, size=SIZE):
+    """The scene as a picture: uint8 (S, S, 3), the same pixels for the same scene."""
+    rng = np.random.default_rng(scene.pose)
+    canvas_SSC = np.broadcast_to(_tinted(scene.ground, rng, scene.wild), (size, size, 3)).copy()
+    for scan, colour, box in zip(scene.scans, scene.colours, _boxes(scene, rng)):
+        ink_SS1 = _ink(scan, box, rng, scene.wild, size)
+        canvas_SSC += ink_SS1 * (_tinted(colour, rng, scene.wild) - canvas_SSC)
+    return np.round(canvas_SSC).astype(np.uint8)
+
+
+def _tinted(name, rng, wild):
+    return np.clip(np.asarray(COLOURS[name]) + rng.uniform(-TINT, TINT, 3) * wild, 0, 255).astype(np.float32)
+
+
+def _boxes(scene, rng):
+    """Where each 8 x 8 scan goes: (centre x, centre y, width, height) in parts of the picture."""
+    def about(low, high):
+        return (low + high) / 2 + scene.wild * (high - low) * rng.uniform(-0.5, 0.5)
+
+    count = len(scene.digits)
+    if count == 1:
+        height = about(0.5, 1.0)
+        width, slack = height * about(0.8, 1.1), 1 - height * 0.95
+        return [(0.5 + about(-0.5, 0.5) * (1 - width * 0.8), 0.5 + about(-0.5, 0.5) * slack, width, height)]
+    cell, boxes = 1 / count, []
+    shift = about(-1.0, 1.0)
+    for place in (np.arange(count) + 0.5) * cell:
+        along = cell * (about(0.95, 1.2) if scene.layout == "row" else about(0.85, 1.0))
+        across = along * (about(0.9, 1.3) if scene.layout == "row" else about(0.8, 1.2))
+        side = 0.5 + shift * (1 - across) / 2 * 0.9 + about(-0.04, 0.04)
+        place = place + about(-0.04, 0.04) * cell
+        boxes.append((place, side, along, across) if scene.layout == "row" else (side, place, across, along))
+    return boxes
+
+
+def _ink(scan, box, rng, wild, size):
+    """How much ink each pixel takes, float32 (S, S, 1) in 0 to 1: the scan enlarged, turned, slanted, thick or thin."""
+    x, y, width, height = box
+    turn, slant = rng.uniform(-0.2, 0.2, 2) * wild
+    cos, sin = np.cos(turn), np.sin(turn)
+    across, down = 8 / (width * size), 8 / (height * size)      # scan pixels per picture pixel
+    a, b = across * (cos + slant * sin), across * (sin - slant * cos)
+    d, e = -down * sin, down * cos
+    middle = 4 + MARGIN
+    affine = (a, b, middle - a * x * size - b * y * size, d, e, middle - d * x * size - e * y * size)
+    drawn = _padded(scan).transform((size, size), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+    low = 0.22 + 0.12 * wild * rng.uniform(-1, 1)
+    ink = np.clip((np.asarray(drawn, np.float32) / 255 - low) / 0.45, 0, 1)
+    return (ink * ink * (3 - 2 * ink))[..., None]
+
+
+@functools.lru_cache(maxsize=None)
+def _padded(scan):
+    return Image.fromarray(np.pad(load_scans()[0][scan], MARGIN))

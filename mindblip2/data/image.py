@@ -1,0 +1,168 @@
+"""Pictures enter here: a path, URL, bytes, PIL picture or array becomes an upright 8-bit RGB PIL picture."""
+import contextlib
+import io
+import os
+import re
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mindblip2.data.fetch import fetch
+from mindblip2.data.pixels import ImageError, array_to_rgb, to_rgb
+from mindblip2.data.sniff import HEAD, looks_like
+
+MAX_BYTES = 64 << 20    # of one download: 20 megapixels fit even uncompressed
+SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data):", re.IGNORECASE)  # two letters or more: C:\ is a drive
+ORIENTATION = 0x0112    # EXIF tag
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}
+# Several pictures in the file, but the first one is *the* picture: phones add a depth map or preview, PSD its layers.
+STILL_FORMATS = ("MPO", "PSD")
+
+
+def load_image(source, timeout=10.0, frame=None, max_bytes=MAX_BYTES):
+    """The picture behind ``source`` as a new RGB ``PIL.Image``.
+
+    ``source``: path (str, PathLike), ``file://`` or ``http(s)://`` URL, encoded bytes, binary stream, PIL picture, or
+    array (H, W) or (H, W, 3 | 4) of uint8, uint16 or float.  ``timeout`` in seconds and ``max_bytes`` are for
+    downloads.  ``frame`` picks one frame, from 0, of an animated picture or multi-page TIFF.
+
+    Equal to LAVIS's ``Image.open(path).convert("RGB")``, which drops alpha, but for three things.  The EXIF
+    orientation is applied (LAVIS shows phone photos lying).  16-bit grey and floats are scaled to 8 bits (PIL clips
+    them at 255).  An animated picture is refused unless ``frame`` is given (LAVIS silently takes the first).
+
+    Raises FileNotFoundError, IsADirectoryError or another OSError where the bytes cannot be had (TimeoutError for a
+    slow server), ImageError (a ValueError) where they are no usable picture.  Each message names the source.
+    """
+    if hasattr(source, "asnumpy"):      # a mindspore.Tensor, known without importing MindSpore
+        source = source.asnumpy()
+    if isinstance(source, np.ndarray):
+        return array_to_rgb(source, "the array")
+    if isinstance(source, Image.Image):
+        with _place_kept(source), _explained("the PIL picture", source.format or "in memory"):
+            return _upright_rgb(source, frame, "the PIL picture")
+    stream, name = _open(source, timeout, max_bytes)
+    with stream:
+        head = stream.read(HEAD)
+        if not head:
+            raise ImageError(f"{name} is empty (0 bytes): the download or copy that made it failed; get it again")
+        stream.seek(0)
+        with _explained(name, looks_like(head)):
+            return _upright_rgb(Image.open(stream), frame, name)
+
+
+# from a source to a stream of bytes
+
+
+def _open(source, timeout, max_bytes):
+    """Binary stream of the encoded picture, and the name that messages call it by."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source), f"the picture in {len(source)} bytes"
+    if isinstance(source, os.PathLike):
+        return _open_file(os.fspath(source))
+    if isinstance(source, str):
+        return _open_address(source, timeout, max_bytes)
+    if hasattr(source, "read"):
+        return _copy_stream(source)
+    raise ImageError(f"cannot load a picture from {type(source).__name__} {repr(source)[:80]}; expected a path, URL, "
+                     "bytes, binary stream, PIL picture or array")
+
+
+def _open_address(source, timeout, max_bytes):
+    match = SCHEME.match(source)
+    scheme = (match[1] or match[2]).lower() if match else None
+    if scheme is None:
+        return _open_file(source)
+    if scheme in ("http", "https"):
+        return io.BytesIO(fetch(source, timeout, max_bytes)), source
+    if scheme == "file":
+        return _open_file(url2pathname(urlsplit(source).path))
+    raise ImageError(f"{source[:200]}: load_image reads http://, https:// and file:// addresses, not {scheme}:; "
+                     "download the file and pass its path")
+
+
+def _open_file(path):
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder; expected one picture: pass the path of a file in it")
+    try:
+        return open(path, "rb"), path
+    except (FileNotFoundError, NotADirectoryError):
+        folder = os.path.dirname(os.path.abspath(path))
+        missing = "the folder exists, the file does not" if os.path.isdir(folder) else f"there is no folder {folder}"
+        raise FileNotFoundError(f"no picture at {path!r} (absolute: {os.path.abspath(path)}): {missing}") from None
+    except PermissionError:
+        raise PermissionError(f"{path} may not be read by this user: change its permissions (chmod a+r)") from None
+    except (OSError, ValueError) as error:      # a name too long, or with a zero byte: encoded data passed as a str
+        raise ImageError(f"{path[:80]!r}… is no usable path ({error}); pass encoded pictures as bytes") from None
+
+
+def _copy_stream(source):
+    """A copy of a caller's stream, rewound first as PIL does, so that a stream just written to needs no ``seek(0)``."""
+    name = str(getattr(source, "name", f"the {type(source).__name__}"))
+    if hasattr(source, "seekable") and source.seekable():
+        source.seek(0)
+    data = source.read()
+    if not isinstance(data, bytes):
+        raise ImageError(f"{name} gives {type(data).__name__}, not bytes: open it in binary mode, open(path, 'rb')")
+    return io.BytesIO(data), name
+
+
+# from a picture as PIL opened it to upright RGB
+
+
+def _upright_rgb(picture, frame, name):
+    _choose_frame(picture, frame, name)
+    rgb = to_rgb(picture, name)     # loads it; only then the orientation, because PIL turns TIFF itself while loading
+    turn = TURNS.get(_orientation(picture))
+    rgb = rgb if turn is None else rgb.transpose(turn)
+    rgb.info = {}                   # else the EXIF orientation would be applied again by whoever opens the result
+    return rgb
+
+
+def _choose_frame(picture, frame, name):
+    count = getattr(picture, "n_frames", 1)
+    if frame is None and count > 1 and picture.format not in STILL_FORMATS:
+        raise ImageError(f"{name} is a {picture.format} with {count} frames; expected one picture: "
+                         "pass load_image(…, frame=0) for the first")
+    if frame is not None:
+        if not isinstance(frame, int) or not 0 <= frame < count:
+            raise ImageError(f"{name} has no frame {frame!r}: it has {count}, counted from 0")
+        picture.seek(frame)
+
+
+def _orientation(picture):
+    try:
+        return picture.getexif().get(ORIENTATION)
+    except Exception:       # PIL raises many types on damaged EXIF; the pixels are sound and need not be lost for it
+        return None
+
+
+@contextlib.contextmanager
+def _place_kept(picture):
+    """Leave the caller's own picture at the frame where it stood."""
+    place = picture.tell()
+    try:
+        yield
+    finally:
+        if picture.tell() != place:
+            picture.seek(place)
+
+
+@contextlib.contextmanager
+def _explained(name, kind):
+    """PIL's complaints as ImageError with the name and kind of the data, and the next step."""
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} would unpack to too many pixels: {error}  If you trust it, raise "
+                         "PIL.Image.MAX_IMAGE_PIXELS; else scale it down") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} cannot be read as a picture: it starts like {kind}; expected a whole JPEG, PNG, WebP "
+                         "or another format that PIL reads") from None
+    except Exception as error:      # PIL's readers raise OSError, SyntaxError, struct.error, zlib.error … on damage
+        raise ImageError(f"{name} ({kind}) is truncated or damaged: {error}; get the file again") from error

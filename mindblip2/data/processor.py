@@ -1,0 +1,123 @@
+"""``Blip2ImageProcessor`` and ``Blip2Processor``: what a user holds in hand to feed the model."""
+import numpy as np
+
+from mindblip2.config import CLIP_MEAN, CLIP_STD
+from mindblip2.data.image import load_image
+from mindblip2.data.pixels import CHANNELS, ImageError, array_to_rgb
+from mindblip2.data.tokenizer import BertTokenizer
+from mindblip2.data.transforms import EvalTransform
+
+
+class Blip2ImageProcessor:
+    """Pictures to the model's input: upright RGB, bicubic to a square without a crop, [0, 1], normalised.
+
+    ``image_size`` in pixels; ``mean`` and ``std`` per channel of values in [0, 1] (CLIP's).  The numbers are those of
+    LAVIS's ``BlipImageEvalProcessor`` (MindFormers resized arrays without antialiasing, facts D-15).
+    """
+
+    def __init__(self, image_size=224, mean=CLIP_MEAN, std=CLIP_STD):
+        if not isinstance(image_size, int) or image_size < 1:
+            raise ValueError(f"image_size = {image_size!r}: expected a whole number of pixels, the side of the square")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"mean = {mean}, std = {std}: expected three numbers each, and std above 0")
+        self.transform = EvalTransform(image_size, tuple(mean), tuple(std))
+
+    image_size = property(lambda self: self.transform.image_size)
+    mean = property(lambda self: self.transform.mean)
+    std = property(lambda self: self.transform.std)
+
+    def __call__(self, images, return_tensors="ms", normalized=False):
+        """One picture or a list of them to a float32 Tensor (B, 3, S, S); ``return_tensors="np"`` gives an array.
+
+        ``images``: anything :func:`load_image` takes, also mixed in one list; arrays and Tensors may also be
+        channel-first, (3, H, W), and 4-D for a batch.  Of pictures held in memory, float values must be in [0, 1] or
+        whole in 0..255.
+
+        ``normalized=True`` says that ``images`` are float arrays made by this processor: their shape and values are
+        checked and they pass through.  This is not guessed, because a grey picture scaled to [0, 1] and a normalised
+        one can look alike; without the word, a normalised picture is an error (it has values below 0 or fractions
+        above 1).
+
+        Raises ImageError (a ValueError) or OSError as :func:`load_image`; ValueError for an empty list.
+        """
+        if return_tensors not in ("ms", "np"):
+            raise ValueError(f"return_tensors = {return_tensors!r}: expected 'ms' or 'np'")
+        pictures = _listed(images)
+        if not pictures:
+            raise ValueError("no pictures: the list or batch is empty")
+        one = self._pass if normalized else self._process
+        batch_BCHW = np.stack([one(picture, f"images[{i}]") for i, picture in enumerate(pictures)])
+        return _tensor(batch_BCHW) if return_tensors == "ms" else batch_BCHW
+
+    def __repr__(self):
+        return f"Blip2ImageProcessor(image_size={self.image_size}, mean={self.mean}, std={self.std})"
+
+    def _process(self, picture, name):
+        if isinstance(picture, np.ndarray):
+            return self.transform(array_to_rgb(_channels_last(picture), name))
+        return self.transform(load_image(picture))
+
+    def _pass(self, picture, name):
+        size = self.image_size
+        if not isinstance(picture, np.ndarray) or picture.dtype.kind != "f" or picture.shape != (3, size, size):
+            got = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+            raise ImageError(f"{name} is {got}; with normalized=True expected floats of shape (3, {size}, {size}) or a "
+                             "batch of them: leave normalized out to have it processed")
+        if not np.isfinite(picture).all():
+            raise ImageError(f"{name} holds NaN or infinity; expected a picture normalised by Blip2ImageProcessor")
+        return picture.astype(np.float32)
+
+
+class Blip2Processor:
+    """An image processor and a tokenizer together; without arguments those of BLIP-2 at 224 pixels.
+
+    ``max_length`` (tokens) overrides the tokenizer's own if given.  ``padding`` is the tokenizer's option.
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, max_length=None, padding="max_length"):
+        self.image_processor = Blip2ImageProcessor() if image_processor is None else image_processor
+        self.tokenizer = BertTokenizer() if tokenizer is None else tokenizer
+        self.max_length = max_length
+        self.padding = padding
+
+    def __call__(self, images=None, text=None, max_length=None, return_tensors="ms"):
+        """A dict for the model: ``image`` (B, 3, S, S) float32, ``input_ids`` and ``attention_mask`` (B, T) int32.
+
+        ``images``: as for :class:`Blip2ImageProcessor`; ``text``: a string or a list of strings, tokenized as it is
+        (clean captions with ``BlipCaption``).  Only the keys of what is given are present.
+
+        Raises as the image processor and the tokenizer; ValueError if neither pictures nor text are given.
+        """
+        if images is None and text is None:
+            raise ValueError("nothing to process: pass images=, text= or both")
+        inputs = {}
+        if images is not None:
+            inputs["image"] = self.image_processor(images, return_tensors=return_tensors)
+        if text is not None:
+            inputs.update(self.tokenizer(text, max_length=self.max_length if max_length is None else max_length,
+                                         padding=self.padding, return_tensors=return_tensors))
+        return inputs
+
+    def __repr__(self):
+        return f"Blip2Processor(image_processor={self.image_processor!r}, tokenizer={self.tokenizer!r})"
+
+
+def _listed(images):
+    """A list of single pictures; Tensors become arrays, a 4-D array its pictures."""
+    entries = list(images) if isinstance(images, (list, tuple)) else [images]
+    entries = [entry.asnumpy() if hasattr(entry, "asnumpy") else entry for entry in entries]
+    if len(entries) == 1 and isinstance(entries[0], np.ndarray) and entries[0].ndim == 4:
+        return list(entries[0])
+    return entries
+
+
+def _channels_last(array):
+    """(C, H, W) to (H, W, C), if the last axis cannot be the channels; MindFormers took both."""
+    if array.ndim == 3 and array.shape[2] not in CHANNELS and array.shape[0] in CHANNELS:
+        return array.transpose(1, 2, 0)
+    return array
+
+
+def _tensor(array):
+    from mindspore import Tensor  # here, because importing MindSpore takes seconds
+    return Tensor(array)

@@ -1,0 +1,122 @@
+"""Names and files: which file belongs to a name, and strict loading of weights with a report of both sides."""
+import logging
+import os
+from pathlib import Path
+
+import mindspore as ms
+from mindspore import Tensor, nn
+
+from mindblip2 import config as configuration
+from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
+from mindblip2.config import Blip2Config
+from mindblip2.sections import build
+
+logger = logging.getLogger("mindblip2")
+
+LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2"
+
+
+def cache_folder():
+    """Where weights are looked for by name: ``$MINDBLIP2_CACHE`` or ``~/.cache/mindblip2``.  Nothing is ever fetched."""
+    return Path(os.environ.get("MINDBLIP2_CACHE", Path.home() / ".cache" / "mindblip2"))
+
+
+def find_weights(name):
+    """The .ckpt of a preset: packaged with mindblip2 (the embedded demo) or put into the cache folder by the user."""
+    places = [Path(__file__).resolve().parent / "assets" / f"{name}.ckpt", cache_folder() / f"{name}.ckpt"]
+    for path in places:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"no weights for {name!r}: looked for {' and '.join(map(str, places))}.  mindblip2 downloads nothing.  Get\n"
+        f"  {LAVIS_URL}/blip2_pretrained.pth\n  {LAVIS_URL}/eva_vit_g.pth\nand convert them once:\n"
+        f"  python convert/convert_weight.py --torch_path blip2_pretrained.pth --vit_path eva_vit_g.pth "
+        f"--mindspore_path {places[-1]}")
+
+
+class Pretrained(nn.Cell):
+    """A cell with a configuration, made from a preset's name and loaded strictly."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = build(Blip2Config, config) if isinstance(config, dict) else config
+
+    @classmethod
+    def from_pretrained(cls, name_or_path, checkpoint=None):
+        """The model of a preset or YAML file with its weights: ``checkpoint``, else the configuration's
+        ``checkpoint_name_or_path``, else the file found by name.  Raises FileNotFoundError that says how to get them."""
+        config = configuration.load_config(name_or_path).model.model_config
+        wanted = checkpoint or config.checkpoint_name_or_path or Path(name_or_path).stem
+        path = wanted if Path(wanted).suffix == ".ckpt" else find_weights(wanted)
+        with no_init():
+            model = cls(config)
+        model.load_checkpoint(path)
+        return model.set_train(False)
+
+    @classmethod
+    def show_support_list(cls):
+        """Print and return the names that ``from_pretrained`` takes."""
+        return configuration.print_support_list(cls.__name__, configuration.presets())
+
+    def save_pretrained(self, folder):
+        """Write ``config.yaml`` and ``model.ckpt`` into a folder."""
+        self.config.save_pretrained(folder)
+        self.save_checkpoint(Path(folder) / "model.ckpt")
+
+    def save_checkpoint(self, path):
+        """Write all parameters to one .ckpt file."""
+        write_checkpoint(path, ((name, str(p.dtype), p.asnumpy()) for name, p in self.parameters_dict().items()))
+
+    def load_checkpoint(self, path):
+        """Load every parameter from a .ckpt file.  Raises :class:`CheckpointError` where a name is missing or too much, or a
+        shape differs; nothing is changed then.  float16 and bfloat16 files are widened to the parameters' type."""
+        stored = Checkpoint(path)
+        parameters = self.parameters_dict()
+        _check_names(stored, parameters, path)
+        _check_shapes(stored, parameters, path)
+        for name, parameter in parameters.items():
+            parameter.set_data(Tensor.from_numpy(stored.float32(name)).astype(parameter.dtype))
+        logger.info("%s: %d parameters, all that the model has", path, len(parameters))
+        return self
+
+
+def no_init():
+    """Context in which parameters are made without drawing random values, for a model that is loaded at once."""
+    return ms.nn.utils.no_init_parameters()
+
+
+def _check_names(stored, parameters, path):
+    missing = [name for name in parameters if name not in stored]
+    extra = [name for name in stored if name not in parameters]
+    if missing or extra:
+        raise CheckpointError(
+            f"{path} does not fit this model: {len(parameters) - len(missing)} of {len(parameters)} parameters are in it"
+            + _some("missing", missing) + _some("unexpected", extra) + _advice(missing, extra))
+
+
+def _check_shapes(stored, parameters, path):
+    wrong = [(n, stored.shapes[n], tuple(p.shape)) for n, p in parameters.items() if stored.shapes[n] != tuple(p.shape)]
+    if not wrong:
+        return
+    name, got, expected = wrong[0]
+    advice = "use the --config that belongs to the file"
+    if name == "vit.pos_embed":
+        advice = ("the file is for another image size: convert it with --image_size, or set "
+                  "model.model_config.vision_config.image_size")
+    raise CheckpointError(f"{path}: {len(wrong)} parameters have another shape, first {name}: {got} in the file, {expected} "
+                          f"expected; {advice}")
+
+
+def _some(what, names):
+    shown = ", ".join(names[:4]) + (f", … ({len(names)} in all)" if len(names) > 4 else "")
+    return f"\n  {what}: {shown}" if names else ""
+
+
+def _advice(missing, extra):
+    if missing and all(name.startswith("vit.") for name in missing):
+        return "\n  It has no ViT: convert again with --vit_path eva_vit_g.pth"
+    if any(name.startswith(("llm", "opt")) for name in extra) or any("text_ffn" in name for name in missing):
+        return "\n  It looks like a stage-2 checkpoint, or one made without the text half: convert blip2_pretrained.pth (stage 1)"
+    if not set(missing) or len(missing) < 5:
+        return "\n  Use the --config that belongs to the file"
+    return "\n  It is not a mindblip2 stage-1 checkpoint: convert one with python convert/convert_weight.py"

@@ -1,0 +1,49 @@
+"""What users bring along from MindFormers r1.0: names of its eight BLIP-2 YAML files and keys that they hold.
+
+IGNORED keys steer machinery that does not exist here; they are accepted, and one line names them.  FIXED keys name a choice
+that BLIP-2 has made; another value would be a different model, so it is an error.
+"""
+
+PRESET_ALIASES = {
+    "run_blip2_pretrain_stage_1": "blip2_stage1_vit_g",       # the card's own command; the file never existed upstream
+    "run_blip2_stage1_vit_g_qformer_pretrain": "blip2_stage1_vit_g",
+    "run_blip2_stage1_vit_g_retrieval_flickr30k": "blip2_stage1_evaluator",
+    "run_blip2_stage1_vit_g_zero_shot_image_classification_cifar100": "blip2_stage1_classification",
+    "blip2_stage1_pretrained": "blip2_stage1_vit_g",          # MindFormers' name of the weights
+}
+
+IGNORED = {
+    "RunConfig": {
+        "src_strategy_path_or_dir", "auto_trans_ckpt", "only_save_strategy", "remote_save_url", "runner_wrapper", "parallel",
+        "micro_batch_interleave_num", "recompute_config", "auto_tune", "filepath_prefix", "autotune_per_step", "profile",
+        "profile_start_step", "profile_stop_step", "init_start_profile", "profile_communication", "profile_memory",
+        "train_dataset_task", "eval_dataset_task", "layer_scale", "lr_scale", "lr_scale_factor", "do_eval"},
+    "ContextConfig": {"enable_graph_kernel", "graph_kernel_flags", "max_call_depth"},
+    "RunnerConfig": {"has_trained_epoches", "has_trained_steps"},
+    "ParallelConfig": {"expert_parallel", "pipeline_stage", "optimizer_shard", "micro_batch_num", "vocab_emb_dp",
+                       "gradient_aggregation_group"},
+    "DatasetConfig": {"numa_enable", "return_attention_mask"},
+    "Blip2Config": {"type", "micro_batch_interleave_num"},
+    "ViTConfig": {"type", "encoder_stride"},
+    "QFormerConfig": {"type", "chunk_size_feed_forward", "output_attentions", "output_hidden_states", "use_return_dict",
+                      "convert_param_from_bert", "dtype", "compute_dtype"},
+    "LlamaConfig": {"type", "compute_dtype", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype",
+                    "param_init_type", "use_past", "offset"},
+}
+
+FIXED = {
+    "ViTConfig": {"hidden_act": "gelu", "post_layernorm_residual": False, "use_mean_pooling": False,
+                  "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0},
+    "QFormerConfig": {"hidden_act": "gelu", "add_cross_attention": True, "use_relative_positions": False,
+                      "tie_word_embeddings": True, "layernorm_dtype": "float32", "softmax_dtype": "float32"},
+}
+
+
+def translate(class_name, raw):
+    """MindFormers counts the vocabulary of the Q-Former without [DEC], whose id is then the count; here it is included."""
+    if class_name != "QFormerConfig":
+        return raw
+    raw = {key: value for key, value in raw.items() if key not in ("resize_token_embeddings", "special_token_nums")}
+    if "vocab_size" in raw and raw["vocab_size"] == raw.get("bos_token_id"):
+        raw["vocab_size"] += 1
+    return raw
