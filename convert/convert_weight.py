@@ -29,13 +29,13 @@ from mindblip2.sections import ConfigError  # noqa: E402
 def to_mindspore(torch_path, mindspore_path=None, vit_path=None, config=None, image_size=None, dtype=None):
     """Convert; without ``mindspore_path`` only plan.  Returns the rows of the coverage table.
 
-    ``config``: preset name, YAML file or Blip2Config; None reads the dimensions off the files.  ``dtype``: None keeps every tensor's
-    type.  Raises :class:`CheckpointError` before anything is written."""
+    ``config``: preset name, YAML file or Blip2Config; None reads the dimensions off the files.  ``dtype``: None keeps
+    every tensor's type.  Raises :class:`CheckpointError` before anything is written."""
     main = read(torch_path)
     kind = plan.detect(main, torch_path)
     if kind is EVA:
-        raise CheckpointError(f"{torch_path} is the ViT alone: give it as --vit_path, with --torch_path blip2_pretrained.pth or "
-                              "bert-base-uncased's file")
+        raise CheckpointError(f"{torch_path} is the ViT alone: give it as --vit_path, and as --torch_path blip2_pretrained.pth "
+                              "or the file of bert-base-uncased")
     vit = read(vit_path) if vit_path else None
     if vit is not None and plan.detect(vit, vit_path) is not EVA:
         raise CheckpointError(f"{vit_path} is no EVA ViT: --vit_path takes eva_vit_g.pth")

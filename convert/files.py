@@ -19,8 +19,8 @@ def read(path):
     if path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json"):
         return Safetensors(path)
     if path.suffix == ".ckpt":
-        raise CheckpointError(f"{path} is a MindSpore file: to turn it into a torch file use --to_torch --mindspore_path {path} "
-                              "--torch_path out.pth")
+        raise CheckpointError(f"{path} is a MindSpore file: to turn it into a torch file use --to_torch "
+                              f"--mindspore_path {path} --torch_path out.pth")
     return _tensors(_load(path), path)
 
 
@@ -83,8 +83,8 @@ def _load(path):
         reason = str(error)
         if "Unsupported global" in reason or "Unsupported operand" in reason or "Unsupported class" in reason:
             raise CheckpointError(
-                f"REFUSED: {path} holds code, not only tensors, and nothing of it was run.  If you trust where it comes from, load "
-                f"it with LAVIS, save model.state_dict() and convert that.  torch says: {_first_line(reason)}") from None
+                f"REFUSED: {path} holds code, not only tensors, and nothing of it was run.  If you trust where it comes from, "
+                f"load it with LAVIS, save model.state_dict() and convert that.  torch says: {_first_line(reason)}") from None
         raise CheckpointError(f"{path} is damaged or no torch file: {_first_line(reason)}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is truncated, damaged or no torch file ({path.stat().st_size:,} bytes): "

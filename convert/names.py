@@ -1,8 +1,8 @@
 """One table of module paths per source: which module of ours is which module of theirs.
 
 The leaf of a name follows from the type of our cell (``gamma`` is their ``weight``, …), so the tables hold modules, not
-parameters.  ``{i}`` counts the layers, ``{c}`` the layers with cross-attention, whose index in their list is ``{x}`` = c × freq.
-The same tables tell parity which activation is which, and docs how the towers are built.
+parameters.  ``{i}`` counts the layers, ``{c}`` the layers with cross-attention, whose index in their list is ``{x}`` = c
+× freq. The same tables tell parity which activation is which, and docs how the towers are built.
 """
 from dataclasses import dataclass, field
 
@@ -38,7 +38,8 @@ def _bert(layer, tables):
 
 def _cross(layer, table=_BERT_CROSS, own="crossattention.self"):
     return {**_nest("qformer.encoder.layers.{x}", layer + "{x}", table),
-            "qformer.memory.key.{c}": layer + "{x}." + own + ".key", "qformer.memory.value.{c}": layer + "{x}." + own + ".value"}
+            "qformer.memory.key.{c}": layer + "{x}." + own + ".key", "qformer.memory.value.{c}": layer + "{x}." + own +
+            ".value"}
 
 
 def _heads(vision="vision_proj", text="text_proj"):
@@ -156,7 +157,7 @@ def _pattern(module, freq):
     for at, part in enumerate(parts):
         if part.isdigit():
             kind = "c" if parts[:at][-2:-1] == ["memory"] else "i"
-            parts[at] = "{%s}" % kind
+            parts[at] = f"{{{kind}}}"
             number = int(part)
             return ".".join(parts), {kind: number, "x": number * freq if kind == "c" else number}
     return module, {}

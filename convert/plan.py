@@ -158,7 +158,8 @@ def _row(name, shape, state, source, freq, used):
     copy = copied_from(source, name, freq)
     action, note = "mapped", ""
     if copy is not None:
-        action, note, theirs = "copied", "query feed-forward starts as the text feed-forward's copy", foreign_name(source, copy, freq)
+        action, note = "copied", "query feed-forward starts as the text feed-forward's copy"
+        theirs = foreign_name(source, copy, freq)
     if source is HF and name.endswith(("attn.q_bias", "attn.v_bias")):
         theirs = theirs.rpartition(".")[0] + ".qkv.bias"
         note = "q and v parts of the fused bias; the k part has no effect: the softmax ignores it"

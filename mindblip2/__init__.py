@@ -1,0 +1,26 @@
+"""BLIP-2 on MindSpore: the public names, loaded when they are asked for (importing MindSpore takes seconds)."""
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Blip2Config": "config", "QFormerConfig": "config", "ViTConfig": "config", "RunConfig": "config", "load_config": "config",
+    "presets": "config", "ConfigError": "sections", "CheckpointError": "checkpoint",
+    "Blip2Qformer": "cells.blip2_qformer", "Blip2Classifier": "cells.blip2_qformer",
+    "Blip2Processor": "data.processor", "Blip2ImageProcessor": "data.processor", "BertTokenizer": "data.tokenizer",
+    "BlipCaption": "data.captions", "load_image": "data.image",
+    "Trainer": "trainer", "pipeline": "pipeline", "ZeroShotImageClassificationPipeline": "pipeline",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'mindblip2' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"mindblip2.{_PUBLIC[name]}"), name)
+    globals()[name] = value  # so that the function, not the package of the same name, answers from now on
+    return value
+
+
+def __dir__():
+    return __all__

@@ -1,8 +1,9 @@
 """MindSpore's .ckpt files, read and written tensor by tensor.
 
-A .ckpt is a protobuf message of repeated entries (tag, dims, type, bytes).  ``mindspore.load_checkpoint`` reads the file whole and
-parses it whole, two copies at the least; here a file is memory-mapped and indexed, and a tensor is copied once, when asked
-for.  Nothing in the format can run code.
+A .ckpt is a protobuf message of repeated entries (tag, dims, type, bytes).  ``mindspore.load_checkpoint`` reads the file
+whole and
+parses it whole, two copies at the least; here a file is indexed, and a tensor is read when asked for.  Nothing in the format
+can run code.
 """
 import math
 import mmap
@@ -14,7 +15,8 @@ import numpy as np
 
 # MindSpore's type names; bfloat16 has no NumPy type and travels as its 16 bits.
 NUMPY_TYPES = {"Float32": np.float32, "Float16": np.float16, "BFloat16": np.uint16, "Float64": np.float64, "Int32": np.int32,
-               "Int64": np.int64, "Int8": np.int8, "UInt8": np.uint8, "Bool": np.bool_}
+               "Int64": np.int64, "Int16": np.int16, "Int8": np.int8, "UInt64": np.uint64, "UInt32": np.uint32,
+               "UInt16": np.uint16, "UInt8": np.uint8, "Bool": np.bool_}
 SLICE_BYTES = 512 * 1024 * 1024  # larger tensors become several entries of the same tag, as MindSpore writes them
 
 
@@ -23,7 +25,8 @@ class CheckpointError(ValueError):
 
 
 class Checkpoint(Mapping):
-    """Name → NumPy array of a .ckpt file; an array is read when it is asked for.  ``shapes`` and ``types`` are known at once."""
+    """Name → NumPy array of a .ckpt file; an array is read when it is asked for.  ``shapes`` and ``types`` are known at
+    once."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -31,24 +34,28 @@ class Checkpoint(Mapping):
             raise FileNotFoundError(f"no checkpoint at {self.path.absolute()}")
         if self.path.stat().st_size == 0:
             raise CheckpointError(f"{self.path} is empty")
-        with open(self.path, "rb") as file:
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = open(self.path, "rb")  # kept: the tensors belong to this file, even if another takes its name
         self.shapes, self.types, self._spans = {}, {}, {}
-        try:
-            self._index()
-        except (IndexError, KeyError, UnicodeDecodeError) as error:
-            raise CheckpointError(_not_a_checkpoint(self.path, self._bytes[:8])) from error
+        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                self._index(data)
+            except (IndexError, KeyError, UnicodeDecodeError) as error:
+                raise CheckpointError(_damaged(self.path, len(self._spans)) if self._spans else
+                                      _not_a_checkpoint(self.path, data[:8])) from error
         for name, spans in self._spans.items():
             got = sum(stop - start for start, stop in spans)
             expected = math.prod(self.shapes[name]) * np.dtype(NUMPY_TYPES[self.types[name]]).itemsize
             if got != expected:
-                raise CheckpointError(f"{self.path} is damaged: {name} has {got} bytes, {expected} expected")
+                raise CheckpointError(f"{self.path} is damaged: {name} has {got} bytes, {expected} expected; "
+                                      "copy or convert it again")
 
     def __getitem__(self, name):
         array = np.empty(self.shapes[name], NUMPY_TYPES[self.types[name]])
         flat, at = array.reshape(-1).view(np.uint8), 0
         for start, stop in self._spans[name]:
-            flat[at:at + stop - start] = np.frombuffer(self._bytes, np.uint8, stop - start, start)
+            self._file.seek(start)
+            if self._file.readinto(flat[at:at + stop - start]) != stop - start:
+                raise CheckpointError(f"{self.path} became shorter while it was read")
             at += stop - start
         return array
 
@@ -62,40 +69,43 @@ class Checkpoint(Mapping):
         """The array in float32, whatever the file holds."""
         array = self[name]
         if self.types[name] == "BFloat16":
-            return (array.astype(np.uint32) << 16).view(np.float32)
+            return np.left_shift(array, 16, dtype=np.uint32, out=np.empty(array.shape, np.uint32)).view(np.float32)
         return array.astype(np.float32, copy=False)
 
-    def _index(self):
-        at, end = 0, len(self._bytes)
+    def _index(self, data):
+        at, end = 0, len(data)
         while at < end:
-            if self._bytes[at:at + 7] == b"crc_num" and end - at == 17:  # MindSpore's optional trailer
+            if data[at:at + 7] == b"crc_num" and end - at == 17:  # MindSpore's optional trailer
                 break
-            key, at = _varint(self._bytes, at)
-            size, at = _varint(self._bytes, at)
+            key, at = _varint(data, at)
+            size, at = _varint(data, at)
             if key != 0x0A:
                 raise KeyError(key)
             if at + size > end:
                 raise CheckpointError(f"{self.path} is truncated: {end} bytes are there, at least {at + size} are needed; "
                                       "copy or convert it again")
-            self._entry(at, at + size)
+            self._entry(data, at, at + size)
             at += size
 
-    def _entry(self, at, end):
+    def _entry(self, data, at, end):
         name, dims, kind, span = None, [], None, None
-        for field, start, stop in _fields(self._bytes, at, end):
+        for field, start, stop in _fields(data, at, end):
             if field == 1:
-                name = self._bytes[start:stop].decode()
+                name = data[start:stop].decode()
             elif field == 2:
-                for inner, low, high in _fields(self._bytes, start, stop):
+                for inner, low, high in _fields(data, start, stop):
                     if inner == 1:
-                        dims += _integers(self._bytes, low, high)
+                        dims += _integers(data, low, high)
                     elif inner == 2:
-                        kind = self._bytes[low:high].decode()
+                        kind = data[low:high].decode()
                     elif inner == 3:
                         span = (low, high)
+        if kind == "str":  # a remark that a trainer added, no tensor
+            return
         if name is None or kind not in NUMPY_TYPES or span is None:
             raise KeyError(kind)
-        self.shapes[name] = () if dims == [0] else tuple(dims)  # MindSpore writes a scalar as dims [0]
+        scalar = dims in ([0], []) and span[1] > span[0]  # dims [0] is a scalar to MindSpore, or an empty vector
+        self.shapes[name] = () if scalar else tuple(dims)
         self.types[name] = kind
         self._spans.setdefault(name, []).append(span)
 
@@ -177,6 +187,10 @@ def _integers(data, at, end):
         number, at = _varint(data, at)
         numbers.append(number)
     return numbers
+
+
+def _damaged(path, whole):
+    return f"{path} is truncated or damaged after {whole} tensors ({path.stat().st_size:,} bytes); copy or convert it again"
 
 
 def _not_a_checkpoint(path, head):

@@ -37,7 +37,8 @@ class ViTConfig(Section):
     checkpoint_name_or_path: str = ""
 
     def __post_init__(self):
-        positive(self, "image_size", "patch_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        positive(self, "image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers",
+                 "num_attention_heads", "intermediate_size")
         divides(self, "patch_size", "image_size", "choose an image size that is a multiple of the patch")
         divides(self, "num_attention_heads", "hidden_size", "each head needs a whole number of channels")
 
@@ -70,7 +71,8 @@ class QFormerConfig(Section):
     checkpoint_name_or_path: str = ""
 
     def __post_init__(self):
-        positive(self, "num_hidden_layers", "num_attention_heads", "query_length", "cross_attention_freq", "vocab_size")
+        positive(self, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "query_length",
+                 "cross_attention_freq", "vocab_size", "head_embed_dim")
         divides(self, "num_attention_heads", "hidden_size", "each head needs a whole number of channels")
         if self.bos_token_id >= self.vocab_size:
             raise ConfigError(f"qformer_config.bos_token_id = {self.bos_token_id} lies outside the vocabulary of "
@@ -129,10 +131,6 @@ class Blip2Config(Section):
     model_type = "blip2"
 
     def __post_init__(self):
-        for name, kind in (("vision_config", ViTConfig), ("qformer_config", QFormerConfig), ("text_config", LlamaConfig)):
-            value = getattr(self, name)
-            if isinstance(value, dict):
-                object.__setattr__(self, name, build(kind, value, name))
         if self.qformer_config.encoder_width != self.vision_config.hidden_size:
             raise ConfigError(f"qformer_config.encoder_width = {self.qformer_config.encoder_width} but "
                               f"vision_config.hidden_size = {self.vision_config.hidden_size}: the Q-Former reads the ViT's "
@@ -143,6 +141,8 @@ class Blip2Config(Section):
         one_of(self, "query_reduce", ("max", "first"))
         one_of(self, "dtype", DTYPES)
         one_of(self, "compute_dtype", DTYPES)
+        one_of(self, "layernorm_dtype", ("float32",))
+        one_of(self, "softmax_dtype", ("float32",))
 
     @classmethod
     def from_pretrained(cls, name_or_path):
@@ -415,7 +415,9 @@ def _find(name_or_path):
 def _override(raw, dotted, value):
     *parents, last = dotted.split(".")
     for key in parents:
-        raw = raw.setdefault(key, {})
-        if not isinstance(raw, dict):
+        below = {} if raw.get(key) is None else raw[key]
+        if not isinstance(below, dict):
             raise ConfigError(f"--{dotted}: {key!r} is a value, not a section, so nothing can be set below it")
+        raw[key] = dict(below)          # a copy: a YAML anchor may have put the same section elsewhere too
+        raw = raw[key]
     raw[last] = value

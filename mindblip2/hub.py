@@ -9,6 +9,7 @@ from mindspore import Tensor, nn
 from mindblip2 import config as configuration
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config
+from mindblip2.device import runnable
 from mindblip2.sections import build
 
 logger = logging.getLogger("mindblip2")
@@ -39,7 +40,7 @@ class Pretrained(nn.Cell):
 
     def __init__(self, config):
         super().__init__()
-        self.config = build(Blip2Config, config) if isinstance(config, dict) else config
+        self.config = runnable(build(Blip2Config, config) if isinstance(config, dict) else config)
 
     @classmethod
     def from_pretrained(cls, name_or_path, checkpoint=None):
@@ -116,7 +117,7 @@ def _advice(missing, extra):
     if missing and all(name.startswith("vit.") for name in missing):
         return "\n  It has no ViT: convert again with --vit_path eva_vit_g.pth"
     if any(name.startswith(("llm", "opt")) for name in extra) or any("text_ffn" in name for name in missing):
-        return "\n  It looks like a stage-2 checkpoint, or one made without the text half: convert blip2_pretrained.pth (stage 1)"
+        return "\n  It looks like a stage-2 checkpoint, made without the text half: convert blip2_pretrained.pth (stage 1)"
     if not set(missing) or len(missing) < 5:
         return "\n  Use the --config that belongs to the file"
     return "\n  It is not a mindblip2 stage-1 checkpoint: convert one with python convert/convert_weight.py"

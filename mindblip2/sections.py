@@ -42,7 +42,8 @@ def section(cls):
         for key in values:
             if key not in names:
                 raise ConfigError(_unknown_key(f"{cls.__name__}.{key}", key, names))
-        init(self, **values)
+        hints = typing.get_type_hints(cls)
+        init(self, **{key: _cast(hints[key], value, f"{cls.__name__}.{key}", []) for key, value in values.items()})
 
     def assign(self, name, value):
         if name != "checkpoint_name_or_path" or name not in names:
@@ -125,8 +126,10 @@ def _check_fixed(name, value, expected):
 def _cast(hint, value, name, ignored):
     """``value`` as the declared type: PyYAML reads ``1e-4`` as a string, and lists arrive where tuples are meant."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and (type(None) in options or any(dataclasses.is_dataclass(o) for o in options)):
-        return None if type(None) in options else options[0]()
+    if value is None and type(None) in options:
+        return None
+    if value is None and (options[0] in (tuple, dict) or dataclasses.is_dataclass(options[0])):
+        return options[0]()  # a section of a YAML file with nothing below it
     for option in options:
         if dataclasses.is_dataclass(option):
             return build(option, value, name, ignored)
@@ -134,7 +137,7 @@ def _cast(hint, value, name, ignored):
         if cast is not None:
             try:
                 return cast(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
     wanted = " or ".join(o.__name__ for o in options if o is not type(None))
     raise ConfigError(f"{name} = {value!r}: expected {wanted}, got {type(value).__name__}")

@@ -1,6 +1,7 @@
 """Stage 1 (paper section 3.2): the frozen ViT, the Q-Former and its three losses; and the zero-shot classifier made of them.
 
-B batch · L labels · C channels · H, W pixels · P image tokens · Q queries · T text · D width · E embed · V vocab
+B batch · G batch over all cards · L labels · P image tokens · Q queries · T text · S buffer slots · D width · E embed
+V vocab · N rows = batch × beams
 """
 import dataclasses
 from typing import NamedTuple
@@ -127,8 +128,8 @@ class Blip2Qformer(Pretrained):
             raise TypeError(f"generate got {sorted(set(decoding) - known)}; it takes {sorted(known)}")
         how = Decoding(**{"eos_token_id": config.sep_token_id, "pad_token_id": config.pad_token_id, **decoding})
         if how.max_new_tokens >= config.max_position_embeddings:
-            raise ValueError(f"max_new_tokens = {how.max_new_tokens}: the model has {config.max_position_embeddings} positions, "
-                             "one of which is [DEC]")
+            raise ValueError(f"max_new_tokens = {how.max_new_tokens}: the model has "
+                             f"{config.max_position_embeddings} positions, one of which is [DEC]")
         _, cache = self.qformer.see(self.remember(image))
         step = (_CachedCaption if use_cache else _WholeCaption)(self.qformer, cache, how)
         return generate(step, np.full((image.shape[0], 1), config.bos_token_id), how)

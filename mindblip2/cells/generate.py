@@ -4,7 +4,7 @@ A step function takes ``(tokens (N,) int, position, order (N,) int)``: it first 
 tokens at ``position``, and returns the logits (N, V) of the next token.  Beam search follows the scorer of the transformers
 releases that LAVIS ran on (< 4.36), where the length of a hypothesis counts the given ids too.
 
-B rows · N = B × beams · V vocab
+B rows · M beams · N = B × M · T ids so far · V vocab
 """
 from dataclasses import dataclass
 

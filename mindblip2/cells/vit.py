@@ -1,6 +1,7 @@
-"""EVA-CLIP's vision transformer as BLIP-2 uses it (LAVIS ``eva_vit.py``): pre-norm blocks, the class token first, no final norm.
+"""EVA-CLIP's vision transformer as BLIP-2 uses it (LAVIS ``eva_vit.py``): pre-norm blocks, the class token first, no
+final norm.
 
-B batch · C channels · N patches · P = N + 1 tokens · D width · H heads · K head width
+B batch · C channels · H, W pixels · N patches · P = N + 1 tokens · D width · in attention: H heads · K head width
 """
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, Zero, initializer

@@ -20,15 +20,18 @@ import numpy as np
 from PIL import Image
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-COLOURS = {"red": (220, 30, 40), "orange": (245, 130, 20), "yellow": (250, 215, 40), "green": (30, 160, 70),
-           "blue": (40, 80, 220), "purple": (140, 50, 170), "white": (245, 245, 245), "black": (20, 20, 25)}
+# Bright on dark: brightness is shape and hue is colour, which a small ViT learns several times sooner than digits that may be
+# darker or lighter than their ground.
+COLOURS = {"red": (235, 50, 50), "orange": (250, 145, 30), "yellow": (250, 225, 60), "green": (60, 200, 80),
+           "blue": (70, 125, 255), "purple": (170, 85, 230), "pink": (255, 150, 200), "white": (245, 245, 245)}
+GROUNDS = {"black": (15, 15, 18), "grey": (55, 55, 60), "navy": (15, 25, 75), "brown": (70, 42, 20), "teal": (10, 60, 62),
+           "maroon": (75, 15, 30)}
 # One colour per digit, one or two digits per colour: every digit and every colour is still seen in training.
 UNSEEN_PAIRS = tuple((digit, tuple(COLOURS)[(3 * digit + 1) % len(COLOURS)]) for digit in range(len(DIGITS)))
 SEEN_PAIRS = tuple((digit, colour) for digit in range(len(DIGITS)) for colour in COLOURS
                    if (digit, colour) not in UNSEEN_PAIRS)
 SIZE = 64                  # pixels; a multiple of the demo ViT's patch
 TINT = 12                  # a colour is drawn up to this much off in each channel
-CONTRAST = 40              # least difference in luma (0 to 255) of digit and ground: legible in black and white
 EVERY = 5                  # each fifth scan of every digit is for the examination only
 MARGIN = 2                 # empty pixels put around a scan, for strokes that touch its edge
 COUNTS = (1, 2, 3)         # digits in a scene
@@ -66,8 +69,8 @@ def load_scans():
 
 @functools.lru_cache(maxsize=1)
 def split():
-    """Indices of the scans for training and for the examination: {"train": tuple of arrays, one per digit, "test": the same}."""
-    labels = load_scans()[1]
+    """Indices of the scans for training and for the examination: {"train": tuple of arrays, one per digit, "test": the
+    same}.""" labels = load_scans()[1]
     of_digit = [np.flatnonzero(labels == digit) for digit in range(len(DIGITS))]
     held_out = [np.arange(len(index)) % EVERY == EVERY - 1 for index in of_digit]
     return {"train": tuple(index[~out] for index, out in zip(of_digit, held_out)),
@@ -84,18 +87,8 @@ def sample_scene(rng, part="train", count=None, pairs=None, wild=1.0):
     drawn = [pairs[i] for i in rng.integers(len(pairs), size=count)]
     digits, colours = (tuple(column) for column in zip(*drawn))
     scans = tuple(int(rng.choice(split()[part][digit])) for digit in digits)
-    return Scene(digits, colours, scans, str(rng.choice(grounds(colours))), LAYOUTS[int(rng.integers(2))],
+    return Scene(digits, colours, scans, tuple(GROUNDS)[rng.integers(len(GROUNDS))], LAYOUTS[int(rng.integers(2))],
                  int(rng.integers(2**31)), wild)
-
-
-@functools.lru_cache(maxsize=None)
-def grounds(colours):
-    """The grounds on which all of ``colours`` can be read."""
-    return tuple(name for name in COLOURS if all(abs(_luma(name) - _luma(colour)) >= CONTRAST for colour in colours))
-
-
-def _luma(name):
-    return float(np.dot(COLOURS[name], (0.299, 0.587, 0.114)))
 
 
 # ------------------------------------------------------------------------------------------------ captions
@@ -129,15 +122,15 @@ def caption_id(text):
 def render(scene, size=SIZE):
     """The scene as a picture: uint8 (S, S, 3), the same pixels for the same scene."""
     rng = np.random.default_rng(scene.pose)
-    canvas_SSC = np.broadcast_to(_tinted(scene.ground, rng, scene.wild), (size, size, 3)).copy()
+    canvas_SSC = np.broadcast_to(_tinted(GROUNDS[scene.ground], rng, scene.wild), (size, size, 3)).copy()
     for scan, colour, box in zip(scene.scans, scene.colours, _boxes(scene, rng)):
         ink_SS1 = _ink(scan, box, rng, scene.wild, size)
-        canvas_SSC += ink_SS1 * (_tinted(colour, rng, scene.wild) - canvas_SSC)
+        canvas_SSC += ink_SS1 * (_tinted(COLOURS[colour], rng, scene.wild) - canvas_SSC)
     return np.round(canvas_SSC).astype(np.uint8)
 
 
-def _tinted(name, rng, wild):
-    return np.clip(np.asarray(COLOURS[name]) + rng.uniform(-TINT, TINT, 3) * wild, 0, 255).astype(np.float32)
+def _tinted(rgb, rng, wild):
+    return np.clip(np.asarray(rgb) + rng.uniform(-TINT, TINT, 3) * wild, 0, 255).astype(np.float32)
 
 
 def _boxes(scene, rng):
@@ -145,19 +138,14 @@ def _boxes(scene, rng):
     def about(low, high):
         return (low + high) / 2 + scene.wild * (high - low) * rng.uniform(-0.5, 0.5)
 
-    count = len(scene.digits)
-    if count == 1:
-        height = about(0.5, 1.0)
-        width, slack = height * about(0.8, 1.1), 1 - height * 0.95
-        return [(0.5 + about(-0.5, 0.5) * (1 - width * 0.8), 0.5 + about(-0.5, 0.5) * slack, width, height)]
-    cell, boxes = 1 / count, []
-    shift = about(-1.0, 1.0)
+    count, row = len(scene.digits), scene.layout == "row"
+    cell, shift, boxes = 1 / count, about(-0.5, 0.5), []
     for place in (np.arange(count) + 0.5) * cell:
-        along = cell * (about(0.95, 1.2) if scene.layout == "row" else about(0.85, 1.0))
-        across = along * (about(0.9, 1.3) if scene.layout == "row" else about(0.8, 1.2))
-        side = 0.5 + shift * (1 - across) / 2 * 0.9 + about(-0.04, 0.04)
-        place = place + about(-0.04, 0.04) * cell
-        boxes.append((place, side, along, across) if scene.layout == "row" else (side, place, across, along))
+        along = min(cell, 0.6) * (about(0.95, 1.15) if row else about(0.9, 1.0))
+        across = along * (about(0.95, 1.3) if row else about(0.8, 1.1))
+        place = place + about(-0.5, 0.5) * (cell - 0.9 * along)
+        side = 0.5 + (shift + about(-0.15, 0.15)) * (1 - across) * 0.8
+        boxes.append((place, side, along, across) if row else (side, place, across, along))
     return boxes
 
 

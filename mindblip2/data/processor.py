@@ -1,7 +1,7 @@
 """``Blip2ImageProcessor`` and ``Blip2Processor``: what a user holds in hand to feed the model."""
 import numpy as np
 
-from mindblip2.config import CLIP_MEAN, CLIP_STD
+from mindblip2.config import CLIP_MEAN, CLIP_STD, load_config, presets, print_support_list
 from mindblip2.data.image import load_image
 from mindblip2.data.pixels import CHANNELS, ImageError, array_to_rgb
 from mindblip2.data.tokenizer import BertTokenizer
@@ -79,6 +79,25 @@ class Blip2Processor:
         self.tokenizer = BertTokenizer() if tokenizer is None else tokenizer
         self.max_length = max_length
         self.padding = padding
+
+    @classmethod
+    def from_pretrained(cls, name_or_path):
+        """The processor of a preset (``blip2_stage1_vit_g``) or of a YAML file."""
+        return cls.from_config(load_config(name_or_path).processor)
+
+    @classmethod
+    def from_config(cls, config):
+        """The processor that a ``processor:`` section (``ProcessorConfig``) describes."""
+        image, text = config.image_processor, config.tokenizer
+        if text.type != "BertTokenizer":
+            raise ValueError(f"processor.tokenizer.type = {text.type!r}: stage 1 reads text with 'BertTokenizer'")
+        return cls(Blip2ImageProcessor(image.image_size, image.mean, image.std),
+                   BertTokenizer(text.vocab_file or None, text.max_length))
+
+    @classmethod
+    def show_support_list(cls):
+        """Print and return the names that ``from_pretrained`` takes."""
+        return print_support_list(cls.__name__, presets())
 
     def __call__(self, images=None, text=None, max_length=None, return_tensors="ms"):
         """A dict for the model: ``image`` (B, 3, S, S) float32, ``input_ids`` and ``attention_mask`` (B, T) int32.

@@ -6,7 +6,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from mindblip2.data.captions import text_of
 
-VOCAB_FILE = Path(__file__).resolve().parents[1] / "assets" / "bert_base_uncased_vocab.txt"
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+VOCAB_FILE = ASSETS / "bert_base_uncased_vocab.txt"
 PAD, UNK, CLS, SEP, MASK, DEC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"
 REQUIRED = (PAD, UNK, CLS, SEP)     # [MASK] is BERT's; BLIP-2 never uses it
 LONGEST_WORD = 100                  # characters; BERT's limit, longer words become [UNK]
@@ -19,7 +20,8 @@ class BertTokenizer:
     """Text to ids ``[CLS] x [SEP]`` and back: lower case, no accents, WordPiece.
 
     ``vocab_file``: one word per line, its line number is its id; None or "" takes the bert-base-uncased vocabulary
-    shipped with mindblip2.  [DEC], the token that starts captions in the Q-Former, gets the id after the last line
+    shipped with mindblip2, and the bare name of another shipped file is found too.  [DEC], the token that starts
+    captions in the Q-Former, gets the id after the last line
     unless the file holds it.  As in LAVIS, ``vocab_size`` counts the lines (30522) and ``len(tokenizer)`` also [DEC]
     (30523): ``len`` is the model's ``qformer_config.vocab_size``.  ``max_length`` is in tokens, [CLS] and [SEP]
     included.
@@ -29,6 +31,8 @@ class BertTokenizer:
 
     def __init__(self, vocab_file=None, max_length=32):
         self.vocab_file = Path(vocab_file or VOCAB_FILE)
+        if not self.vocab_file.is_file() and (ASSETS / self.vocab_file).is_file():
+            self.vocab_file = ASSETS / self.vocab_file
         self.max_length = _checked_length(max_length)
         self.words = read_vocab(self.vocab_file)
         self._tokenizer = _wordpiece(self.words)

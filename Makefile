@@ -1,0 +1,60 @@
+# Needs Python 3.11 and make, nothing else: every dependency is installed as a wheel into .venv.
+# .venv/.demo and .venv/.dev record what is installed, so a second call does no pip work.
+
+PYTHON ?= python3.11
+BIN := .venv/bin/python
+PIP := $(BIN) -m pip install --disable-pip-version-check --only-binary=:all:
+
+DEMO := $(BIN) run_blip2.py --config blip2_digits --run_mode predict
+TRAIN_DEMO := $(BIN) run_blip2.py --config blip2_digits --run_mode train
+BENCH := $(BIN) benchmarks/bench.py
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install dev demo train-demo test lint bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: .venv/.demo  ## .venv with mindblip2 and what the demo needs (no torch)
+
+dev: .venv/.dev  ## .venv with everything: tests, linter, converter, parity (adds torch and transformers)
+
+demo: .venv/.demo  ## the embedded model looks at pictures of digits: seconds, no download
+	$(DEMO)
+
+train-demo: .venv/.demo  ## train the embedded model again
+	$(TRAIN_DEMO)
+
+test: .venv/.dev  ## the tests; the slow ones too with ARGS="-m 'slow or not slow'"
+	$(BIN) -m pytest -q $(ARGS)
+
+lint: .venv/.dev  ## ruff
+	$(BIN) -m ruff check .
+
+bench: .venv/.dev  ## the benchmarks
+	$(BENCH) $(ARGS)
+
+clean:  ## remove build products, caches and what MindSpore leaves behind; keep .venv and output/
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache rank_* kernel_meta akg_kernel_meta analyze_fail.ir
+	find mindblip2 convert parity tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.demo: setup.py | .venv/pyvenv.cfg
+	@echo "Installing into .venv: MindSpore is large, the first time takes minutes"
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+.venv/.dev: setup.py | .venv/pyvenv.cfg
+	@echo "Installing into .venv: MindSpore and torch are large, the first time takes minutes"
+	$(PIP) -e '.[dev,parity]'
+	@touch .venv/.demo $@
+
+.venv/pyvenv.cfg:
+	@python=$$(for name in $(PYTHON) python3 python; do \
+	    $$name -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$name && break; done); \
+	if [ -z "$$python" ]; then \
+	    echo "No Python 3.11: none of $(PYTHON), python3 and python is one." >&2; \
+	    echo "Install it, or say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; fi; \
+	echo "$$python -m venv .venv"; \
+	$$python -m venv .venv || { rm -rf .venv; \
+	    echo "The venv module is incomplete; on Debian and Ubuntu: apt install python3.11-venv" >&2; exit 1; }

@@ -1,0 +1,144 @@
+"""What a task does for each verb of ``Trainer``.  A task is a class of functions; ``TASKS`` is the registry."""
+from pathlib import Path
+
+from PIL import Image
+
+from mindblip2.cells.blip2_qformer import Blip2Classifier, Blip2Qformer
+from mindblip2.data.batches import ahead, batches
+from mindblip2.data.image import load_image
+from mindblip2.data.processor import Blip2Processor
+from mindblip2.data.sheet import score_sheet
+from mindblip2.hub import find_weights, no_init
+from mindblip2.trainer.loaders import labelled_sets, training_samples
+from mindblip2.trainer.loop import fit
+from mindblip2.zero_shot import TEMPLATE, ZeroShotClassifier
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+SHEET_LIMIT = 48    # pictures on one result page
+
+
+class Pretrain:
+    """Stage 1: train the Q-Former (and a ViT that is not frozen) with ITC, ITM and LM."""
+
+    @staticmethod
+    def train(trainer, checkpoint):
+        config = trainer.config
+        model = trainer.model or Blip2Qformer(config.model.model_config)
+        if checkpoint:
+            model.load_checkpoint(checkpoint)
+        processor = _processor(trainer)
+        samples = trainer.train_dataset or training_samples(config.train_dataset.data_loader, config.seed)
+        size, epochs = config.runner_config.batch_size, config.runner_config.epochs
+        steps = epochs * (len(samples) // size)
+        if steps < 1:
+            raise ValueError(f"{len(samples)} samples make no batch of {size}: lower runner_config.batch_size")
+        text = config.train_dataset.text_transforms
+        stream = (batch for _ in range(epochs) for batch in batches(samples, processor, size, text.prompt, text.max_words))
+        print(f"training {trainer.name or 'a model'}: {steps} steps of {size} pairs ({size - 1} negatives each), "
+              f"{sum(p.size for p in model.trainable_params()):,} trainable parameters")
+        log = fit(model, ahead(stream), steps, config, config.output_dir)
+        path = Path(config.output_dir) / "checkpoint" / "rank_0" / f"{trainer.name or 'blip2'}.ckpt"
+        model.save_checkpoint(path)
+        trainer.model = model
+        print(f"checkpoint is saved at: {path}")
+        return log
+
+
+class ZeroShot:
+    """Zero-shot image classification with the stage-1 model."""
+
+    @staticmethod
+    def predict(trainer, input_data, checkpoint, options):
+        pictures = _pictures(input_data)
+        top_k = options.pop("top_k", 1)
+        batch_size = options.pop("batch_size", 8)
+        picture_file = options.pop("save_picture", None)
+        result = _classifier(trainer, checkpoint, options)(pictures, None, batch_size)
+        if picture_file:
+            _save_sheet(pictures, result, picture_file)
+        return [row[:top_k] for row in result]
+
+    @staticmethod
+    def evaluate(trainer, checkpoint):
+        figures = {}
+        for data in trainer.eval_dataset or labelled_sets(trainer.config.eval_dataset.data_loader):
+            options = {"candidate_labels": data.labels, "hypothesis_template": data.template}
+            classifier = _classifier(trainer, checkpoint, options)
+            figures[data.name] = _accuracy(classifier, data, trainer.config.eval_dataset.batch_size)
+            line = ", ".join(f"{key} {value:.2%}" if isinstance(value, float) else f"{key} {value}"
+                             for key, value in figures[data.name].items())
+            print(f"{data.name}: {line}")
+        return figures
+
+
+TASKS = {"contrastive_language_image_pretrain": Pretrain, "zero_shot_image_classification": ZeroShot}
+DEFAULT_MODEL = {"contrastive_language_image_pretrain": "blip2_stage1_vit_g",
+                 "zero_shot_image_classification": "blip2_stage1_classification"}
+ALIASES = {"ContrastiveLanguageImagePretrainTrainer": "contrastive_language_image_pretrain",
+           "ZeroShotImageClassificationTrainer": "zero_shot_image_classification"}
+LATER = ("image_to_text_retrieval", "image_to_text_generation")
+
+
+def task_named(name):
+    """The task of a name or of MindFormers' alias.  Raises ValueError, naming what there is."""
+    name = ALIASES.get(name, name)
+    if name in TASKS:
+        return name
+    later = " (a later version brings it)" if name in LATER else ""
+    raise ValueError(f"no task {name!r}{later}; there is: {', '.join(TASKS)}")
+
+
+def _classifier(trainer, checkpoint, options):
+    config = trainer.config
+    if trainer.model is None:
+        with no_init():
+            trainer.model = Blip2Classifier(config.model.model_config)
+        trainer.model.load_checkpoint(checkpoint or config.model.model_config.checkpoint_name_or_path
+                                      or find_weights(trainer.name or "blip2_stage1_classification"))
+    elif checkpoint:
+        trainer.model.load_checkpoint(checkpoint)
+    trainer.model.set_train(False)
+    data = config.eval_dataset.data_loader
+    options = {**options}
+    options["candidate_labels"] = options.get("candidate_labels") or trainer.candidate_labels or data.candidate_labels
+    options["hypothesis_template"] = (options.get("hypothesis_template") or trainer.hypothesis_template
+                                      or data.hypothesis_template or TEMPLATE)
+    return ZeroShotClassifier(trainer.model, _processor(trainer), **options)
+
+
+def _processor(trainer):
+    processor = Blip2Processor.from_config(trainer.config.processor)
+    processor.tokenizer = trainer.tokenizer or processor.tokenizer
+    processor.image_processor = trainer.image_processor or processor.image_processor
+    return processor
+
+
+def _accuracy(classifier, data, batch_size):
+    """Share of pictures whose label is the best, and among the best five."""
+    probabilities = classifier.probabilities(data.pictures, max(batch_size, 1))
+    truth = [classifier.labels.index(label) for label in data.truths]
+    ranks = [int((row > row[index]).sum()) for row, index in zip(probabilities, truth)]
+    return {"top1": sum(rank < 1 for rank in ranks) / len(ranks), "top5": sum(rank < 5 for rank in ranks) / len(ranks),
+            "pictures": len(ranks), "labels": len(classifier.labels)}
+
+
+def _pictures(data):
+    """One picture, a list of them, or folders, whose pictures are taken in the order of their names."""
+    data = list(data) if isinstance(data, (list, tuple)) else [data]
+    found = []
+    for one in data:
+        if isinstance(one, (str, Path)) and Path(one).is_dir():
+            inside = sorted(p for p in Path(one).iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+            if not inside:
+                raise FileNotFoundError(f"no pictures ({', '.join(PICTURE_SUFFIXES)}) in {Path(one).absolute()}")
+            found += inside
+        else:
+            found.append(one)
+    return found
+
+
+def _save_sheet(pictures, result, path):
+    shown = [one if isinstance(one, Image.Image) else load_image(one) for one in pictures[:SHEET_LIMIT]]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    score_sheet(shown, result).save(path)
+    print(f"picture of the result is saved at: {path}")

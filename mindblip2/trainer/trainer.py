@@ -1,0 +1,107 @@
+"""``Trainer``: one object per task, with the surface that users of MindFormers know."""
+import json
+import logging
+from pathlib import Path
+
+import mindspore as ms
+
+from mindblip2 import device
+from mindblip2.config import RunConfig, load_config, presets, print_support_list
+from mindblip2.sections import build
+from mindblip2.trainer.tasks import DEFAULT_MODEL, TASKS, task_named
+
+logger = logging.getLogger("mindblip2")
+
+
+class Trainer:
+    """Train, evaluate or predict one task.
+
+    ``task``: a name of ``mindblip2.trainer.tasks.TASKS`` or one of MindFormers' aliases.  ``model``: a preset's name, or
+    a model object.  ``args``: the run as a RunConfig, a preset's name or a YAML file; by default the preset of the model.
+    ``train_dataset``: an iterable of ``{"image", "caption", "image_id"?}``.  ``candidate_labels`` and
+    ``hypothesis_template`` may
+    also be given to ``predict``.  The run's mode and device are set only where ``args`` names them."""
+
+    def __init__(self, args=None, task=None, model=None, model_name=None, train_dataset=None, eval_dataset=None,
+                 tokenizer=None, image_processor=None, candidate_labels=None, hypothesis_template=None):
+        self.config = _run_config(args, model, model_name, task)
+        self.task = task_named(task or self.config.trainer.type)
+        if args is not None:
+            device.use(self.config.context)
+        self.model = None if isinstance(model, (str, type(None))) else model
+        self.name = model if isinstance(model, str) else model_name or self.config.trainer.model_name
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.tokenizer, self.image_processor = tokenizer, image_processor
+        self.candidate_labels = candidate_labels
+        self.hypothesis_template = hypothesis_template
+
+    def train(self, train_checkpoint=None):
+        """Train from random weights, or from ``train_checkpoint`` / ``load_checkpoint``; returns the log.
+
+        Writes ``<output_dir>/checkpoint/rank_0/<name>.ckpt``, ``log/train.jsonl`` and ``log/loss_curve.png``."""
+        ms.set_seed(self.config.seed)
+        return self._work("train")(self, train_checkpoint or self.config.load_checkpoint)
+
+    def finetune(self, finetune_checkpoint=None):
+        """``train`` from weights that must be given.  Raises ValueError without them."""
+        checkpoint = finetune_checkpoint or self.config.load_checkpoint
+        if not checkpoint:
+            raise ValueError("finetune starts from weights: pass finetune_checkpoint='x.ckpt' (or --load_checkpoint)")
+        return self.train(checkpoint)
+
+    def evaluate(self, eval_checkpoint=None):
+        """The task's figures over ``eval_dataset``, printed and written to ``<output_dir>/<task>_evaluation.json``."""
+        figures = self._work("evaluate")(self, eval_checkpoint or self.config.load_checkpoint)
+        path = Path(self.config.output_dir) / f"{self.task}_evaluation.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        print(f"evaluation is saved at: {path}")
+        return figures
+
+    eval = evaluate  # the card's name
+
+    def predict(self, input_data=None, predict_checkpoint=None, save_file=None, **options):
+        """The task's answer to ``input_data``; prints MindFormers' three lines and writes the result file.
+
+        ``save_file``: default ``<task>_result.txt`` in the working directory.  ``options``: those of the task, for zero-shot
+        classification candidate_labels, hypothesis_template, top_k (1), use_itm, batch_size, max_length."""
+        if input_data is None:
+            raise ValueError("predict needs input_data: a picture's path, URL, PIL image, array, or a list of them")
+        result = self._work("predict")(self, input_data, predict_checkpoint or self.config.load_checkpoint, options)
+        path = Path(save_file or f"{self.task}_result.txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{result}\n", encoding="utf-8")
+        print(f"output result is: {result}")
+        print(f"output result is saved at: {path}")
+        print(".........Predict Over!.............")
+        return result
+
+    @classmethod
+    def show_support_list(cls):
+        """Print and return the tasks."""
+        return print_support_list(cls.__name__, list(TASKS))
+
+    def _work(self, verb):
+        work = getattr(TASKS[self.task], verb, None)
+        if work is None:
+            able = [name for name, task in TASKS.items() if hasattr(task, verb)]
+            raise NotImplementedError(f"{self.task} cannot {verb}; tasks that can: {', '.join(able) or 'none'}")
+        return work
+
+
+def _run_config(args, model, model_name, task):
+    if isinstance(args, RunConfig):
+        return args
+    if isinstance(args, dict):
+        return build(RunConfig, args)
+    if args is not None:
+        return load_config(args)
+    name = model if isinstance(model, str) else model_name
+    if name is None:
+        name = DEFAULT_MODEL.get(task_named(task), None) if task else None
+    config = load_config(name) if name else RunConfig()
+    if name and name not in presets():
+        logger.info("%s is read as preset %s", name, config.trainer.model_name)
+    if hasattr(model, "config"):
+        config = config.replace(model={"model_config": model.config.to_dict()})
+    return config

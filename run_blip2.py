@@ -1,0 +1,100 @@
+"""The doorbell: ``python run_blip2.py --config PRESET|FILE --run_mode train|finetune|eval|predict …``; see README.md."""
+import argparse
+import os
+import sys
+
+os.environ.setdefault("GLOG_v", "3")    # MindSpore's own warnings are about its insides
+
+import yaml  # noqa: E402
+
+from mindblip2 import CheckpointError, ConfigError, Trainer, load_config, presets  # noqa: E402
+
+# flag → configuration key; a flag that is given overrides the file
+KEYS = {"mode": "context.mode", "device_id": "context.device_id", "device_target": "context.device_target",
+        "run_mode": "run_mode", "train_dataset_dir": "train_dataset.data_loader.dataset_dir",
+        "eval_dataset_dir": "eval_dataset.data_loader.dataset_dir", "load_checkpoint": "load_checkpoint",
+        "resume_training": "resume_training", "seed": "seed", "use_parallel": "use_parallel", "epochs": "runner_config.epochs",
+        "batch_size": "runner_config.batch_size", "sink_mode": "runner_config.sink_mode", "output_dir": "output_dir",
+        "candidate_labels": "eval_dataset.data_loader.candidate_labels",
+        "hypothesis_template": "eval_dataset.data_loader.hypothesis_template"}
+# MindFormers' flags for machinery that does not exist here: taken, and said
+IGNORED = ("src_strategy_path_or_dir", "auto_trans_ckpt", "only_save_strategy", "strategy_load_checkpoint", "remote_save_url",
+           "profile", "do_eval", "gradient_accumulation_steps", "num_samples")
+
+
+def arguments(argv):
+    """(options, overrides) of a command line.  Exits with a message on an unknown flag."""
+    parser = argparse.ArgumentParser(prog="run_blip2.py", description=__doc__, allow_abbrev=False, epilog=(
+        f"presets: {', '.join(presets())}.  Any key of the configuration can be set as --a.b.c value."))
+    parser.add_argument("--config", required=True, help="a preset's name or a YAML file")
+    parser.add_argument("--run_mode", choices=("train", "finetune", "eval", "predict", "export"))
+    parser.add_argument("--device_target", choices=("CPU", "GPU", "Ascend"), help="default: what the host has")
+    parser.add_argument("--mode", type=int, choices=(0, 1), help="0 graph, 1 PyNative")
+    parser.add_argument("--load_checkpoint", help="the .ckpt to start from or to use")
+    parser.add_argument("--predict_data", nargs="+", help="pictures: files, folders, URLs")
+    parser.add_argument("--predict_batch_size", type=int, default=8)
+    parser.add_argument("--candidate_labels", nargs="+", help="the labels to choose from")
+    parser.add_argument("--hypothesis_template", help="the label's text, with {} for the label")
+    parser.add_argument("--top_k", type=int, default=5, help="labels reported per picture")
+    parser.add_argument("--use_itm", action="store_true", help="score with the ITM head instead of the similarity")
+    parser.add_argument("--output_dir")
+    for name in ("train_dataset_dir", "eval_dataset_dir"):
+        parser.add_argument(f"--{name}")
+    for name in ("device_id", "seed", "epochs", "batch_size"):
+        parser.add_argument(f"--{name}", type=int)
+    for name in ("use_parallel", "sink_mode", "resume_training"):
+        parser.add_argument(f"--{name}", type=yaml.safe_load)
+    parser.add_argument("--options", nargs="+", default=[], metavar="a.b.c=value", help="the same as --a.b.c value")
+    for name in IGNORED:
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    options, rest = parser.parse_known_args(argv)
+    return options, _overrides(parser, options, rest)
+
+
+def _overrides(parser, options, rest):
+    overrides = {key: getattr(options, flag) for flag, key in KEYS.items() if getattr(options, flag) is not None}
+    for pair in options.options:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            parser.error(f"--options {pair}: expected a.b.c=value")
+        overrides[key] = yaml.safe_load(value)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--") or "." not in flag or not rest:
+            parser.error(f"unknown argument {flag!r}" + _nearest(flag, parser))
+        overrides[flag[2:]] = yaml.safe_load(rest.pop(0))
+    return overrides
+
+
+def _nearest(flag, parser):
+    import difflib
+    known = [name for action in parser._actions for name in action.option_strings]
+    near = difflib.get_close_matches(flag, known, 1)
+    return f"; did you mean {near[0]}?" if near else "; a configuration key is set as --a.b.c value"
+
+
+def run(argv=None):
+    """Run one command line; returns what the verb returns."""
+    options, overrides = arguments(argv)
+    for name in IGNORED:
+        if getattr(options, name) is not None:
+            print(f"--{name} has no meaning in mindblip2 and is ignored", file=sys.stderr)
+    config = load_config(options.config, overrides)
+    if config.run_mode == "export":
+        raise NotImplementedError("export is not implemented")
+    trainer = Trainer(args=config)
+    if config.run_mode != "predict":
+        return {"train": trainer.train, "finetune": trainer.finetune, "eval": trainer.evaluate}[config.run_mode]()
+    if not options.predict_data:
+        raise ValueError("--run_mode predict needs --predict_data: files, folders or URLs of pictures")
+    folder = config.output_dir if options.output_dir else "."
+    name = os.path.join(folder, f"{trainer.task}_result")
+    return trainer.predict(options.predict_data, save_file=f"{name}.txt", save_picture=f"{name}.png", top_k=options.top_k,
+                           use_itm=options.use_itm, batch_size=options.predict_batch_size)
+
+
+if __name__ == "__main__":
+    try:
+        run()
+    except (ConfigError, CheckpointError, ValueError, OSError, NotImplementedError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,205 @@
+"""The rules of the house (CONTRIBUTING.md): functions from the text of a file to a list of complaints.
+
+tests/test_house.py holds the project to them, and shows for each that a text which breaks it is reported.
+"""
+import ast
+import difflib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Which modules a room holds.
+ROOMS = {
+    "front": ["mindblip2"],             # __init__.py: the public names, lazily
+    "config": ["mindblip2.config", "mindblip2.sections", "mindblip2.legacy"],
+    "checkpoint": ["mindblip2.checkpoint"],
+    "comm": ["mindblip2.comm"],
+    "device": ["mindblip2.device"],
+    "hub": ["mindblip2.hub"],
+    "cells": ["mindblip2.cells"],
+    "data": ["mindblip2.data"],
+    "zero_shot": ["mindblip2.zero_shot"],
+    "trainer": ["mindblip2.trainer"],
+    "pipeline": ["mindblip2.pipeline"],
+    "tools": ["mindblip2.tools"],
+    "convert": ["convert"],
+    "parity": ["parity"],
+    "doorbell": ["run_blip2"],
+}
+# What a room may import beside itself and the standard library: rooms, libraries, or single names of either.
+MAY_IMPORT = {
+    "front": ["config", "checkpoint", "device", "hub", "cells", "data", "zero_shot", "trainer", "pipeline"],
+    "config": ["yaml"],
+    "checkpoint": ["numpy"],
+    "comm": ["mindspore"],
+    "device": ["mindspore"],
+    "hub": ["config", "checkpoint", "device", "mindspore", "numpy"],
+    "cells": ["config", "comm", "mindblip2.hub.Pretrained", "mindspore", "numpy"],
+    "data": ["config", "mindspore.dataset", "mindspore.Tensor", "numpy", "PIL", "tokenizers", "sklearn"],
+    "zero_shot": ["config", "hub", "cells", "data", "mindspore", "numpy", "tqdm"],
+    "trainer": ["config", "checkpoint", "comm", "device", "hub", "cells", "data", "zero_shot",
+                "mindspore", "numpy", "PIL", "tqdm", "matplotlib"],
+    "pipeline": ["config", "device", "hub", "cells", "data", "zero_shot", "mindspore", "numpy", "PIL", "tqdm"],
+    "tools": ["data"],
+    "convert": ["config", "checkpoint", "mindblip2.hub.no_init", "cells",
+                "mindspore", "numpy", "torch", "safetensors", "tqdm"],
+    "parity": ["config", "cells", "convert", "mindspore", "numpy", "torch", "transformers", "safetensors"],
+    "doorbell": ["yaml"],               # and what mindblip2.__all__ lists
+}
+# A cell imports only cells of an earlier set.
+CELL_ORDER = [{"layers"}, {"vit", "qformer", "llama", "opt"}, {"losses", "generate"}, {"blip2_qformer", "blip2_llm"}]
+
+MOST_LINES = 300
+LONG = {  # file → why it is in one piece
+    "mindblip2/config.py": "all the numbers on one page",
+    "tests/data/test_image.py": "every kind of picture that a user may hand in",
+}
+
+MACHINE_PATH = re.compile(r"(?<![\w.:/}~$-])/(?:work|root|home|Users|opt)/\w|\b[A-Z]:\\+Users\b")
+CODE = ("", "bash", "sh", "shell", "console", "python")     # fenced blocks that a reader may copy
+
+
+# ------------------------------------------------------------------------------------------------ who may import whom
+def import_complaints(source, file, public=()):
+    """Imports that the table does not allow, those inside functions included; ``public`` are names for the doorbell."""
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    room = room_of(module)
+    if room is None or (room == "front" and module != "mindblip2"):
+        return [f"{file}: is in no room; give it one in ROOMS and MAY_IMPORT of tests/house.py"]
+    package = module if file.endswith("/__init__.py") else module.rpartition(".")[0]
+    tree = ast.parse(source)
+    found = [f"{file}:{line}: {room} imports {name}" for line, name in foreign_imports(ast.walk(tree), package)
+             if not any(within(name, prefix) for prefix in allowed(room, public))]
+    if room == "front":
+        found += [f"{file}:{line}: imports {name} eagerly" for line, name in foreign_imports(tree.body, package)]
+    if room == "cells" and module != "mindblip2.cells":
+        found += order_complaints(tree, file, package)
+    return found
+
+
+def order_complaints(tree, file, package):
+    """Cells that import a cell of their own set of CELL_ORDER or a later one."""
+    level = {cell: number for number, cells in enumerate(CELL_ORDER) for cell in cells}
+    this = Path(file).stem
+    if this not in level:
+        return [f"{file}: has no place in CELL_ORDER of tests/house.py"]
+    used = [(line, name.split(".")[2]) for line, name in foreign_imports(ast.walk(tree), package)
+            if name.startswith("mindblip2.cells.")]
+    return [f"{file}:{line}: {this} imports {cell}, which does not come before it" for line, cell in used
+            if level.get(cell, len(CELL_ORDER)) >= level[this]]
+
+
+def foreign_imports(nodes, package):
+    """(line, dotted name) of what is imported from outside the standard library; ``from a import b`` is ``a.b``."""
+    return [(node.lineno, name) for node in nodes for name in imported(node, package)
+            if name.split(".")[0] not in sys.stdlib_module_names]
+
+
+def imported(node, package):
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        parts = package.split(".")
+        base = parts[:len(parts) - node.level + 1] if node.level else []
+        return [".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names]
+    if isinstance(node, ast.Call) and called(node) in ("import_module", "__import__") and node.args:
+        return [node.args[0].value] if isinstance(node.args[0], ast.Constant) else []
+    return []
+
+
+def called(node):
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
+
+
+def allowed(room, public):
+    """The prefixes of dotted names that a room may import."""
+    own = [] if room == "front" else ROOMS[room]        # everything of ours lies within "mindblip2"
+    names = [f"mindblip2.{name}" for name in public] if room == "doorbell" else []
+    return [*own, *names, *(prefix for entry in MAY_IMPORT[room] for prefix in ROOMS.get(entry, [entry]))]
+
+
+def within(name, prefix):
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def room_of(module):
+    """The room with the longest matching prefix."""
+    matches = [(prefix, room) for room, prefixes in ROOMS.items() for prefix in prefixes if within(module, prefix)]
+    return max(matches)[1] if matches else None
+
+
+def package_complaints(files):
+    """Folders with modules but without ``__init__.py``, which a wheel would leave out."""
+    folders = {str(Path(file).parent) for file in files}
+    return [f"{folder}: no __init__.py" for folder in sorted(folders) if f"{folder}/__init__.py" not in files]
+
+
+# ------------------------------------------------------------------------------------------------ what a file holds
+def length_complaints(source, file):
+    lines = len(source.splitlines())
+    if lines > MOST_LINES and file not in LONG:
+        return [f"{file}: {lines} lines, at most {MOST_LINES}; split it, or give the reason in LONG of tests/house.py"]
+    if lines <= MOST_LINES and file in LONG:
+        return [f"{file}: {lines} lines, so it needs no entry in LONG of tests/house.py"]
+    return []
+
+
+def legend_complaints(source, file):
+    """A cell explains its letters at its head, ``B batch · Q queries``, and its names (``query_BQ``) use no others."""
+    tree = ast.parse(source)
+    head = (ast.get_docstring(tree) or "").splitlines()
+    legend = " ".join(line for line in head if re.search(r"\b[A-Z]\b.* · ", line))
+    if not legend:
+        return [f"{file}: no shape legend (B batch · Q queries · …) in its docstring"]
+    explained = set(re.findall(r"\b[A-Z]\b", legend))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    shapes = {name: set(name.rpartition("_")[2]) for name in sorted(names) if re.fullmatch(r"[a-z]\w*_[A-Z]+", name)}
+    return [f"{file}: the legend does not explain {', '.join(sorted(letters - explained))} of {name}"
+            for name, letters in shapes.items() if letters - explained]
+
+
+def strictness_complaints(source, file):
+    """Loading raises on leftovers: no ``strict=False``, under any of its spellings."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            values = [keyword.value for keyword in node.keywords if keyword.arg in ("strict", "strict_load")]
+            values += node.args[1:] if called(node) == "load_state_dict" else []
+            if any(isinstance(value, ast.Constant) and value.value is False for value in values):
+                found.append(f"{file}:{node.lineno}: not strict: {ast.unparse(node)}")
+    return found
+
+
+def path_complaints(text, file):
+    lines = enumerate(text.splitlines(), 1)
+    return [f"{file}:{n}: a path of one machine: {line.strip()[:80]}" for n, line in lines if MACHINE_PATH.search(line)]
+
+
+def readme_complaints(english, chinese):
+    """Both READMEs show the same code, comments aside."""
+    lines = difflib.unified_diff(code(english), code(chinese), "README.md", "README_CN.md", lineterm="", n=0)
+    return [line for line in lines if not line.startswith("@@")]
+
+
+def code(markdown):
+    """The lines of the fenced blocks that a reader may copy, without comments."""
+    blocks = re.findall(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", markdown, re.MULTILINE | re.DOTALL)
+    lines = [line for language, block in blocks if language in CODE for line in block.splitlines()]
+    return [line for line in (re.sub(r"(^|\s+)#.*", "", line).rstrip() for line in lines) if line]
+
+
+# ------------------------------------------------------------------------------------------------ the files
+def listed():
+    """Tracked files and those that could be: from git where there is one, otherwise whatever lies in the checkout."""
+    git = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        names = subprocess.run(git, capture_output=True, check=True).stdout.decode().split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        names = []
+    names = names if any(names) else [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*")]
+    skip = re.compile(r"(^|/)(\.(?!ci/)[^/]*|__pycache__|[^/]*\.egg-info|rank_\d+|output|build|dist)/")
+    return sorted(name for name in names if name and not skip.search(name) and (ROOT / name).is_file())

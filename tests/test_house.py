@@ -1,0 +1,153 @@
+"""The house keeps its rules (tests/house.py), and each rule would notice."""
+import re
+
+import pytest
+
+import mindblip2
+from tests.house import (
+    LONG,
+    ROOT,
+    code,
+    import_complaints,
+    legend_complaints,
+    length_complaints,
+    listed,
+    package_complaints,
+    path_complaints,
+    readme_complaints,
+    strictness_complaints,
+)
+
+FILES = listed()
+PYTHON = [name for name in FILES if name.endswith(".py")]
+SOURCES = [name for name in PYTHON if name.split("/")[0] in ("mindblip2", "convert", "parity", "run_blip2.py")]
+CELLS = [name for name in PYTHON if re.fullmatch(r"mindblip2/cells/(?!__init__)\w+\.py", name)]
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def kept(complaints):
+    assert not complaints, "\n" + "\n".join(complaints)
+
+
+def test_rooms_import_what_the_table_allows():
+    public = getattr(mindblip2, "__all__", ())
+    kept([line for name in SOURCES for line in import_complaints(read(name), name, public)])
+
+
+def test_folders_are_packages():
+    kept(package_complaints([name for name in SOURCES if "/" in name]))
+
+
+def test_files_are_short():
+    kept([line for name in PYTHON for line in length_complaints(read(name), name)]
+         + [f"{name}: listed in LONG but not there" for name in LONG if name not in PYTHON])
+
+
+def test_cells_explain_their_letters():
+    kept([line for name in CELLS for line in legend_complaints(read(name), name)])
+
+
+def test_loading_is_strict():
+    kept([line for name in PYTHON for line in strictness_complaints(read(name), name)])
+
+
+def test_no_path_of_one_machine():
+    texts = {name: (ROOT / name).read_bytes() for name in FILES}
+    kept([line for name, data in texts.items() if b"\0" not in data
+          for line in path_complaints(data.decode("utf-8", "replace"), name)])
+
+
+def test_readmes_show_the_same_commands():
+    kept([f"{name} is missing" for name in ("README.md", "README_CN.md") if name not in FILES])
+    assert code(read("README.md")), "README.md shows no command"
+    kept(readme_complaints(read("README.md"), read("README_CN.md")))
+
+
+# ------------------------------------------------------------------------------------------------ negative controls
+@pytest.mark.parametrize("file, source, complaint", [
+    ("mindblip2/cells/vit.py", "from mindblip2.data.image import f", "cells imports mindblip2.data.image.f"),
+    ("mindblip2/cells/vit.py", "from mindblip2 import hub", "cells imports mindblip2.hub"),
+    ("mindblip2/cells/vit.py", "from mindblip2.hub import no_init", "cells imports mindblip2.hub.no_init"),
+    ("mindblip2/cells/vit.py", "from ..trainer import loop", "cells imports mindblip2.trainer.loop"),
+    ("mindblip2/cells/vit.py", "from mindblip2.cells.qformer import QFormer", "vit imports qformer"),
+    ("mindblip2/cells/losses.py", "from . import blip2_qformer", "losses imports blip2_qformer"),
+    ("mindblip2/cells/lora.py", "", "no place in CELL_ORDER"),
+    ("mindblip2/data/image.py", "def f():\n    from mindspore import nn", "image.py:2: data imports mindspore.nn"),
+    ("mindblip2/data/__init__.py", "from ..cells import vit", "data imports mindblip2.cells.vit"),
+    ("mindblip2/config.py", "import mindspore as ms", "config imports mindspore"),
+    ("mindblip2/comm.py", "import mindblip2.config", "comm imports mindblip2.config"),
+    ("mindblip2/hub.py", "from mindblip2.cells.vit import ViT", "hub imports mindblip2.cells.vit.ViT"),
+    ("mindblip2/hub.py", "def f():\n    import torch", "hub imports torch"),
+    ("mindblip2/hub.py", "import importlib\nimportlib.import_module('convert.names')", "hub imports convert.names"),
+    ("mindblip2/trainer/loop.py", "from mindblip2.pipeline import f", "trainer imports mindblip2.pipeline.f"),
+    ("mindblip2/trainer/loop.py", "from mindblip2 import Blip2Qformer", "trainer imports mindblip2.Blip2Qformer"),
+    ("mindblip2/pipeline/zero_shot.py", "import mindblip2.trainer", "pipeline imports mindblip2.trainer"),
+    ("mindblip2/zero_shot.py", "from mindblip2.trainer import f", "zero_shot imports mindblip2.trainer.f"),
+    ("mindblip2/tools/image_tools.py", "import PIL", "tools imports PIL"),
+    ("mindblip2/__init__.py", "from mindblip2.config import A", "imports mindblip2.config.A eagerly"),
+    ("mindblip2/__init__.py", "def f():\n    from parity import twin", "front imports parity.twin"),
+    ("mindblip2/extras.py", "", "in no room"),
+    ("convert/names.py", "from mindblip2 import trainer", "convert imports mindblip2.trainer"),
+    ("parity/cases.py", "from mindblip2.data import image", "parity imports mindblip2.data.image"),
+    ("run_blip2.py", "from mindblip2.config import load_config", "doorbell imports mindblip2.config.load_config"),
+    ("run_blip2.py", "from mindblip2 import hub", "doorbell imports mindblip2.hub"),
+])
+def test_a_wrong_import_is_reported(file, source, complaint):
+    reports = import_complaints(source, file, public=["Trainer"])
+    assert len(reports) == 1 and complaint in reports[0]
+
+
+@pytest.mark.parametrize("file, source", [
+    ("mindblip2/__init__.py", "from importlib import import_module\ndef f():\n    from mindblip2.trainer import A"),
+    ("mindblip2/cells/losses.py", "import mindspore\nfrom mindblip2.hub import Pretrained\nfrom .layers import gelu"),
+    ("run_blip2.py", "import argparse\nfrom mindblip2 import Trainer, pipeline"),
+])
+def test_a_right_import_is_not_reported(file, source):
+    assert import_complaints(source, file, public=["Trainer", "pipeline"]) == []
+
+
+def test_a_folder_that_is_no_package_is_reported():
+    assert package_complaints(["a/__init__.py", "a/b/c.py"]) == ["a/b: no __init__.py"]
+
+
+def test_a_long_file_is_reported():
+    assert length_complaints("x\n" * 301, "a.py") and not length_complaints("x\n" * 300, "a.py")
+
+
+def test_an_exemption_that_is_not_needed_is_reported():
+    assert length_complaints("x\n" * 300, next(iter(LONG)))
+
+
+@pytest.mark.parametrize("source, complaint", [
+    ("", "no shape legend"),
+    ('"""A cell."""', "no shape legend"),
+    ('"""B batch · Q queries"""\ndef f(image_BP):\n    pass', "does not explain P of image_BP"),
+])
+def test_a_cell_without_its_letters_is_reported(source, complaint):
+    reports = legend_complaints(source, "cell.py")
+    assert len(reports) == 1 and complaint in reports[0]
+    assert legend_complaints('"""B batch · L = Q + T"""\nx_BQ = y_BLT = MAX_Z = 1', "cell.py") == []
+
+
+@pytest.mark.parametrize("call", [
+    "m.load_state_dict(d, strict=False)", "m.load_state_dict(d, False)", "load_param_into_net(m, d, strict_load=False)",
+])
+def test_loose_loading_is_reported(call):
+    assert len(strictness_complaints(call, "a.py")) == 1
+    assert strictness_complaints(call.replace("False", "True"), "a.py") == []
+
+
+@pytest.mark.parametrize("path", ["/" + "home/me/x.ckpt", "C:\\" + "Users\\me"])
+def test_a_path_of_one_machine_is_reported(path):
+    assert path_complaints(f"--x {path}", "a.md") == [f"a.md:1: a path of one machine: --x {path}"]
+    assert path_complaints("https://x.org/home/y  ./work/x  ~/work/x  /path/to/x  $HOME/work/x", "a.md") == []
+
+
+def test_a_command_in_one_readme_only_is_reported():
+    english = "```text\n0.9\n```\nIt says a 4.\n```bash\nmake demo  # seconds\n```"
+    chinese = "```bash\nmake demo  # 几秒\n```"
+    assert readme_complaints(english, chinese) == []
+    assert "-make demo" in readme_complaints(english, chinese.replace("demo", "test"))
