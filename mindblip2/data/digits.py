@@ -69,8 +69,8 @@ def load_scans():
 
 @functools.lru_cache(maxsize=1)
 def split():
-    """Indices of the scans for training and for the examination: {"train": tuple of arrays, one per digit, "test": the
-    same}.""" labels = load_scans()[1]
+    """Indices of the scans for training and for the examination, both a tuple of arrays, one per digit."""
+    labels = load_scans()[1]
     of_digit = [np.flatnonzero(labels == digit) for digit in range(len(DIGITS))]
     held_out = [np.arange(len(index)) % EVERY == EVERY - 1 for index in of_digit]
     return {"train": tuple(index[~out] for index, out in zip(of_digit, held_out)),

@@ -6,8 +6,8 @@ def training_samples(loader, seed):
     """The training samples of a ``LoaderConfig``: an iterable with a length of ``{"image", "caption", "image_id"?}``."""
     if loader.type == "DigitScenes":
         return digits.TrainingScenes(loader.scenes, seed)
-    raise NotImplementedError(f"train_dataset.data_loader.type = {loader.type!r}: this version trains on 'DigitScenes' or on "
-                              "what Trainer(train_dataset=…) is given; the loaders of COCO, VG and Flickr come with a later one")
+    raise NotImplementedError(f"train_dataset.data_loader.type = {loader.type!r}: this version trains on 'DigitScenes' or "
+                              "on what Trainer(train_dataset=…) is given; the loaders of COCO, VG and Flickr come with a later one")
 
 
 def labelled_sets(loader):
