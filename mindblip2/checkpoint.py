@@ -69,7 +69,9 @@ class Checkpoint(Mapping):
         """The array in float32, whatever the file holds."""
         array = self[name]
         if self.types[name] == "BFloat16":
-            return np.left_shift(array, 16, dtype=np.uint32, out=np.empty(array.shape, np.uint32)).view(np.float32)
+            wide = array.astype(np.uint32)
+            wide <<= 16
+            return wide.view(np.float32)
         return array.astype(np.float32, copy=False)
 
     def _index(self, data):

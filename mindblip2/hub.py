@@ -44,10 +44,12 @@ class Pretrained(nn.Cell):
 
     @classmethod
     def from_pretrained(cls, name_or_path, checkpoint=None):
-        """The model of a preset or YAML file with its weights: ``checkpoint``, else the configuration's
-        ``checkpoint_name_or_path``, else the file found by name.  Raises FileNotFoundError that says how to get them."""
+        """The model of a preset, a YAML file or a folder of ``save_pretrained`` with its weights: ``checkpoint``, else the
+        folder's own, else the configuration's ``checkpoint_name_or_path``, else the file found by name.  Raises
+        FileNotFoundError that says how to get them."""
         config = configuration.load_config(name_or_path).model.model_config
-        wanted = checkpoint or config.checkpoint_name_or_path or Path(name_or_path).stem
+        own = Path(name_or_path) / "model.ckpt"
+        wanted = checkpoint or (own if own.is_file() else config.checkpoint_name_or_path or Path(name_or_path).stem)
         path = wanted if Path(wanted).suffix == ".ckpt" else find_weights(wanted)
         with no_init():
             model = cls(config)
@@ -92,7 +94,7 @@ def _check_names(stored, parameters, path):
     if missing or extra:
         raise CheckpointError(
             f"{path} does not fit this model: {len(parameters) - len(missing)} of {len(parameters)} parameters are in it"
-            + _some("missing", missing) + _some("unexpected", extra) + _advice(missing, extra))
+            + _some("missing", missing) + _some("unexpected", extra) + _advice(stored, missing))
 
 
 def _check_shapes(stored, parameters, path):
@@ -113,11 +115,13 @@ def _some(what, names):
     return f"\n  {what}: {shown}" if names else ""
 
 
-def _advice(missing, extra):
-    if missing and all(name.startswith("vit.") for name in missing):
+def _advice(stored, missing):
+    held = {part for name in stored for part in name.split(".")}
+    if "vit" not in held and all(name.startswith("vit.") for name in missing):
         return "\n  It has no ViT: convert again with --vit_path eva_vit_g.pth"
-    if any(name.startswith(("llm", "opt")) for name in extra) or any("text_ffn" in name for name in missing):
-        return "\n  It looks like a stage-2 checkpoint, made without the text half: convert blip2_pretrained.pth (stage 1)"
-    if not set(missing) or len(missing) < 5:
-        return "\n  Use the --config that belongs to the file"
-    return "\n  It is not a mindblip2 stage-1 checkpoint: convert one with python convert/convert_weight.py"
+    if held & {"llm_proj", "opt_proj"} or ("query_tokens" in held and "text_ffn" not in held):
+        return ("\n  It looks like a stage-2 checkpoint, or one made without the text half: convert blip2_pretrained.pth "
+                "(stage 1)")
+    if len(missing) > len(stored):
+        return "\n  It is not a mindblip2 stage-1 checkpoint: convert one with python convert/convert_weight.py"
+    return "\n  Use the --config that belongs to the file"

@@ -6,6 +6,12 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, One, Zero, initializer
 
+# ops.matmul would copy a weight for every row of the batch before a batched product; these do not.
+PRODUCT = ops.MatMul(transpose_b=True)
+SCORES = ops.BatchMatMul(transpose_b=True)
+WEIGHTED = ops.BatchMatMul()
+ADD_BIAS = ops.BiasAdd()
+
 MASKED = -10000.0  # LAVIS adds (1 - mask) * -10000; not -inf, so a row with nothing to see stays finite
 
 
@@ -22,13 +28,20 @@ def gelu(x):
 def attend(query_BHTK, key_BHSK, value_BHSK, bias=None, dropout=None):
     """softmax(q kᵀ / √K + bias) v → (B, H, T, K); the softmax is in float32.  ``bias`` broadcasts to (B, H, T, S)."""
     width = query_BHTK.shape[-1]
-    scores_BHTS = ops.matmul(query_BHTK * width ** -0.5, key_BHSK.swapaxes(-1, -2)).astype(ms.float32)
+    scores_BHTS = SCORES(query_BHTK * width ** -0.5, key_BHSK).astype(ms.float32)
     if bias is not None:
         scores_BHTS = scores_BHTS + bias
     weights_BHTS = ops.softmax(scores_BHTS, -1)
     if dropout is not None:
         weights_BHTS = dropout(weights_BHTS)
-    return ops.matmul(weights_BHTS.astype(value_BHSK.dtype), value_BHSK)
+    return WEIGHTED(weights_BHTS.astype(value_BHSK.dtype), value_BHSK)
+
+
+def linear(x, weight, bias=None):
+    """x Wᵀ + b over the last axis: (…, in), (out, in), (out,) → (…, out), as one plain product."""
+    flat = PRODUCT(x.reshape(-1, x.shape[-1]), weight)
+    flat = flat if bias is None else ADD_BIAS(flat, bias)
+    return flat.reshape(x.shape[:-1] + (weight.shape[0],))
 
 
 def split_heads(x_BTD, heads):
@@ -56,8 +69,7 @@ class Linear(nn.Cell):
 
     def construct(self, x, bias=None):
         bias = self.bias if bias is None else bias
-        product = ops.matmul(x.astype(self.dtype), self.weight.astype(self.dtype).T)
-        return product if bias is None else product + bias.astype(self.dtype)
+        return linear(x.astype(self.dtype), self.weight.astype(self.dtype), None if bias is None else bias.astype(self.dtype))
 
 
 class LayerNorm(nn.Cell):

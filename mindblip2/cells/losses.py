@@ -6,7 +6,7 @@ import mindspore as ms
 from mindspore import ops
 
 from mindblip2 import comm
-from mindblip2.cells.layers import MASKED
+from mindblip2.cells.layers import MASKED, linear
 
 
 def normalise(x):
@@ -17,7 +17,7 @@ def normalise(x):
 
 def similarity(image_BQE, text_GE):
     """Cosine of every image with every text, the best query counts: (B, Q, E), (G, E) → (B, G)."""
-    return ops.amax(ops.matmul(image_BQE, text_GE.T), 1)
+    return ops.amax(linear(image_BQE, text_GE), 1)
 
 
 def itc(image_BQE, text_BE, temp, image_id_B=None, smoothing=0.1, gather_with_grad=False):

@@ -11,7 +11,18 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Zero, initializer
 
-from mindblip2.cells.layers import MASKED, Embedding, FeedForward, LayerNorm, Linear, attend, gelu, merge_heads, split_heads
+from mindblip2.cells.layers import (
+    MASKED,
+    Embedding,
+    FeedForward,
+    LayerNorm,
+    Linear,
+    attend,
+    gelu,
+    linear,
+    merge_heads,
+    split_heads,
+)
 
 
 def pad_mask(input_ids_BT, pad_id):
@@ -171,7 +182,7 @@ class LMHead(nn.Cell):
 
     def construct(self, text_BTD, table_VD):
         x_BTD = self.norm(gelu(self.transform(text_BTD)))
-        return ops.matmul(x_BTD, table_VD.astype(x_BTD.dtype).T).astype(ms.float32) + self.bias
+        return linear(x_BTD, table_VD.astype(x_BTD.dtype)).astype(ms.float32) + self.bias
 
 
 class TextEmbedding(nn.Cell):
