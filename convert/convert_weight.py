@@ -41,6 +41,8 @@ def to_mindspore(torch_path, mindspore_path=None, vit_path=None, config=None, im
         raise CheckpointError(f"{vit_path} is no EVA ViT: --vit_path takes eva_vit_g.pth")
     if kind is BERT and vit is None:
         raise CheckpointError(f"{torch_path} is BERT: the start of stage 1 needs the ViT too, add --vit_path eva_vit_g.pth")
+    if vit is not None and any(name.startswith(("visual_encoder.", "vision_model.encoder.")) for name in main):
+        raise CheckpointError(f"{torch_path} holds a ViT of its own, which belongs to its other weights: leave out --vit_path")
     config = _config(config, image_size) or plan.read_config(main, vit, kind, image_size)
     rows = plan.make_plan(main, kind, vit, model_shapes(config), config)
     if mindspore_path:
@@ -49,29 +51,56 @@ def to_mindspore(torch_path, mindspore_path=None, vit_path=None, config=None, im
 
 
 def to_torch(mindspore_path, torch_path, dtype=None):
-    """A .ckpt as a LAVIS file ``{"model": state dict}``, tied weights under both names and ``position_ids`` made again."""
+    """A .ckpt as a LAVIS file ``{"model": state dict}``, tied weights under both names and ``position_ids`` made again.
+
+    Raises :class:`CheckpointError` where the .ckpt is not a whole stage-1 model; nothing is written then."""
     stored = Checkpoint(mindspore_path)
-    if "qformer.query_tokens" not in stored:
-        raise CheckpointError(f"{mindspore_path} is no mindblip2 stage-1 checkpoint: it has no qformer.query_tokens")
+    names = _lavis_names(stored)
     state = {}
-    for name in tqdm(stored, desc="to torch", unit="tensor", disable=None):
-        value = plan.cast(_from_numpy(stored[name], stored.types[name]), dtype)
-        theirs = foreign_name(LAVIS, name, _freq(stored))
-        if theirs is None:
-            raise CheckpointError(f"{mindspore_path}: {name} has no name in LAVIS")
-        if name == "vit.patch_embed.proj.weight":
-            side = round((value.shape[1] / 3) ** 0.5)
-            value = value.reshape(value.shape[0], 3, side, side)
-        state[theirs] = value
+    for ours, theirs in tqdm(names.items(), desc="to torch", unit="tensor", disable=None):
+        value = plan.cast(_from_numpy(stored[ours], stored.types[ours]), dtype)
+        state[theirs] = value.reshape(_lavis_shape(ours, value.shape))
     state["Qformer.cls.predictions.decoder.weight"] = state["Qformer.bert.embeddings.word_embeddings.weight"]
     state["Qformer.cls.predictions.decoder.bias"] = state["Qformer.cls.predictions.bias"]
     positions = state["Qformer.bert.embeddings.position_embeddings.weight"].shape[0]
     state["Qformer.bert.embeddings.position_ids"] = torch.arange(positions)[None]
-    partial = Path(f"{torch_path}.partial")
-    Path(torch_path).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": state}, partial)
-    os.replace(partial, torch_path)
+    _save({"model": state}, Path(torch_path))
     return state
+
+
+def _lavis_names(stored):
+    """Our name → LAVIS's, of a checkpoint that holds all that its own dimensions ask for and nothing else."""
+    freq = _freq(stored)
+    names = {name: foreign_name(LAVIS, name, freq) for name in stored}
+    unknown = [name for name, theirs in names.items() if theirs is None]
+    if unknown or "qformer.query_tokens" not in stored:
+        raise CheckpointError(f"{stored.path} is no mindblip2 stage-1 checkpoint: "
+                              + (f"LAVIS has no name for {unknown[0]}" if unknown else "it has no qformer.query_tokens"))
+    shapes = {theirs: torch.empty(_lavis_shape(ours, stored.shapes[ours]), device="meta") for ours, theirs in names.items()}
+    expected = model_shapes(plan.read_config(shapes, None, LAVIS))
+    wrong = [name for name in expected | stored.shapes if expected.get(name) != stored.shapes.get(name)]
+    if wrong:
+        raise CheckpointError(f"{stored.path} is no whole stage-1 model: {len(wrong)} parameters are missing or do not fit, "
+                              f"first {wrong[0]}: {stored.shapes.get(wrong[0])} in the file, {expected.get(wrong[0])} "
+                              "expected")
+    return names
+
+
+def _lavis_shape(name, shape):
+    if name != "vit.patch_embed.proj.weight":
+        return shape
+    side = round((shape[1] / 3) ** 0.5)
+    return shape[0], 3, side, side
+
+
+def _save(content, path):
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.save(content, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def model_shapes(config):
@@ -117,8 +146,10 @@ def main(arguments=None):
     parser.add_argument("--to_torch", action="store_true", help="from --mindspore_path to --torch_path")
     parser.add_argument("--check", action="store_true", help="only print the coverage table")
     options = parser.parse_args(arguments)
-    if not options.check and not options.mindspore_path:
+    if not options.mindspore_path and (options.to_torch or not options.check):
         parser.error("--mindspore_path is needed (or --check)")
+    if options.to_torch and (options.check or options.vit_path or options.config or options.image_size):
+        parser.error("--to_torch goes with --mindspore_path, --torch_path and --dtype only")
     try:
         if options.to_torch:
             state = to_torch(options.mindspore_path, options.torch_path, options.dtype)

@@ -1,6 +1,7 @@
-"""Foreign files as lazy mappings from name to torch tensor.  Nothing in a file is ever run; tensors are memory-mapped."""
+"""Foreign files as lazy mappings from name to torch tensor.  Nothing in a file is ever run."""
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from mindblip2.checkpoint import CheckpointError
 
 WRAPPERS = ("model", "state_dict", "module")  # LAVIS, Lightning, DeepSpeed put the tensors one level down
+REMAP_BYTES = 512 * 1024 * 1024
 
 
 def read(path):
@@ -18,10 +20,36 @@ def read(path):
     path = _file_in(Path(path))
     if path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json"):
         return Safetensors(path)
-    if path.suffix == ".ckpt":
+    if _starts_with(path, b"\n"):
         raise CheckpointError(f"{path} is a MindSpore file: to turn it into a torch file use --to_torch "
                               f"--mindspore_path {path} --torch_path out.pth")
-    return _tensors(_load(path), path)
+    return TorchFile(path)
+
+
+class TorchFile(Mapping):
+    """Tensors of a torch file.  A zip file, torch's format since 1.6, is mapped into memory, and mapped anew after every
+    ``REMAP_BYTES`` that were handed out: until then the kernel counts the pages that were read as memory of the process."""
+
+    def __init__(self, path):
+        self._path, self._handed_out = path, 0
+        self._mapped = _starts_with(path, b"PK")
+        self._tensors = _tensors(_load(path, self._mapped), path)
+
+    def __getitem__(self, name):
+        self._handed_out += self._tensors[name].nbytes
+        if self._mapped and self._handed_out > REMAP_BYTES:
+            self._handed_out = 0
+            self._tensors = _tensors(_load(self._path, True), self._path)
+        return self._tensors[name]
+
+    def __iter__(self):
+        return iter(self._tensors)
+
+    def __len__(self):
+        return len(self._tensors)
+
+    def shape(self, name):
+        return tuple(self._tensors[name].shape)
 
 
 class Safetensors(Mapping):
@@ -38,7 +66,8 @@ class Safetensors(Mapping):
         self._files = {}
         for file in files:
             if not file.is_file():
-                raise FileNotFoundError(f"{path.name} names the shard {file.name}, which is not in {file.parent.absolute()}")
+                raise FileNotFoundError(f"{path.name} names the shard {file.name}, which is not in "
+                                        f"{file.parent.absolute()}")
             try:
                 opened = safe_open(str(file), framework="pt")
             except Exception as error:  # the library's error class is not exported
@@ -60,7 +89,7 @@ class Safetensors(Mapping):
 
 def shape_of(state, name):
     """Shape of a tensor without reading it."""
-    return state.shape(name) if isinstance(state, Safetensors) else tuple(state[name].shape)
+    return state.shape(name) if isinstance(state, (TorchFile, Safetensors)) else tuple(state[name].shape)
 
 
 def _file_in(path):
@@ -76,25 +105,24 @@ def _file_in(path):
     return path
 
 
-def _load(path):
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "Unsupported global" in reason or "Unsupported operand" in reason or "Unsupported class" in reason:
-            raise CheckpointError(
-                f"REFUSED: {path} holds code, not only tensors, and nothing of it was run.  If you trust where it comes from, "
-                f"load it with LAVIS, save model.state_dict() and convert that.  torch says: {_first_line(reason)}") from None
-        raise CheckpointError(f"{path} is damaged or no torch file: {_first_line(reason)}") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is truncated, damaged or no torch file ({path.stat().st_size:,} bytes): "
-                              f"{_first_line(str(error))}.  Get it again and compare the size") from None
-
-
-def _is_zip(path):
-    """Only torch's zip format (1.6 and later) can be memory-mapped; older files are read whole."""
+def _starts_with(path, head):
     with open(path, "rb") as file:
-        return file.read(2) == b"PK"
+        return file.read(len(head)) == head
+
+
+def _load(path, mapped):
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL [\w.]+|Unsupported \w+ [\w.]+", str(error))
+        if found and (_starts_with(path, b"PK") or _starts_with(path, b"\x80") or "GLOBAL" in found[0]):
+            raise CheckpointError(
+                f"REFUSED: {path} holds more than tensors ({found[0]}), which could run code; nothing of it was run.  If you "
+                "trust where it comes from, load it with LAVIS, save model.state_dict() and convert that") from None
+        raise CheckpointError(f"{path} is damaged or no torch file ({path.stat().st_size:,} bytes).  Get it again") from None
+    except Exception as error:  # a damaged file fails in as many ways as a pickle has opcodes
+        raise CheckpointError(f"{path} is truncated, damaged or no torch file ({path.stat().st_size:,} bytes): "
+                              f"{_first_line(error)}.  Get it again and compare the size") from None
 
 
 def _tensors(loaded, path):
@@ -102,10 +130,11 @@ def _tensors(loaded, path):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
-        raise CheckpointError(f"{path} holds no state dict: expected a mapping of names to tensors, or such a mapping under "
-                              f"{' or '.join(WRAPPERS)}")
+        raise CheckpointError(f"{path} holds no state dict: expected a mapping of names to tensors, or such a mapping "
+                              f"under {' or '.join(WRAPPERS)}")
     return loaded
 
 
-def _first_line(text):
-    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")[:300]
+def _first_line(error):
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:200]

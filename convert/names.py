@@ -108,7 +108,7 @@ _HF_SELF = {ours: theirs.replace("attention.self", "attention.attention") for ou
 _HF_CROSS = {ours: theirs.replace("crossattention.self", "crossattention.attention") for ours, theirs in _BERT_CROSS.items()}
 HF = Source(
     title="transformers blip2-itm",
-    modules={"": "", "qformer": "", "ln_vision": "vision_model.post_layernorm",
+    modules={"qformer": "", "ln_vision": "vision_model.post_layernorm",
              **_heads("vision_projection", "text_projection"),
              "vit.patch_embed.proj": "vision_model.embeddings.patch_embedding",
              **_nest("vit.blocks.{i}", "vision_model.encoder.layers.{i}",

@@ -11,9 +11,10 @@ import torch
 from convert.files import shape_of
 from convert.names import BERT, EVA, HF, LAVIS, copied_from, foreign_name
 from mindblip2.checkpoint import CheckpointError
-from mindblip2.config import Blip2Config
+from mindblip2.config import Blip2Config, QFormerConfig, ViTConfig
+from mindblip2.sections import ConfigError
 
-TYPES = {torch.float32: "Float32", torch.float16: "Float16", torch.bfloat16: "BFloat16"}
+TYPES = {torch.float32: "Float32", torch.float16: "Float16", torch.bfloat16: "BFloat16", torch.float64: "Float64"}
 NARROW = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SEED = 42
 
@@ -49,6 +50,17 @@ def detect(state, path):
 
 def read_config(main, vit, kind, image_size=None):
     """The dimensions as the files' own shapes tell them.  Heads are in no shape and do not matter to the conversion."""
+    try:
+        return _read_config(main, vit, kind, image_size)
+    except (CheckpointError, ConfigError):
+        raise
+    except KeyError as error:
+        raise CheckpointError(f"the files hold no {error.args[0]}, without which they are no BLIP-2 stage 1") from None
+    except (ValueError, IndexError) as error:
+        raise CheckpointError(f"no dimensions can be read off the files ({error}): give --config") from None
+
+
+def _read_config(main, vit, kind, image_size):
     q = {LAVIS: "Qformer.bert.", HF: "", BERT: "bert."}[kind]
     layer = "qformer.encoder.layer." if kind is HF else q + "encoder.layer."
     v, block = ("vision_model.embeddings.", "vision_model.encoder.layers.") if kind is HF else ("visual_encoder.",) * 2
@@ -66,16 +78,22 @@ def read_config(main, vit, kind, image_size=None):
     size = round((shape_of(holder, pos_name)[1] - 1) ** 0.5) * patch
     vocab, qwidth = shape_of(main, q + "embeddings.word_embeddings.weight")
     crossing = sorted({int(n[len(layer):].split(".")[0]) for n in main if n.startswith(layer) and ".crossattention." in n})
-    queries, embed = (shape_of(main, "query_tokens")[1], shape_of(main, _proj(kind))[0]) if kind is not BERT else (32, 256)
+    queries, embed = QFormerConfig().query_length, QFormerConfig().head_embed_dim
+    if kind is not BERT:
+        queries, embed = shape_of(main, "query_tokens")[1], shape_of(main, _proj(kind))[0]
     vocab += kind is BERT  # [DEC]
+    layers = _count(main, layer)
+    positions = shape_of(main, q + "embeddings.position_embeddings.weight")[0]
     return Blip2Config(
+        max_txt_len=min(Blip2Config.max_txt_len, positions),
         vision_config=dict(image_size=image_size or size, patch_size=patch, hidden_size=width, intermediate_size=hidden,
-                           num_hidden_layers=depth - (vit is not None), num_attention_heads=_heads(width, 88)),
+                           num_hidden_layers=depth if vit is None else _blocks_used(depth),
+                           num_attention_heads=_heads(width, 88)),
         qformer_config=dict(vocab_size=vocab, bos_token_id=vocab - 1, hidden_size=qwidth, encoder_width=width,
-                            num_hidden_layers=_count(main, layer), num_attention_heads=_heads(qwidth, 64),
+                            num_hidden_layers=layers, num_attention_heads=_heads(qwidth, 64),
                             intermediate_size=shape_of(main, layer + "0.intermediate.dense.weight")[0],
-                            max_position_embeddings=shape_of(main, q + "embeddings.position_embeddings.weight")[0],
-                            cross_attention_freq=crossing[1] if len(crossing) > 1 else 2, query_length=queries,
+                            max_position_embeddings=positions,
+                            cross_attention_freq=_freq(crossing, kind, layers), query_length=queries,
                             head_embed_dim=embed))
 
 
@@ -91,10 +109,27 @@ def make_plan(main, kind, vit, parameters, config):
         rows += _leftovers(vit, EVA, used[id(vit)], f"blocks.{config.vision_config.num_hidden_layers}.")
     problems = [r for r in rows if r.action in ("missing", "leftover", "shape")]
     if problems:
-        lines = "\n".join(f"  {r.action}: {r.ours or r.theirs} {r.note}" for r in problems[:12])
-        raise CheckpointError(f"the files do not make this model: {len(problems)} problems\n{lines}\n"
-                              "Nothing was written.  Check --config, and that the files belong together")
+        raise CheckpointError(_report(problems))
+    _check_tied(main)
     return rows
+
+
+def _report(problems):
+    lines = [f"  {r.action}: {r.ours or r.theirs} {r.note}" for r in problems]
+    shown = lines[:12] + ([f"  … and {len(lines) - 12} more"] if len(lines) > 12 else [])
+    advice = "check --config, and that the files belong together"
+    if all(r.action == "missing" and r.ours.startswith("vit.") for r in problems):
+        advice = "add --vit_path eva_vit_g.pth, or check --config"
+    return "\n".join([f"the files do not make this model: {len(lines)} problems", *shown, f"Nothing was written: {advice}"])
+
+
+def _check_tied(state):
+    """Tied tensors are kept once, so both names must hold the same numbers."""
+    for name in state:
+        for end, owner in (("weight", "bert.embeddings.word_embeddings.weight"), ("bias", "cls.predictions.bias")):
+            head, found, rest = name.rpartition(f"cls.predictions.decoder.{end}")
+            if found and not rest and not torch.equal(state[name], state[head + owner]):
+                raise CheckpointError(f"{name} and {head + owner} differ, but BLIP-2 ties them: this is another model")
 
 
 def tensor(row, rows):
@@ -125,7 +160,7 @@ def interpolate(pos_embed, tokens):
 
 
 def cast(value, dtype):
-    """Matrices in ``dtype`` (None: as they are); vectors stay float32, as LAVIS's fp16 files have it."""
+    """Matrices in ``dtype``, all else in float32: norms, biases and position embeddings are small.  None: as they are."""
     if dtype is not None:
         value = value.to(NARROW[dtype] if value.ndim == 2 else torch.float32)
     return value
@@ -134,6 +169,9 @@ def cast(value, dtype):
 def to_numpy(value):
     """(MindSpore's type name, array); bfloat16 travels as its 16 bits."""
     value = value.detach().contiguous()
+    if value.dtype not in TYPES:
+        raise CheckpointError(f"a tensor of type {value.dtype} and shape {tuple(value.shape)} can be no weight of this model: "
+                              "convert a file of floating point numbers")
     if value.dtype == torch.bfloat16:
         return "BFloat16", value.view(torch.int16).numpy().view(np.uint16)
     return TYPES[value.dtype], value.numpy()
@@ -154,21 +192,19 @@ def table(rows):
 
 
 def _row(name, shape, state, source, freq, used):
-    theirs = foreign_name(source, name, freq)
     copy = copied_from(source, name, freq)
-    action, note = "mapped", ""
+    action, note, expected = "mapped", "", foreign_name(source, copy or name, freq)
     if copy is not None:
         action, note = "copied", "query feed-forward starts as the text feed-forward's copy"
-        theirs = foreign_name(source, copy, freq)
     if source is HF and name.endswith(("attn.q_bias", "attn.v_bias")):
-        theirs = theirs.rpartition(".")[0] + ".qkv.bias"
+        expected = foreign_name(source, name.rpartition(".")[0] + ".qkv.bias")
         note = "q and v parts of the fused bias; the k part has no effect: the softmax ignores it"
-    theirs = _present(theirs, state)
-    if theirs is None:
+    if expected is None:  # files of this kind have no such module
         reason = next((why for prefix, why in source.makes if name.startswith(prefix)), None)
-        if reason is None:
-            return Row("missing", name, "", f"is in no file (expected as {foreign_name(source, name, freq)})", None, shape)
-        return Row("made", name, "", reason, None, shape)
+        return Row("made" if reason else "missing", name, "", reason or "has no place in such a file", None, shape)
+    theirs = _present(expected, state)
+    if theirs is None:
+        return Row("missing", name, "", f"is in no file (expected as {expected})", None, shape)
     used.add(theirs)
     return _checked(Row(action, name, theirs, note, state, shape), shape_of(state, theirs))
 
@@ -229,6 +265,18 @@ def _count(state, prefix):
 
 def _heads(width, head):
     return width // head if width % head == 0 else 1
+
+
+def _blocks_used(depth):
+    """Of EVA's own file the last block is unused.  A ViT of as many blocks as BLIP-2 has was saved by LAVIS: all are."""
+    return depth if depth == ViTConfig().num_hidden_layers else depth - 1
+
+
+def _freq(crossing, kind, layers):
+    """Cross-attention in every which layer; BERT has none yet, and where only the first has one, the period is the depth."""
+    if kind is BERT:
+        return QFormerConfig().cross_attention_freq
+    return crossing[1] if len(crossing) > 1 else layers
 
 
 def _proj(kind):

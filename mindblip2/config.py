@@ -33,7 +33,8 @@ class ViTConfig(Section):
     layer_norm_eps: float = 1e-6        # in the blocks; ln_vision after them has its own
     qkv_bias: bool = True               # on q and v; k has none
     drop_path_rate: float = 0.0
-    initializer_range: float = 0.02
+    initializer_range: float = 0.02     # standard deviation of the weights before training
+    position_range: float = 0.02        # the same of the position embeddings; a small ViT from scratch wants about 1
     checkpoint_name_or_path: str = ""
 
     def __post_init__(self):
@@ -181,6 +182,7 @@ class ContextConfig(Section):
     device_target: str = ""             # "" means what the host has
     device_id: int = 0
     max_device_memory: str = ""
+    enable_graph_kernel: bool = False   # CPU, graph mode: fuse what lies between the products; needs g++ and decorator
     save_graphs: bool = False
     save_graphs_path: str = "./graph"
 

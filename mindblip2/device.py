@@ -1,7 +1,11 @@
 """Which device a run uses, and in which mode; and what the device cannot do."""
+import importlib.util
 import logging
+import shutil
 
 import mindspore as ms
+
+from mindblip2.sections import ConfigError
 
 logger = logging.getLogger("mindblip2")
 
@@ -13,6 +17,8 @@ def use(context):
         ms.set_device(context.device_target, context.device_id)
     if context.max_device_memory and target() != "CPU":
         ms.set_context(max_device_memory=context.max_device_memory)
+    if context.enable_graph_kernel:
+        _fuse(context)
     if context.save_graphs:
         ms.set_context(save_graphs=True, save_graphs_path=context.save_graphs_path)
 
@@ -22,9 +28,30 @@ def target():
     return ms.get_context("device_target")
 
 
+def fuses():
+    """Are elementwise steps fused into one pass?  Cells ask when they are made, and then use the forms that fuse well."""
+    return target() == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE and bool(ms.get_context("enable_graph_kernel"))
+
+
+def _fuse(context):
+    """Turn MindSpore's graph kernels on.  On a CPU they are compiled by g++ on the first run; without it, or without the Python
+    package decorator, which MindSpore uses undeclared, the run would hang."""
+    if target() == "CPU":
+        missing = [name for name, there in (("g++", shutil.which("g++")), ("the Python package decorator",
+                                                                          importlib.util.find_spec("decorator"))) if not there]
+        if missing or context.mode != 0:
+            raise ConfigError("context.enable_graph_kernel on a CPU needs " + (" and ".join(missing) or "context.mode 0 (graph)")
+                              + ": install it (pip install decorator), or leave the key out")
+        # Their Exp, Tanh and the like are accurate to 1e-4 only, so those stay with the ordinary kernels.
+        ms.set_context(graph_kernel_flags="--enable_cluster_ops_only=Add,Sub,Mul,RealDiv,Minimum,Maximum,Rsqrt,ReduceSum")
+    ms.set_context(enable_graph_kernel=True)
+
+
 def runnable(config):
     """The model's configuration as this device can compute it: on CPU half precision is slower than float32 or missing, so
     the products are float32 there whatever the weights are stored in."""
+    if target() == "CPU":
+        ms.runtime.launch_blocking()  # in PyNative its asynchronous launches spin: without this ten times the time of both cores
     if target() == "CPU" and config.compute_dtype != "float32":
         logger.warning("compute_dtype %s: computing in float32, since the device is a CPU", config.compute_dtype)
         return config.replace(compute_dtype="float32")

@@ -17,7 +17,7 @@ IGNORED = {
         "micro_batch_interleave_num", "recompute_config", "auto_tune", "filepath_prefix", "autotune_per_step", "profile",
         "profile_start_step", "profile_stop_step", "init_start_profile", "profile_communication", "profile_memory",
         "train_dataset_task", "eval_dataset_task", "layer_scale", "lr_scale", "lr_scale_factor", "do_eval"},
-    "ContextConfig": {"enable_graph_kernel", "graph_kernel_flags", "max_call_depth"},
+    "ContextConfig": {"graph_kernel_flags", "max_call_depth"},
     "RunnerConfig": {"has_trained_epoches", "has_trained_steps"},
     "ParallelConfig": {"expert_parallel", "pipeline_stage", "optimizer_shard", "micro_batch_num", "vocab_emb_dp",
                        "gradient_aggregation_group"},

@@ -43,6 +43,7 @@ class Blip2Qformer(Pretrained):
         self.text_proj = Linear(qformer.hidden_size, qformer.head_embed_dim, dtype)
         self.itm_head = Linear(qformer.hidden_size, 2, dtype)
         self.temp = Parameter(Tensor(self.config.temperature, ms.float32), name="temp")
+        self._caption_step = (_CaptionStep(self.qformer),)  # kept, so that a graph is compiled once; in a tuple: it is no child
         if self.config.freeze_vision:
             for parameter in self.vit.get_parameters():
                 parameter.requires_grad = False
@@ -131,7 +132,7 @@ class Blip2Qformer(Pretrained):
             raise ValueError(f"max_new_tokens = {how.max_new_tokens}: the model has "
                              f"{config.max_position_embeddings} positions, one of which is [DEC]")
         _, cache = self.qformer.see(self.remember(image))
-        step = (_CachedCaption if use_cache else _WholeCaption)(self.qformer, cache, how)
+        step = _CachedCaption(self._caption_step[0], cache, how) if use_cache else _WholeCaption(self.qformer, cache)
         return generate(step, np.full((image.shape[0], 1), config.bos_token_id), how)
 
     def _project(self, head, x):
@@ -211,8 +212,8 @@ class _CaptionStep(nn.Cell):
 class _CachedCaption:
     """Step function for ``generate`` that keeps the keys and values of what was seen and written."""
 
-    def __init__(self, qformer, cache, how):
-        self.step = _CaptionStep(qformer)
+    def __init__(self, step, cache, how):
+        self.step = step
         room = how.max_new_tokens
         self.buffers = ms.mutable(tuple(
             tuple(ops.cat((x, ops.zeros((*x.shape[:2], room, x.shape[3]), x.dtype)), 2) for x in pair) for pair in cache))
@@ -230,7 +231,7 @@ class _CachedCaption:
 class _WholeCaption:
     """Step function without a cache of text: every step runs the whole prefix."""
 
-    def __init__(self, qformer, cache, how):
+    def __init__(self, qformer, cache):
         self.qformer, self.cache = qformer, cache
         self.ids_NT = None
 

@@ -13,9 +13,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to decode.  Lengths count generated tokens only, the end token included."""
-    max_new_tokens: int = 29            # LAVIS: max_length 30 with [DEC]
-    min_new_tokens: int = 9             # LAVIS: min_length 10 with [DEC]
+    """How to decode.  Lengths count generated tokens only, the start token never."""
+    max_new_tokens: int = 29            # the end token included; LAVIS: max_length 30 with [DEC]
+    min_new_tokens: int = 9             # before the end token; LAVIS: min_length 10 with [DEC]
     num_beams: int = 3
     do_sample: bool = False             # nucleus sampling; num_beams is not used then
     top_p: float = 0.9
@@ -60,18 +60,26 @@ def _one_by_one(step, ids_BT, how):
     return ids_BT
 
 
-def _scores(logits_NV, ids_NT, new, how):
-    """Logits → log-probabilities, with the repetition penalty before and the minimal length after, as transformers."""
+def _scores(logits_NV, ids_NT, new, how, beam=False):
+    """Logits → log-probabilities.  As in transformers the repetition penalty works on the logits, but in beam search on the
+    log-probabilities, and the minimal length comes last."""
     logits_NV = np.array(logits_NV, np.float32)
-    if how.repetition_penalty != 1.0:
-        seen = np.take_along_axis(logits_NV, ids_NT, 1)
-        seen = np.where(seen < 0, seen * how.repetition_penalty, seen / how.repetition_penalty)
-        np.put_along_axis(logits_NV, ids_NT, seen, 1)
+    if not beam:
+        _penalise(logits_NV, ids_NT, how.repetition_penalty)
     top = logits_NV.max(1, keepdims=True)
     scores_NV = logits_NV - top - np.log(np.exp(logits_NV - top).sum(1, keepdims=True))
+    if beam:
+        _penalise(scores_NV, ids_NT, how.repetition_penalty)
     if new < how.min_new_tokens:
         scores_NV[:, how.eos_token_id] = -np.inf
     return scores_NV
+
+
+def _penalise(scores_NV, ids_NT, penalty):
+    """Make tokens that are there already less likely, in place."""
+    if penalty != 1.0:
+        seen = np.take_along_axis(scores_NV, ids_NT, 1)
+        np.put_along_axis(scores_NV, ids_NT, np.where(seen < 0, seen * penalty, seen / penalty), 1)
 
 
 def _sample(scores_BV, random, how):
@@ -84,7 +92,8 @@ def _sample(scores_BV, random, how):
         probs_BV[:, how.top_k:] = 0
     probs_BV /= probs_BV.sum(1, keepdims=True)
     before_BV = np.cumsum(probs_BV, 1) - probs_BV
-    probs_BV[before_BV >= how.top_p] = 0  # the token that crosses top_p stays
+    if how.top_p < 1:
+        probs_BV[before_BV >= how.top_p] = 0  # the token that crosses top_p stays
     edges_BV = np.cumsum(probs_BV, 1)
     draw_B1 = random.random((len(scores_BV), 1)) * edges_BV[:, -1:]
     choice_B = np.minimum((edges_BV <= draw_B1).sum(1), (probs_BV > 0).sum(1) - 1)
@@ -114,7 +123,7 @@ def _beams(step, start_B1, how):
     finished = [_Hypotheses(beams, how.length_penalty) for _ in range(batch)]
     done_B = np.zeros(batch, bool)
     for new in range(how.max_new_tokens):
-        scores_NV = _scores(step(ids_NT[:, -1], new, order_N), ids_NT, new, how) + total_BM.reshape(-1, 1)
+        scores_NV = _scores(step(ids_NT[:, -1], new, order_N), ids_NT, new, how, beam=True) + total_BM.reshape(-1, 1)
         token_BM, order_BM, total_BM = _advance(scores_NV, ids_NT, finished, done_B, how)
         order_N = order_BM.reshape(-1)
         ids_NT = np.concatenate([ids_NT[order_N], token_BM.reshape(-1, 1).astype(np.int32)], 1)

@@ -6,6 +6,9 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, One, Zero, initializer
 
+from mindblip2 import device
+from mindblip2.cells import fused
+
 # ops.matmul would copy a weight for every row of the batch before a batched product; these do not.
 PRODUCT = ops.MatMul(transpose_b=True)
 SCORES = ops.BatchMatMul(transpose_b=True)
@@ -20,9 +23,15 @@ def dtype_of(name):
     return {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[name]
 
 
-def gelu(x):
+class GELU(nn.Cell):
     """x · Φ(x) with the exact Gaussian integral (erf), as torch's default; ``nn.GELU()`` is the tanh approximation."""
-    return ops.gelu(x, approximate="none")
+
+    def __init__(self):
+        super().__init__()
+        self.fused = device.fuses()
+
+    def construct(self, x):
+        return fused.gelu(x) if self.fused else ops.gelu(x, approximate="none")
 
 
 def attend(query_BHTK, key_BHSK, value_BHSK, bias=None, dropout=None):
@@ -79,9 +88,13 @@ class LayerNorm(nn.Cell):
         super().__init__()
         self.gamma = Parameter(initializer(One(), (width,)), name="gamma")
         self.beta = Parameter(initializer(Zero(), (width,)), name="beta")
+        self.eps = eps
         self.normalise = ops.LayerNorm(-1, -1, eps)
+        self.fused = device.fuses()
 
     def construct(self, x):
+        if self.fused:
+            return fused.layer_norm(x.astype(ms.float32), self.gamma, self.beta, self.eps).astype(x.dtype)
         return self.normalise(x.astype(ms.float32), self.gamma, self.beta)[0].astype(x.dtype)
 
 
@@ -91,10 +104,11 @@ class FeedForward(nn.Cell):
     def __init__(self, width, hidden, dtype="float32", std=0.02):
         super().__init__()
         self.up = Linear(width, hidden, dtype, std=std)
+        self.gelu = GELU()
         self.down = Linear(hidden, width, dtype, std=std)
 
     def construct(self, x):
-        return self.down(gelu(self.up(x)))
+        return self.down(self.gelu(self.up(x)))
 
 
 class Embedding(nn.Cell):

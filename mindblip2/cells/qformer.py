@@ -9,16 +9,16 @@ head width · V vocab
 """
 import mindspore as ms
 from mindspore import Parameter, nn, ops
-from mindspore.common.initializer import Zero, initializer
+from mindspore.common.initializer import Normal, Zero, initializer
 
 from mindblip2.cells.layers import (
+    GELU,
     MASKED,
     Embedding,
     FeedForward,
     LayerNorm,
     Linear,
     attend,
-    gelu,
     linear,
     merge_heads,
     split_heads,
@@ -70,10 +70,11 @@ class SelfAttention(nn.Cell):
         super().__init__()
         width = config.hidden_size
         self.heads = config.num_attention_heads
-        self.query = Linear(width, width, dtype)
-        self.key = Linear(width, width, dtype)
-        self.value = Linear(width, width, dtype)
-        self.output = Linear(width, width, dtype)
+        std = config.initializer_range
+        self.query = Linear(width, width, dtype, std=std)
+        self.key = Linear(width, width, dtype, std=std)
+        self.value = Linear(width, width, dtype, std=std)
+        self.output = Linear(width, width, dtype, std=std)
         self.dropout = nn.Dropout(p=config.attention_probs_dropout_prob)
 
     def construct(self, x_BTD, past=None, bias=None):
@@ -91,8 +92,8 @@ class CrossAttention(nn.Cell):
     def __init__(self, config, dtype):
         super().__init__()
         self.heads = config.num_attention_heads
-        self.query = Linear(config.hidden_size, config.hidden_size, dtype)
-        self.output = Linear(config.hidden_size, config.hidden_size, dtype)
+        self.query = Linear(config.hidden_size, config.hidden_size, dtype, std=config.initializer_range)
+        self.output = Linear(config.hidden_size, config.hidden_size, dtype, std=config.initializer_range)
         self.dropout = nn.Dropout(p=config.attention_probs_dropout_prob)
 
     def construct(self, query_BQD, memory):
@@ -107,8 +108,9 @@ class Memory(nn.Cell):
         super().__init__()
         layers = len(range(0, config.num_hidden_layers, config.cross_attention_freq))
         self.heads = config.num_attention_heads
-        self.key = nn.CellList([Linear(config.encoder_width, config.hidden_size, dtype) for _ in range(layers)])
-        self.value = nn.CellList([Linear(config.encoder_width, config.hidden_size, dtype) for _ in range(layers)])
+        sizes, std = (config.encoder_width, config.hidden_size), config.initializer_range
+        self.key = nn.CellList([Linear(*sizes, dtype, std=std) for _ in range(layers)])
+        self.value = nn.CellList([Linear(*sizes, dtype, std=std) for _ in range(layers)])
 
     def construct(self, image_BPW):
         memory = ()
@@ -123,14 +125,15 @@ class QFormerLayer(nn.Cell):
 
     def __init__(self, config, dtype="float32", cross=True, text=True):
         super().__init__()
-        width, hidden, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
+        width, eps = config.hidden_size, config.layer_norm_eps
+        ffn = (width, config.intermediate_size, dtype, config.initializer_range)
         self.attention = SelfAttention(config, dtype)
         self.attention_norm = LayerNorm(width, eps)
         self.cross_attention = CrossAttention(config, dtype) if cross else None
         self.cross_norm = LayerNorm(width, eps) if cross else None
-        self.query_ffn = FeedForward(width, hidden, dtype)
+        self.query_ffn = FeedForward(*ffn)
         self.query_norm = LayerNorm(width, eps)
-        self.text_ffn = FeedForward(width, hidden, dtype) if text else None
+        self.text_ffn = FeedForward(*ffn) if text else None
         self.text_norm = LayerNorm(width, eps) if text else None
         self.dropout = nn.Dropout(p=config.hidden_dropout_prob)
 
@@ -176,12 +179,13 @@ class LMHead(nn.Cell):
     def __init__(self, config, dtype):
         super().__init__()
         self.dtype = dtype
-        self.transform = Linear(config.hidden_size, config.hidden_size, dtype)
+        self.transform = Linear(config.hidden_size, config.hidden_size, dtype, std=config.initializer_range)
+        self.gelu = GELU()
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.bias = Parameter(initializer(Zero(), (config.vocab_size,)), name="bias")
 
     def construct(self, text_BTD, table_VD):
-        x_BTD = self.norm(gelu(self.transform(text_BTD)))
+        x_BTD = self.norm(self.gelu(self.transform(text_BTD)))
         return linear(x_BTD, table_VD.astype(x_BTD.dtype)).astype(ms.float32) + self.bias
 
 
@@ -204,7 +208,7 @@ class QFormer(nn.Cell):
         super().__init__()
         self.pad_id = config.pad_token_id
         self.bos_id = config.bos_token_id
-        self.query_tokens = Parameter(initializer("normal", (1, config.query_length, config.hidden_size)),
+        self.query_tokens = Parameter(initializer(Normal(config.initializer_range), (1, config.query_length, config.hidden_size)),
                                       name="query_tokens")
         self.embeddings = TextEmbedding(config) if text else None
         self.embedding_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)

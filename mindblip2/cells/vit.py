@@ -16,7 +16,7 @@ class PatchEmbed(nn.Cell):
         super().__init__()
         self.patch = config.patch_size
         self.size = config.image_size
-        self.proj = Linear(config.num_channels * self.patch ** 2, config.hidden_size, dtype)
+        self.proj = Linear(config.num_channels * self.patch ** 2, config.hidden_size, dtype, std=config.initializer_range)
 
     def construct(self, image_BCHW):
         batch, channels, height, width = image_BCHW.shape
@@ -36,12 +36,12 @@ class ViTAttention(nn.Cell):
         super().__init__()
         width = config.hidden_size
         self.heads = config.num_attention_heads
-        self.qkv = Linear(width, 3 * width, dtype, bias=False)
+        self.qkv = Linear(width, 3 * width, dtype, bias=False, std=config.initializer_range)
         self.has_bias = config.qkv_bias
         if self.has_bias:
             self.q_bias = Parameter(initializer(Zero(), (width,)), name="q_bias")
             self.v_bias = Parameter(initializer(Zero(), (width,)), name="v_bias")
-        self.proj = Linear(width, width, dtype)
+        self.proj = Linear(width, width, dtype, std=config.initializer_range)
 
     def construct(self, x_BPD):
         bias = ops.cat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias)) if self.has_bias else None
@@ -58,7 +58,7 @@ class ViTBlock(nn.Cell):
         self.norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.attn = ViTAttention(config, dtype)
         self.norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.mlp = FeedForward(config.hidden_size, config.intermediate_size, dtype)
+        self.mlp = FeedForward(config.hidden_size, config.intermediate_size, dtype, config.initializer_range)
         self.drop_path = DropPath(drop_path)
 
     def construct(self, x_BPD):
@@ -74,7 +74,7 @@ class ViT(nn.Cell):
         depth, width = config.num_hidden_layers, config.hidden_size
         self.patch_embed = PatchEmbed(config, dtype)
         self.cls_token = Parameter(initializer(Normal(config.initializer_range), (1, 1, width)), name="cls_token")
-        self.pos_embed = Parameter(initializer(Normal(config.initializer_range), (1, config.num_tokens, width)),
+        self.pos_embed = Parameter(initializer(Normal(config.position_range), (1, config.num_tokens, width)),
                                    name="pos_embed")
         rates = [config.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.CellList([ViTBlock(config, dtype, rate) for rate in rates])

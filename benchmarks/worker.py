@@ -1,0 +1,159 @@
+"""One side of a paired benchmark: a process that holds its models and times a case whenever it is asked.
+
+    python benchmarks/worker.py torch|mindspore
+
+Reads a case per line from standard input and answers with one JSON line: seconds per call, or the process's peak memory.
+Cases: gemm · vit BATCH · see BATCH · match BATCH · classify LABELS · memory.
+"""
+import json
+import os
+import sys
+import time
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("GLOG_v", "3")
+
+import numpy as np  # noqa: E402
+
+ROWS, WIDTH, CHAIN = 1028, 2048, 10
+SECONDS = 1.0   # a case is repeated for about this long per request
+
+
+class Torch:
+    """transformers' ViT as installed, and the torch twin's Q-Former."""
+
+    def __init__(self):
+        import torch
+        torch.set_num_threads(2)
+        torch.set_grad_enabled(False)
+        self.torch = torch
+
+    def gemm(self):
+        torch = self.torch
+        weights = [torch.randn(WIDTH, WIDTH) * 0.02 for _ in range(CHAIN)]
+        start = torch.randn(ROWS, WIDTH)
+
+        def run():
+            x = start
+            for weight in weights:
+                x = torch.nn.functional.linear(x, weight)
+            return x
+        return run
+
+    def vit(self, batch):
+        model, image = self._vision(), self.torch.randn(batch, 3, 224, 224)
+        return lambda: model(image).last_hidden_state
+
+    def see(self, batch):
+        twin, memory = self._twin(), self.torch.randn(batch, 257, 1408)
+        return lambda: twin.see(memory)
+
+    def match(self, batch):
+        twin, memory = self._twin(), self.torch.randn(batch, 257, 1408)
+        ids = self.torch.randint(1000, 20000, (batch, 32))
+        return lambda: twin.match(ids, memory)
+
+    def classify(self, labels):
+        twin, vision, image = self._twin(), self._vision(), self.torch.randn(1, 3, 224, 224)
+        label_LE = twin.text_feats(twin.read(self.torch.randint(1000, 20000, (labels, 32))))
+
+        def run():
+            query, _ = twin.see(twin.ln_vision(vision(image).last_hidden_state))
+            similarity = (twin.image_feats(query) @ label_LE.T).amax(1)
+            return (similarity / twin.temp).softmax(-1)
+        return run
+
+    def _vision(self):
+        if not hasattr(self, "vision"):
+            from transformers import Blip2VisionConfig, Blip2VisionModel
+            self.vision = Blip2VisionModel(Blip2VisionConfig()).eval()
+        return self.vision
+
+    def _twin(self):
+        if not hasattr(self, "twin"):
+            from parity.twin import Twin
+            from parity.twin_config import TwinConfig
+            self.twin = Twin(TwinConfig(vit_depth=0)).eval()
+        return self.twin
+
+
+class MindSpore:
+    """Our cells in graph mode; ``MINDBLIP2_GRAPH_KERNEL=1`` fuses what lies between the products."""
+
+    def __init__(self):
+        import mindspore as ms
+
+        from mindblip2 import device
+        from mindblip2.config import ContextConfig
+        device.use(ContextConfig(mode=0, enable_graph_kernel=os.environ.get("MINDBLIP2_GRAPH_KERNEL") == "1"))
+        self.ms = ms
+
+    def gemm(self):
+        from mindspore import nn
+        chain = nn.SequentialCell(*[nn.Dense(WIDTH, WIDTH, has_bias=False) for _ in range(CHAIN)])
+        start = self._normal(ROWS, WIDTH)
+        return lambda: chain(start).asnumpy()
+
+    def vit(self, batch):
+        model, image = self._model(), self._normal(batch, 3, 224, 224)
+        return lambda: model.vit(image).asnumpy()
+
+    def see(self, batch):
+        model, image_BPD = self._model(), self._normal(batch, 257, 1408)
+        return lambda: model.qformer.see(self.ms.mutable(model.qformer.memory(image_BPD)))[0].asnumpy()
+
+    def match(self, batch):
+        model, image_BPD = self._model(), self._normal(batch, 257, 1408)
+        ids = self.ms.Tensor(np.random.randint(1000, 20000, (batch, 32)), self.ms.int32)
+        return lambda: model.qformer.match(ids, self.ms.mutable(model.qformer.memory(image_BPD)))[0].asnumpy()
+
+    def classify(self, labels):
+        model, image = self._model(), self._normal(1, 3, 224, 224)
+        label_LE = model.text_features(self.ms.Tensor(np.random.randint(1000, 20000, (labels, 32)), self.ms.int32))
+
+        def run():
+            features = model.extract_features({"image": image}, "image").image_embeds_proj
+            return model.probabilities(features, label_LE).asnumpy()
+        return run
+
+    def _model(self):
+        if not hasattr(self, "model"):
+            from mindblip2 import Blip2Classifier
+            self.model = Blip2Classifier().set_train(False)
+        return self.model
+
+    def _normal(self, *shape):
+        return self.ms.Tensor(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+
+
+def seconds(run):
+    """Seconds per call: the median of calls that fill about SECONDS."""
+    times = []
+    while sum(times) < SECONDS or len(times) < 3:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def main():
+    side = {"torch": Torch, "mindspore": MindSpore}[sys.argv[1]]()
+    answers, cases = sys.stdout, {}
+    sys.stdout = sys.stderr  # libraries that print do not disturb the answers
+    for line in sys.stdin:
+        name, *sizes = line.split()
+        if name == "memory":
+            with open("/proc/self/status", encoding="ascii") as status:
+                answer = next(int(row.split()[1]) * 1024 for row in status if row.startswith("VmHWM"))
+        else:
+            if line not in cases:
+                cases[line] = getattr(side, name)(*map(int, sizes))
+                cases[line]()  # compiles, warms up
+                cases[line]()
+            answer = seconds(cases[line])
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""What is compared, part by part ("isolated": each part gets the truth's input, so none hides behind or blames another).
+
+Every case is a function of the twin and the same function of our model. ``tower_cases`` needs only the networks and a
+batch; the losses are in parity/loss_cases.py. A new cell arrives here with its case and in parity/defects.py with a
+defect that the case catches.
+
+    # B batch · Q queries · P patches + cls · W image width · T text · L = Q + T · D width · H heads · K head width
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from mindspore import nn, ops
+
+from mindblip2.cells import losses, qformer
+from parity.capture import twin_paths
+from parity.nets import Case
+from parity.twin import Twin, capture, not_pad, started
+from parity.twin_qformer import caption_bias, padding_bias
+
+VERBS = ("see", "read", "match", "caption")  # in the order in which a forward pass uses them
+COMPOSED = ("vit", "vit.patch_embed", "qformer.lm_head")  # more than one input, or a case of their own below
+
+
+@torch.no_grad()
+def recorded(twin: Twin, paths: dict[str, str], run: Callable[[], object]) -> dict[str, list[np.ndarray]]:
+    """What goes into each module during ``run``, by our path, in float32: all three networks get exactly this."""
+    with capture(twin, paths.values(), inputs=True) as seen:
+        run()
+    return {ours: [x.float().numpy() for x in seen[theirs]] for ours, theirs in paths.items() if seen[theirs]}
+
+
+def module_cases(paths: dict[str, str], inputs: dict[str, list[np.ndarray]]) -> Iterator[Case]:
+    """Every single product, norm, attention and feed-forward that takes one tensor, on the first input it got."""
+    for path, theirs in paths.items():
+        composed = path in COMPOSED or path.rpartition(".")[2].isdigit() and "memory" not in path
+        if path in inputs and not composed:
+            yield Case(path, partial(their_module, path=theirs), partial(our_module, path=path),
+                       {"x": inputs[path][0]})
+
+
+def their_module(twin: Twin, x, path: str):
+    return twin.get_submodule(path)(x)
+
+
+def our_module(model: nn.Cell, x, path: str):
+    return get_cell(model, path)(x)
+
+
+def get_cell(model: nn.Cell, path: str) -> nn.Cell:
+    """The cell at a dotted path."""
+    for part in path.split("."):
+        model = model[int(part)] if part.isdigit() else getattr(model, part)
+    return model
+
+
+def below(model: nn.Cell, *prefixes: str) -> tuple[str, ...]:
+    """The names of all parameters that begin so."""
+    return tuple(name for name, _ in model.parameters_and_names() if name.startswith(prefixes))
+
+
+# ---------------------------------------------------------------------------------------------------- the ViT
+def patch_case(model: nn.Cell, image: np.ndarray) -> Case:
+    """Pixels (B, 3, S, S) to one row per patch."""
+    return Case("vit.patch_embed", lambda twin, image: twin.visual_encoder.patch_embed(image),
+                lambda model, image: model.vit.patch_embed(image), {"image": image},
+                below(model, "vit.patch_embed."), backward=True)
+
+
+def block_case(model: nn.Cell, i: int, x_BPW: np.ndarray, backward: bool = True, label: int | None = None) -> Case:
+    """One ViT block; ``label`` is its number in the whole ViT where ``i`` is that in a window on it."""
+    return Case(f"vit.blocks.{i if label is None else label}", lambda twin, x: twin.visual_encoder.blocks[i](x),
+                lambda model, x: model.vit.blocks[i](x), {"x": x_BPW}, below(model, f"vit.blocks.{i}."), backward)
+
+
+def ln_vision_case(model: nn.Cell, x_BPW: np.ndarray) -> Case:
+    """The norm between ViT and Q-Former."""
+    return Case("ln_vision", lambda twin, x: twin.ln_vision(x), lambda model, x: model.ln_vision(x), {"x": x_BPW},
+                below(model, "ln_vision."), backward=True)
+
+
+# ---------------------------------------------------------------------------------------------------- the Q-Former
+def qformer_inputs(twin: Twin, paths: dict[str, str], image_BPW: np.ndarray, ids: np.ndarray):
+    """The inputs of every part when the four verbs run once each, the queries' keys and values (layer, key or value,
+    …), and what ``see`` and ``read`` give."""
+    image, text, out = torch.from_numpy(image_BPW).to(twin.query_tokens.dtype), torch.from_numpy(ids).long(), {}
+
+    def run():
+        out["see"], cache = twin.see(image)
+        out["cache"] = torch.stack([torch.stack(pair) for pair in cache])
+        out["read"] = twin.read(text)
+        twin.match(text, image)
+        out["caption"], _ = twin.caption(started(text), cache)
+        twin.Qformer.logits(out["caption"])
+        twin.image_feats(out["see"])
+        twin.text_feats(out["read"][:, 0])
+        twin.itm_head(out["see"])
+
+    inputs = recorded(twin, {path: theirs for path, theirs in paths.items() if not path.startswith("vit")}, run)
+    return inputs, {name: value.float().numpy() for name, value in out.items()}
+
+
+def qformer_cases(model: nn.Cell, twin: Twin, image_BPW: np.ndarray, ids: np.ndarray) -> Iterator[Case]:
+    """Memory, embeddings, every layer in every verb, heads, and every module in them, from image embeddings."""
+    paths = twin_paths(model, twin.config.cross_attention_freq)
+    inputs, out = qformer_inputs(twin, paths, image_BPW, ids)
+    yield memory_case(model, image_BPW)
+    yield from embed_cases(model, twin, ids)
+    for i in range(twin.config.layers):
+        for call, verb in enumerate(VERBS):
+            arrays = {"x": inputs[f"qformer.encoder.layers.{i}"][call]}
+            arrays |= {"ids": ids} if verb != "see" else {}
+            arrays |= {"image": image_BPW} if verb in ("see", "match") else {}
+            arrays |= dict(zip(("key", "value"), out["cache"][i], strict=True)) if verb == "caption" else {}
+            yield layer_case(model, i, verb, arrays)
+    yield from verb_cases(model, image_BPW, ids)
+    yield from head_cases(model, image_BPW, ids, out)
+    yield from module_cases(paths, {path: value for path, value in inputs.items() if path != "ln_vision"})
+
+
+def memory_case(model: nn.Cell, image_BPW: np.ndarray) -> Case:
+    """Keys and values of the image for every cross-attention layer."""
+    def theirs(twin, image):
+        crossing = [layer.crossattention for layer in twin.Qformer.bert.encoder["layer"] if layer.crossattention]
+        return [attention.split(attention.self[part](image)) for attention in crossing for part in ("key", "value")]
+
+    return Case("memory", theirs, lambda model, image: [x for pair in model.qformer.memory(image) for x in pair],
+                {"image": image_BPW}, below(model, "qformer.memory."), backward=True)
+
+
+def embed_cases(model: nn.Cell, twin: Twin, ids: np.ndarray) -> Iterator[Case]:
+    """Words and positions, and the queries, through BERT's first norm."""
+    yield Case("embed.text", lambda twin, ids: twin.Qformer.bert.embeddings(ids),
+               lambda model, ids: model.qformer.embedding_norm(model.qformer.embeddings(ids)), {"ids": ids},
+               below(model, "qformer.embedding"), backward=True)
+    yield Case("embed.queries", lambda twin, x: twin.Qformer.bert.embeddings.LayerNorm(x),
+               lambda model, x: model.qformer.embedding_norm(x), {"x": twin.query_tokens.detach().float().numpy()},
+               below(model, "qformer.embedding_norm"), backward=True)
+
+
+def layer_case(model: nn.Cell, i: int, verb: str, inputs: dict[str, np.ndarray]) -> Case:
+    """One Q-Former layer under one verb's mask."""
+    return Case(f"{verb}.layers.{i}", partial(their_layer, i=i, verb=verb), partial(our_layer, i=i, verb=verb), inputs,
+                below(model, f"qformer.encoder.layers.{i}."), backward=True)
+
+
+def their_layer(twin: Twin, x, i: int, verb: str, ids=None, image=None, key=None, value=None):
+    """(B, L, D) and, where the verb hands them on, the keys and values."""
+    queries = twin.config.queries if verb in ("see", "match") else 0
+    bias = None
+    if verb == "caption":
+        bias = caption_bias(not_pad(ids, None), key.shape[2], x.dtype)
+    elif ids is not None:
+        mask = torch.nn.functional.pad(not_pad(ids, None), (queries, 0), value=1)
+        bias = padding_bias(mask, x.dtype)
+    cache = None if key is None else (key, value)
+    x, own = twin.Qformer.bert.encoder["layer"][i](x, bias, image, cache, queries)
+    return (x, *own) if verb == "see" else x
+
+
+def our_layer(model: nn.Cell, x, i: int, verb: str, ids=None, image=None, key=None, value=None):
+    """The same of our layer, whose queries and text are apart."""
+    part, freq = model.qformer, model.config.qformer_config.cross_attention_freq
+    queries = part.query_tokens.shape[1] if verb in ("see", "match") else 0
+    query = x[:, :queries] if queries else None
+    text = None if verb == "see" else x[:, queries:]
+    bias = None
+    if ids is not None:
+        mask = qformer.pad_mask(ids, part.pad_id)
+        bias = {"read": lambda: qformer.read_bias(mask), "match": lambda: qformer.match_bias(mask, queries),
+                "caption": lambda: qformer.caption_bias(mask, key.shape[2])}[verb]()
+    memory = part.memory(image)[i // freq] if image is not None and i % freq == 0 else None
+    query, text, own = part.encoder.layers[i](query, text, memory, None if key is None else (key, value), bias)
+    if verb == "see":
+        return query, *own
+    return text if query is None else ops.cat((query, text), 1)
+
+
+def verb_cases(model: nn.Cell, image_BPW: np.ndarray, ids: np.ndarray) -> Iterator[Case]:
+    """The four verbs from their own inputs, all layers, with the gradient by the queries where they take part."""
+    queries, both = below(model, "qformer.query_tokens"), {"image": image_BPW, "ids": ids}
+    yield Case("see", lambda twin, image: twin.see(image)[0],
+               lambda model, image: model.qformer.see(model.qformer.memory(image))[0], {"image": image_BPW},
+               queries, backward=True)
+    yield Case("read", lambda twin, ids: twin.read(ids), lambda model, ids: model.qformer.read(ids), {"ids": ids},
+               below(model, "qformer.embedding_norm"), backward=True)
+    yield Case("match", lambda twin, image, ids: twin.match(ids, image),
+               lambda model, image, ids: ops.cat(model.qformer.match(ids, model.qformer.memory(image)), 1), both,
+               queries, backward=True)
+    yield Case("caption", lambda twin, image, ids: twin.Qformer.logits(twin.caption(ids, twin.see(image)[1])[0]),
+               lambda model, image, ids: model.qformer.caption(
+                   ids, model.qformer.see(model.qformer.memory(image))[1]), both, queries, backward=True)
+
+
+# ---------------------------------------------------------------------------------------------------- the heads
+def head_cases(model: nn.Cell, image_BPW: np.ndarray, ids: np.ndarray, out: dict[str, np.ndarray]) -> Iterator[Case]:
+    """What makes features, match logits and words of the Q-Former's output."""
+    yield Case("image_feats", lambda twin, x: twin.image_feats(x),
+               lambda model, x: losses.normalise(model.vision_proj(x)), {"x": out["see"]},
+               below(model, "vision_proj."), backward=True)
+    yield Case("text_feats", lambda twin, x: twin.text_feats(x),
+               lambda model, x: losses.normalise(model.text_proj(x)), {"x": out["read"]},
+               below(model, "text_proj."), backward=True)
+    yield Case("itm_logits", lambda twin, image, ids: twin.itm_logits(ids, image),
+               lambda model, image, ids: model.match_logits(ids, model.qformer.memory(image)),
+               {"image": image_BPW, "ids": ids}, below(model, "itm_head."), backward=True)
+    yield Case("lm_head", lambda twin, x: twin.Qformer.logits(x),
+               lambda model, x: model.qformer.lm_head(x, model.qformer.embeddings.word.embedding_table),
+               {"x": out["caption"]}, below(model, "qformer.lm_head.", "qformer.embeddings.word."), backward=True)
+    yield Case("next_token", their_next_token, our_next_token, {"cache": out["cache"], "ids": ids[:, 1:4]})
+
+
+def their_next_token(twin: Twin, cache, ids):
+    """Logits after the last of a few tokens, fed one by one behind the cached queries."""
+    cache = [tuple(pair) for pair in cache]
+    for token in ids.split(1, dim=1):
+        logits, cache = twin.step(token, cache)
+    return logits
+
+
+def our_next_token(model: nn.Cell, cache, ids):
+    past = tuple((cache[i][0], cache[i][1]) for i in range(cache.shape[0]))
+    for position in range(ids.shape[1]):
+        logits, own = model.qformer.next_token(ids[:, position:position + 1], position, past, None)
+        past = tuple((ops.cat((key, k), 2), ops.cat((value, v), 2))
+                     for (key, value), (k, v) in zip(past, own, strict=True))
+    return logits

@@ -1,0 +1,87 @@
+"""Both networks run end to end ("chained"): errors add up, and the first row that does not pass is where they part.
+
+One stage-1 forward pass with given negatives, every module on the way recorded. A Q-Former module runs once per verb, so
+its rows carry the verb's name.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from mindspore import nn
+
+from parity import capture as our_side
+from parity.capture import twin_paths
+from parity.cases import VERBS
+from parity.nets import Case, Nets, tensor
+from parity.twin import Twin, capture
+
+FIRST = "vit.blocks.0"  # what goes into it is the class token, the patches and their positions
+
+
+def batch(image: np.ndarray, ids: np.ndarray, shift: int = 1) -> dict[str, np.ndarray]:
+    """Inputs of a forward pass; the negative of each sample is another one, ``shift`` further."""
+    negative = np.roll(np.arange(len(ids)), -shift)
+    return {"image": image, "ids": ids, "image_idx": negative, "text_idx": negative[::-1].copy()}
+
+
+def chained(nets: Nets, inputs: Mapping[str, np.ndarray]) -> tuple[dict, dict, dict]:
+    """Activations (ours, torch32, truth) of one forward pass, in the order of the network."""
+    freq = nets.truth.config.cross_attention_freq
+    paths = twin_paths(nets.ours, freq)
+    return (our_activations(nets.ours, paths, inputs), their_activations(nets.torch32, paths, inputs),
+            their_activations(nets.truth, paths, inputs))
+
+
+def our_activations(model: nn.Cell, paths: Mapping[str, str], inputs: Mapping[str, np.ndarray]) -> dict:
+    """Every module's outputs in one forward pass of ours."""
+    with our_side.capture(model, paths) as outputs, our_side.capture(model, [FIRST], inputs=True) as first:
+        our_losses(model, **{name: tensor(value) for name, value in inputs.items()})
+    return {"vit.embed": first[FIRST][0]} | by_verb(outputs)
+
+
+@torch.no_grad()
+def their_activations(twin: Twin, paths: Mapping[str, str], inputs: Mapping[str, np.ndarray]) -> dict:
+    """The same of a twin, under our names."""
+    with capture(twin, paths.values()) as outputs, capture(twin, [paths[FIRST]], inputs=True) as first:
+        their_losses(twin, **{name: torch.from_numpy(value) for name, value in inputs.items()})
+    found = {ours: [value.numpy() for value in outputs[theirs]] for ours, theirs in paths.items()}
+    return {"vit.embed": first[paths[FIRST]][0].numpy()} | by_verb(found)
+
+
+def by_verb(outputs: Mapping[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+    """One array per module and verb; what ran only once keeps its name."""
+    found = {}
+    for path, values in outputs.items():
+        verbs = verbs_of(path)
+        values = values[:1] if ".memory." in path else values  # ours makes the image's keys once, the twin per verb
+        if len(values) != len(verbs):
+            raise ValueError(f"{path} ran {len(values)} times, expected {' '.join(verbs)}")
+        found |= {f"{path} {verb}".strip(): value for verb, value in zip(verbs, values, strict=True)}
+    return found
+
+
+def verbs_of(path: str) -> tuple[str, ...]:
+    """The verbs that use a module, in the order of a forward pass."""
+    part = path.removeprefix("qformer.encoder.layers.").partition(".")[2]
+    if not path.startswith("qformer.encoder.layers."):
+        return ("",)
+    if part.startswith("text_"):
+        return ("read", "match", "caption")
+    return ("see", "match") if part.startswith(("query_", "cross_")) else VERBS
+
+
+def our_losses(model: nn.Cell, image, ids, image_idx, text_idx):
+    """(loss, itc, itm, lm) of a batch with given negatives."""
+    return model(image, ids, None, (image_idx, text_idx), True)
+
+
+def their_losses(twin: Twin, image, ids, image_idx, text_idx):
+    """The same of a twin."""
+    return tuple(twin(image.to(twin.query_tokens.dtype), ids, negatives=(image_idx, text_idx))[:4])
+
+
+def stage1_case(model: nn.Cell, inputs: Mapping[str, np.ndarray]) -> Case:
+    """The four losses and the gradient of every trainable parameter, from pictures and captions."""
+    trained = tuple(parameter.name for parameter in model.trainable_params())
+    return Case("stage1", their_losses, our_losses, inputs, trained, backward=True, fixed=("image",))

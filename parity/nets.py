@@ -1,0 +1,170 @@
+"""Three networks of the same weights, and what a case gives on each: torch in float64 (the truth), torch in float32 (the
+noise), ours in float32.
+
+A case is one comparison: named inputs, the same function of the twin and of our model, and perhaps what to differentiate
+by. Gradients are those of a random linear function of the outputs, so that every output counts and none cancels.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import mindspore as ms
+import numpy as np
+import torch
+from mindspore import nn
+
+from convert.names import LAVIS, foreign_name
+from mindblip2.config import Blip2Config
+from parity import seeded_weights
+from parity.compare import Row, compare, compare_all
+from parity.twin import Twin
+from parity.twin_config import TwinConfig
+
+FEW = 64  # a tensor of fewer elements has no noise statistics of its own: such tensors of one case are judged together
+
+
+class Nets(NamedTuple):
+    """The truth (float64), the noise (float32) and ours, all in eval mode."""
+
+    truth: Twin
+    torch32: Twin
+    ours: nn.Cell
+
+
+@dataclass(frozen=True)
+class Case:
+    """``theirs(twin, **inputs)`` and ``ours(model, **inputs)`` give the same tensor, or tuple of tensors.
+
+    With ``backward`` the gradients are compared too: by every floating-point input that is not ``fixed``, and by
+    ``weights``, names of our parameters.
+    """
+
+    name: str
+    theirs: Callable
+    ours: Callable
+    inputs: Mapping[str, np.ndarray] = field(repr=False)
+    weights: tuple[str, ...] = ()
+    backward: bool = False
+    fixed: tuple[str, ...] = ()
+
+    @property
+    def differentiated(self) -> list[str]:
+        """Names of the inputs whose gradients are compared."""
+        return [name for name, value in self.inputs.items() if value.dtype.kind == "f" and name not in self.fixed]
+
+
+def twin_config(config: Blip2Config) -> TwinConfig:
+    """The twin's dimensions from ours. Its constants (every eps, the GELU) stay its own: they are what is compared."""
+    vit, qformer = config.vision_config, config.qformer_config
+    return TwinConfig(
+        image_size=vit.image_size, patch=vit.patch_size, vit_width=vit.hidden_size, vit_depth=vit.num_hidden_layers,
+        vit_heads=vit.num_attention_heads, vit_hidden=vit.intermediate_size, width=qformer.hidden_size,
+        layers=qformer.num_hidden_layers, heads=qformer.num_attention_heads, ffn=qformer.intermediate_size,
+        vocab=qformer.vocab_size, positions=qformer.max_position_embeddings,
+        cross_attention_freq=qformer.cross_attention_freq, queries=qformer.query_length, embed=qformer.head_embed_dim)
+
+
+def pynative() -> None:
+    """Run our side eagerly and, on a CPU, without the threads of asynchronous launch, which spin: they cost ten times the
+    time of operators as small as these."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    ms.runtime.launch_blocking()
+
+
+def rows(case: Case, nets: Nets) -> list[Row]:
+    """The case on all three networks, compared."""
+    return judge(case.name, run_ours(case, nets.ours), run_theirs(case, nets.torch32), run_theirs(case, nets.truth))
+
+
+def judge(name: str, ours: Mapping, torch32: Mapping, truth: Mapping) -> list[Row]:
+    """A row for each tensor, and one for all tensors of few elements together."""
+    few = [key for key, value in truth.items() if value.size < FEW]
+    large = [{key: value for key, value in side.items() if key not in few} for side in (ours, torch32, truth)]
+    found = compare_all(*({f"{name} {key}".strip(): value for key, value in side.items()} for side in large))
+    if few:
+        scales = {key: 2.0 ** -np.frexp(np.abs(truth[key]).max() or 1.0)[1] for key in few}
+        bundles = [np.concatenate([np.ravel(side[key]) * side[key].dtype.type(scales[key]) for key in few])
+                   for side in (ours, torch32, truth)]
+        found.append(compare(f"{name} {' '.join(few)}".strip(), *bundles))
+    return found
+
+
+def cotangent(case: Case, index: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The random weights of an output in the function whose gradients are compared."""
+    return seeded_weights.normal(1, f"{case.name} {index}", shape)
+
+
+def run_theirs(case: Case, twin: Twin) -> dict[str, np.ndarray]:
+    """The case's outputs and gradients on a twin, in the twin's dtype, by our names and in our shapes."""
+    dtype = twin.query_tokens.dtype
+    inputs = {name: torch.from_numpy(value).to(dtype if value.dtype.kind == "f" else torch.long)
+              for name, value in case.inputs.items()}
+    if not case.backward:
+        with torch.no_grad():
+            return named([value.numpy() for value in several(case.theirs(twin, **inputs))])
+    weights = [twin.get_parameter(foreign_name(LAVIS, name, twin.config.cross_attention_freq))
+               for name in case.weights]
+    variables = [inputs[name].requires_grad_() for name in case.differentiated]
+    with all_trained(weights):
+        found = several(case.theirs(twin, **inputs))
+        total = sum((value * torch.from_numpy(cotangent(case, i, tuple(value.shape)))).sum()
+                    for i, value in enumerate(found))
+        grads = list(torch.autograd.grad(total, variables + weights, materialize_grads=True))
+    for i in range(len(variables), len(grads)):  # the patch convolution is a product here
+        grads[i] = grads[i].flatten(1) if grads[i].ndim == 4 else grads[i]
+    return named([value.detach().numpy() for value in found], case, [grad.numpy() for grad in grads])
+
+
+def run_ours(case: Case, model: nn.Cell) -> dict[str, np.ndarray]:
+    """The case's outputs and gradients on our model."""
+    inputs = [tensor(value) for value in case.inputs.values()]
+    if not case.backward:
+        found = several(case.ours(model, **dict(zip(case.inputs, inputs, strict=True))))
+        return named([value.asnumpy() for value in found])
+    parameters = dict(model.parameters_and_names())
+    weights = [parameters[name] for name in case.weights]
+
+    def total(*values):
+        found = several(case.ours(model, **dict(zip(case.inputs, values, strict=True))))
+        return sum((value * tensor(cotangent(case, i, value.shape))).sum() for i, value in enumerate(found)), found
+
+    position = tuple(i for i, name in enumerate(case.inputs) if name in case.differentiated)
+    with all_trained(weights):
+        (_, found), grads = ms.value_and_grad(total, position or None, weights or None, has_aux=True)(*inputs)
+    return named([value.asnumpy() for value in found], case, [grad.asnumpy() for grad in flattened(grads)])
+
+
+def named(found: list[np.ndarray], case: Case | None = None, grads: list[np.ndarray] = ()) -> dict[str, np.ndarray]:
+    """Outputs under their numbers (the first one under no name), gradients under ``d`` and what they are taken by."""
+    names = [f"d {name}" for name in (*case.differentiated, *case.weights)] if case else []
+    return {str(i or ""): value for i, value in enumerate(found)} | dict(zip(names, grads, strict=True))
+
+
+def several(value) -> tuple:
+    """A tuple, of one tensor if there is one."""
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def flattened(grads) -> list:
+    """MindSpore nests gradients by kind, unless there is only one."""
+    return [x for grad in grads for x in flattened(grad)] if isinstance(grads, tuple | list) else [grads]
+
+
+def tensor(value: np.ndarray) -> ms.Tensor:
+    """A MindSpore tensor; ids are int32 there."""
+    return ms.Tensor(value.astype(np.float32 if value.dtype.kind == "f" else np.int32))
+
+
+@contextmanager
+def all_trained(weights: list) -> Iterator[None]:
+    """Gradients for the frozen ViT too, while this lasts."""
+    before = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad = True
+        yield
+    finally:
+        for weight, flag in zip(weights, before, strict=True):
+            weight.requires_grad = flag

@@ -1,0 +1,87 @@
+"""All cases on networks that fit into memory whole: chained, isolated, and the gradients of the total loss.
+
+What torch gives is computed once, so that our side can run again and again, as it is and with each defect.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from parity.capture import twin_paths
+from parity.cases import block_case, ln_vision_case, module_cases, patch_case, qformer_cases, recorded
+from parity.chained import our_activations, stage1_case, their_activations
+from parity.compare import Row, all_pass
+from parity.loss_cases import loss_cases
+from parity.nets import Case, Nets, judge, run_ours, run_theirs
+
+CHAINED = "chained "  # begins the names of chained rows
+
+
+class Suite:
+    """The cases of three networks on one batch (see ``parity.chained.batch``)."""
+
+    def __init__(self, nets: Nets, inputs: Mapping[str, np.ndarray]):
+        self.nets, self.inputs = nets, inputs
+        self.paths = twin_paths(nets.ours, nets.truth.config.cross_attention_freq)
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        """The isolated cases, in the order of the network."""
+        found = [*self.vit_cases(), *qformer_cases(self.nets.ours, self.nets.truth, self.image_BPW, self.inputs["ids"]),
+                 *loss_cases(), stage1_case(self.nets.ours, self.inputs)]
+        names = [case.name for case in found]
+        if len(set(names)) != len(names):
+            raise ValueError(f"cases share names: {sorted(name for name in set(names) if names.count(name) > 1)}")
+        return found
+
+    @cached_property
+    @torch.no_grad()
+    def image_BPW(self) -> np.ndarray:
+        """The truth's image embeddings, in float32."""
+        return self.nets.truth.embed_image(torch.from_numpy(self.inputs["image"]).double()).float().numpy()
+
+    def vit_cases(self) -> Iterator[Case]:
+        """Patches, blocks and what is in them, on the truth's input."""
+        model, twin, image = self.nets.ours, self.nets.truth, self.inputs["image"]
+        paths = {ours: theirs for ours, theirs in self.paths.items() if ours.startswith(("vit", "ln_vision"))}
+        inputs = recorded(twin, paths, lambda: twin.embed_image(torch.from_numpy(image).double()))
+        yield patch_case(model, image)
+        for i in range(twin.config.vit_depth):
+            yield block_case(model, i, inputs[f"vit.blocks.{i}"][0])
+        yield ln_vision_case(model, inputs.pop("ln_vision")[0])
+        yield from module_cases(paths, inputs)
+
+    @cached_property
+    def expected(self) -> dict[str, tuple[dict, dict]]:
+        """Case name -> what torch gives in float32 and in float64; the chained run under its own name."""
+        sides = self.nets.torch32, self.nets.truth
+        found = {CHAINED: tuple(their_activations(twin, self.paths, self.inputs) for twin in sides)}
+        return found | {case.name: tuple(run_theirs(case, twin) for twin in sides) for case in self.cases}
+
+    def isolated(self) -> dict[str, list[Row]]:
+        """Case name -> rows."""
+        return {case.name: judge(case.name, run_ours(case, self.nets.ours), *self.expected[case.name])
+                for case in self.cases}
+
+    def chained(self) -> dict[str, list[Row]]:
+        """The rows of one forward pass, each under its own name."""
+        ours = our_activations(self.nets.ours, self.paths, self.inputs)
+        torch32, truth = self.expected[CHAINED]
+        return {CHAINED + name: judge(CHAINED + name, {"": ours[name]}, {"": torch32[name]}, {"": truth[name]})
+                for name in truth}
+
+    def rows(self) -> dict[str, list[Row]]:
+        """Chained, then isolated."""
+        return self.chained() | self.isolated()
+
+
+def failing(rows: Mapping[str, Iterable[Row]]) -> set[str]:
+    """Names of the cases with a row that fails."""
+    return {name for name, found in rows.items() if any(row.verdict == "fail" for row in found)}
+
+
+def not_passing(rows: Mapping[str, Iterable[Row]]) -> set[str]:
+    """Names of the cases that do not pass: a row fails, or somebody should look."""
+    return {name for name, found in rows.items() if not all_pass(found)}
