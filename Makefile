@@ -5,8 +5,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin/python
 PIP := $(BIN) -m pip install --disable-pip-version-check --only-binary=:all:
 
-DEMO := $(BIN) run_blip2.py --config blip2_digits --run_mode predict
-TRAIN_DEMO := $(BIN) run_blip2.py --config blip2_digits --run_mode train
+RUN := $(BIN) run_blip2.py --config blip2_digits
+PICTURES := output/digits/pictures
 BENCH := $(BIN) benchmarks/bench.py
 
 .DEFAULT_GOAL := help
@@ -21,10 +21,13 @@ install: .venv/.demo  ## .venv with mindblip2 and what the demo needs (no torch)
 dev: .venv/.dev  ## .venv with everything: tests, linter, converter, parity (adds torch and transformers)
 
 demo: .venv/.demo  ## the embedded model looks at pictures of digits: seconds, no download
-	$(DEMO)
+	$(BIN) -m mindblip2.data.scenes $(PICTURES)
+	$(RUN) --run_mode predict --predict_data $(PICTURES) --output_dir output/digits
+	$(RUN) --run_mode eval
 
-train-demo: .venv/.demo  ## train the embedded model again
-	$(TRAIN_DEMO)
+train-demo: .venv/.demo  ## train the embedded model again from nothing, then its figures: 15 minutes on two cores
+	$(RUN) --run_mode train --trainer.type contrastive_language_image_pretrain
+	$(RUN) --run_mode eval --load_checkpoint output/digits/checkpoint/rank_0/blip2_digits.ckpt
 
 test: .venv/.dev  ## the tests; the slow ones too with ARGS="-m 'slow or not slow'"
 	$(BIN) -m pytest -q $(ARGS)

@@ -46,7 +46,7 @@ def to_disk(path):
 
 
 def measure(command, source, target):
-    """(seconds until the target is on the disk, peak bytes of the process)."""
+    """(seconds until the target is on the disk, CPU seconds and peak bytes of the process)."""
     to_disk(source)
     start = time.perf_counter()
     child = os.posix_spawn(command[0], command, os.environ)
@@ -54,7 +54,7 @@ def measure(command, source, target):
     if status:
         raise RuntimeError(f"failed: {' '.join(command)}")
     to_disk(target)
-    return time.perf_counter() - start, usage.ru_maxrss * 1024
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def equal(one, two):
@@ -87,12 +87,14 @@ def main():
             "to .ckpt, float16": ([*CONVERT, "--torch_path", str(pth), "--mindspore_path", str(half), "--dtype", "float16"],
                                   pth, half)}
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mindspore", "torch", "numpy"))
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}\n")
-    print("| command | output GB | seconds | GB/s | peak GB | peak / output |\n|---|---|---|---|---|---|", flush=True)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, "
+          f"{versions}\n")
+    print("| command | output GB | seconds | GB/s | CPU seconds | peak GB | peak / output |\n|---|---|---|---|---|---|---|",
+          flush=True)
     for name, (command, source, target) in runs.items():
-        seconds, peak = measure(command, source, target)
+        seconds, cpu, peak = measure(command, source, target)
         size = target.stat().st_size
-        print(f"| {name} | {size / 1e9:.2f} | {seconds:.1f} | {size / 1e9 / seconds:.2f} | {peak / 1e9:.2f} | "
+        print(f"| {name} | {size / 1e9:.2f} | {seconds:.1f} | {size / 1e9 / seconds:.2f} | {cpu:.1f} | {peak / 1e9:.2f} | "
               f"{peak / size:.2f} |", flush=True)
         if target is copy:
             copy.unlink()

@@ -69,9 +69,7 @@ class Checkpoint(Mapping):
         """The array in float32, whatever the file holds."""
         array = self[name]
         if self.types[name] == "BFloat16":
-            wide = array.astype(np.uint32)
-            wide <<= 16
-            return wide.view(np.float32)
+            return np.asarray(array.astype(np.uint32) << np.uint32(16)).view(np.float32)
         return array.astype(np.float32, copy=False)
 
     def _index(self, data):

@@ -33,7 +33,7 @@ class ViTConfig(Section):
     layer_norm_eps: float = 1e-6        # in the blocks; ln_vision after them has its own
     qkv_bias: bool = True               # on q and v; k has none
     drop_path_rate: float = 0.0
-    initializer_range: float = 0.02     # standard deviation of the weights before training
+    initializer_range: float | None = 0.02  # standard deviation of the weights before training; None: 1 / √inputs
     position_range: float = 0.02        # the same of the position embeddings; a small ViT from scratch wants about 1
     checkpoint_name_or_path: str = ""
 
@@ -68,7 +68,7 @@ class QFormerConfig(Section):
     sep_token_id: int = 102             # [SEP], ends a caption
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
-    initializer_range: float = 0.02
+    initializer_range: float | None = 0.02  # as the ViT's
     checkpoint_name_or_path: str = ""
 
     def __post_init__(self):
@@ -235,6 +235,8 @@ class LoaderConfig(Section):
     fine_label: bool = True
     hypothesis_template: str = ""
     scenes: int = 0                     # DigitScenes: scenes per epoch
+    digit_epochs: int = 0               # DigitScenes: the first epochs' captions name only the digit
+    single_epochs: int = 0              # DigitScenes: the first epochs show one digit each
     candidate_labels: tuple = ()
 
 

@@ -69,6 +69,12 @@ def patch_case(model: nn.Cell, image: np.ndarray) -> Case:
                 below(model, "vit.patch_embed."), backward=True)
 
 
+def vit_case(model: nn.Cell, image: np.ndarray) -> Case:
+    """The ViT end to end; by the class token and the positions, which belong to no part."""
+    return Case("vit", lambda twin, image: twin.vit(image), lambda model, image: model.vit(image), {"image": image},
+                below(model, "vit.cls_token", "vit.pos_embed"), backward=True, fixed=("image",))
+
+
 def block_case(model: nn.Cell, i: int, x_BPW: np.ndarray, backward: bool = True, label: int | None = None) -> Case:
     """One ViT block; ``label`` is its number in the whole ViT where ``i`` is that in a window on it."""
     return Case(f"vit.blocks.{i if label is None else label}", lambda twin, x: twin.visual_encoder.blocks[i](x),

@@ -4,7 +4,7 @@ One stage-1 forward pass with given negatives, every module on the way recorded.
 its rows carry the verb's name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -13,16 +13,17 @@ from mindspore import nn
 from parity import capture as our_side
 from parity.capture import twin_paths
 from parity.cases import VERBS
+from parity.loss_cases import stack
 from parity.nets import Case, Nets, tensor
 from parity.twin import Twin, capture
 
 FIRST = "vit.blocks.0"  # what goes into it is the class token, the patches and their positions
 
 
-def batch(image: np.ndarray, ids: np.ndarray, shift: int = 1) -> dict[str, np.ndarray]:
-    """Inputs of a forward pass; the negative of each sample is another one, ``shift`` further."""
-    negative = np.roll(np.arange(len(ids)), -shift)
-    return {"image": image, "ids": ids, "image_idx": negative, "text_idx": negative[::-1].copy()}
+def batch(image: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Inputs of a forward pass. The wrong picture of each text is the next one's, the wrong text the one before."""
+    own = np.arange(len(ids))
+    return {"image": image, "ids": ids, "image_idx": np.roll(own, -1), "text_idx": np.roll(own, 1)}
 
 
 def chained(nets: Nets, inputs: Mapping[str, np.ndarray]) -> tuple[dict, dict, dict]:
@@ -35,18 +36,24 @@ def chained(nets: Nets, inputs: Mapping[str, np.ndarray]) -> tuple[dict, dict, d
 
 def our_activations(model: nn.Cell, paths: Mapping[str, str], inputs: Mapping[str, np.ndarray]) -> dict:
     """Every module's outputs in one forward pass of ours."""
-    with our_side.capture(model, paths) as outputs, our_side.capture(model, [FIRST], inputs=True) as first:
+    first = [FIRST] if FIRST in paths else []
+    with our_side.capture(model, paths) as outputs, our_side.capture(model, first, inputs=True) as embedded:
         our_losses(model, **{name: tensor(value) for name, value in inputs.items()})
-    return {"vit.embed": first[FIRST][0]} | by_verb(outputs)
+    return ({"vit.embed": embedded[FIRST][0]} if embedded else {}) | by_verb(outputs)
 
 
 @torch.no_grad()
 def their_activations(twin: Twin, paths: Mapping[str, str], inputs: Mapping[str, np.ndarray]) -> dict:
     """The same of a twin, under our names."""
-    with capture(twin, paths.values()) as outputs, capture(twin, [paths[FIRST]], inputs=True) as first:
+    embedded = []
+    handles = [twin.get_submodule(paths[FIRST]).register_forward_pre_hook(lambda _, args: embedded.append(args[0]))
+               ] if FIRST in paths else []
+    with capture(twin, paths.values()) as outputs:
         their_losses(twin, **{name: torch.from_numpy(value) for name, value in inputs.items()})
+    for handle in handles:
+        handle.remove()
     found = {ours: [value.numpy() for value in outputs[theirs]] for ours, theirs in paths.items()}
-    return {"vit.embed": first[paths[FIRST]][0].numpy()} | by_verb(found)
+    return ({"vit.embed": embedded[0].numpy()} if embedded else {}) | by_verb(found)
 
 
 def by_verb(outputs: Mapping[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
@@ -81,7 +88,21 @@ def their_losses(twin: Twin, image, ids, image_idx, text_idx):
     return tuple(twin(image.to(twin.query_tokens.dtype), ids, negatives=(image_idx, text_idx))[:4])
 
 
-def stage1_case(model: nn.Cell, inputs: Mapping[str, np.ndarray]) -> Case:
-    """The four losses and the gradient of every trainable parameter, from pictures and captions."""
+def stage1_case(model: nn.Cell, image: np.ndarray, ids_NBT: np.ndarray) -> Case:
+    """The four losses and the gradient of every trainable parameter, from pictures and N captions of each.
+
+    Several captions, because four losses, the temperature and two biases of the ITM head would be too few numbers.
+    """
     trained = tuple(parameter.name for parameter in model.trainable_params())
-    return Case("stage1", their_losses, our_losses, inputs, trained, backward=True, fixed=("image",))
+    return Case("stage1", all_losses(their_losses), all_losses(our_losses), {"image": image, "ids": ids_NBT}, trained,
+                backward=True, fixed=("image",))
+
+
+def all_losses(losses: Callable) -> Callable:
+    """(network, image, ids (N, B, T)) -> losses (N, 4), by ``losses`` of one batch."""
+    def stacked(network, image, ids):
+        own = np.arange(image.shape[0])
+        convert = torch.from_numpy if isinstance(image, torch.Tensor) else tensor
+        negatives = {"image_idx": convert(np.roll(own, -1)), "text_idx": convert(np.roll(own, 1))}
+        return stack([stack(losses(network, image, ids[n], **negatives)) for n in range(ids.shape[0])])
+    return stacked

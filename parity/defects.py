@@ -205,8 +205,8 @@ def one_query_matches(model):
                    lambda self, ids, memory: self.itm_head(self.qformer.match(ids, memory)[0])[:, 0])
 
 
-def vit_trains(model):
-    """The embeddings of a frozen ViT are cut off where nothing is to be cut, before ``ln_vision``'s own gradient."""
+def ln_vision_frozen(model):
+    """The cut behind the frozen ViT one cell too late."""
     yield replaced(blip2_qformer.Blip2Qformer, "embed_image",
                    lambda self, image: ops.stop_gradient(self.ln_vision(self.vit(image))))
 
@@ -274,3 +274,9 @@ def not_shifted(model):
 def pads_predicted(model):
     """Padding counts as words."""
     yield replaced(losses, "lm", forced(losses.lm, pad_id=-1))
+
+
+def own_pair_drawn(model):
+    """A sample's own picture may be its negative."""
+    draw = losses.hard_negatives
+    yield replaced(losses, "hard_negatives", lambda sim, same, noise: draw(sim, ops.zeros_like(same), noise))

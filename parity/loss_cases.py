@@ -17,7 +17,7 @@ from mindblip2.cells.blip2_qformer import Blip2Classifier
 from parity import seeded_weights, twin_losses
 from parity.nets import Case
 
-N, B, Q, E, T, V = 24, 5, 4, 32, 9, 40
+N, B, Q, E, T, V = 12, 5, 4, 32, 9, 40
 IMAGE_ID = np.array([7, 3, 7, 11, 3])  # who shares a picture
 FIXED_NOISE = 0.5  # the same number for every candidate: the likeliest negative is drawn
 

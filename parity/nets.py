@@ -22,7 +22,7 @@ from parity.compare import Row, compare, compare_all
 from parity.twin import Twin
 from parity.twin_config import TwinConfig
 
-FEW = 64  # a tensor of fewer elements has no noise statistics of its own: such tensors of one case are judged together
+FEW = 32  # a tensor of fewer elements has no noise statistics of its own: such tensors of one case are judged together
 
 
 class Nets(NamedTuple):

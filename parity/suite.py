@@ -3,6 +3,7 @@
 What torch gives is computed once, so that our side can run again and again, as it is and with each defect.
 """
 
+import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from parity.capture import twin_paths
-from parity.cases import block_case, ln_vision_case, module_cases, patch_case, qformer_cases, recorded
+from parity.cases import block_case, ln_vision_case, module_cases, patch_case, qformer_cases, recorded, vit_case
 from parity.chained import our_activations, stage1_case, their_activations
 from parity.compare import Row, all_pass
 from parity.loss_cases import loss_cases
@@ -30,11 +31,16 @@ class Suite:
     def cases(self) -> list[Case]:
         """The isolated cases, in the order of the network."""
         found = [*self.vit_cases(), *qformer_cases(self.nets.ours, self.nets.truth, self.image_BPW, self.inputs["ids"]),
-                 *loss_cases(), stage1_case(self.nets.ours, self.inputs)]
+                 *loss_cases(), self.stage1()]
         names = [case.name for case in found]
         if len(set(names)) != len(names):
             raise ValueError(f"cases share names: {sorted(name for name in set(names) if names.count(name) > 1)}")
         return found
+
+    def stage1(self) -> Case:
+        """Each picture with its own caption, and with the next one's."""
+        ids = self.inputs["ids"]
+        return stage1_case(self.nets.ours, self.inputs["image"], np.stack([ids, np.roll(ids, -1, axis=0)]))
 
     @cached_property
     @torch.no_grad()
@@ -48,6 +54,7 @@ class Suite:
         paths = {ours: theirs for ours, theirs in self.paths.items() if ours.startswith(("vit", "ln_vision"))}
         inputs = recorded(twin, paths, lambda: twin.embed_image(torch.from_numpy(image).double()))
         yield patch_case(model, image)
+        yield vit_case(model, image)
         for i in range(twin.config.vit_depth):
             yield block_case(model, i, inputs[f"vit.blocks.{i}"][0])
         yield ln_vision_case(model, inputs.pop("ln_vision")[0])
@@ -60,10 +67,25 @@ class Suite:
         found = {CHAINED: tuple(their_activations(twin, self.paths, self.inputs) for twin in sides)}
         return found | {case.name: tuple(run_theirs(case, twin) for twin in sides) for case in self.cases}
 
-    def isolated(self) -> dict[str, list[Row]]:
-        """Case name -> rows."""
-        return {case.name: judge(case.name, run_ours(case, self.nets.ours), *self.expected[case.name])
-                for case in self.cases}
+    @property
+    def names(self) -> list[str]:
+        """All cases: the rows of the chained run, then the isolated cases."""
+        return [CHAINED + name for name in self.expected[CHAINED][1]] + [case.name for case in self.cases]
+
+    def matching(self, patterns: str) -> list[str]:
+        """The cases that patterns as in a shell, separated by commas, mean; each must mean one."""
+        found = {pattern: fnmatch.filter(self.names, pattern) for pattern in patterns.split(", ")}
+        if not all(found.values()):
+            raise ValueError(f"no case is called {[pattern for pattern, names in found.items() if not names]}")
+        return sorted(set().union(*found.values()))
+
+    def rows(self, names: Iterable[str] | None = None) -> dict[str, list[Row]]:
+        """Case name -> rows, of some cases or all."""
+        wanted = set(self.names if names is None else names)
+        found = self.chained() if any(name.startswith(CHAINED) for name in wanted) else {}
+        found |= {case.name: judge(case.name, run_ours(case, self.nets.ours), *self.expected[case.name])
+                  for case in self.cases if case.name in wanted}
+        return {name: rows for name, rows in found.items() if name in wanted}
 
     def chained(self) -> dict[str, list[Row]]:
         """The rows of one forward pass, each under its own name."""
@@ -71,10 +93,6 @@ class Suite:
         torch32, truth = self.expected[CHAINED]
         return {CHAINED + name: judge(CHAINED + name, {"": ours[name]}, {"": torch32[name]}, {"": truth[name]})
                 for name in truth}
-
-    def rows(self) -> dict[str, list[Row]]:
-        """Chained, then isolated."""
-        return self.chained() | self.isolated()
 
 
 def failing(rows: Mapping[str, Iterable[Row]]) -> set[str]:

@@ -68,12 +68,12 @@ def merge_heads(x_BHTK):
 class Linear(nn.Cell):
     """x Wᵀ + b with W (out, in), computed in ``dtype``: the only place where a weight may one day be split over cards.
 
-    ``bias=False`` leaves the bias to the caller (the ViT's qkv makes its own)."""
+    ``bias=False`` leaves the bias to the caller (the ViT's qkv makes its own).  ``std`` of the initial weights; None: 1 / √inputs."""
 
     def __init__(self, inputs, outputs, dtype="float32", bias=True, std=0.02):
         super().__init__()
         self.dtype = dtype_of(dtype)
-        self.weight = Parameter(initializer(Normal(std), (outputs, inputs)), name="weight")
+        self.weight = Parameter(initializer(Normal(std or inputs ** -0.5), (outputs, inputs)), name="weight")
         self.bias = Parameter(initializer(Zero(), (outputs,)), name="bias") if bias else None
 
     def construct(self, x, bias=None):
@@ -116,7 +116,7 @@ class Embedding(nn.Cell):
 
     def __init__(self, rows, width, std=0.02):
         super().__init__()
-        self.embedding_table = Parameter(initializer(Normal(std), (rows, width)), name="embedding_table")
+        self.embedding_table = Parameter(initializer(Normal(std or 0.02), (rows, width)), name="embedding_table")
 
     def construct(self, ids):
         return ops.gather(self.embedding_table, ids, 0)

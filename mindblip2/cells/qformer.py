@@ -208,7 +208,7 @@ class QFormer(nn.Cell):
         super().__init__()
         self.pad_id = config.pad_token_id
         self.bos_id = config.bos_token_id
-        self.query_tokens = Parameter(initializer(Normal(config.initializer_range), (1, config.query_length, config.hidden_size)),
+        self.query_tokens = Parameter(initializer(Normal(config.initializer_range or 0.02), (1, config.query_length, config.hidden_size)),
                                       name="query_tokens")
         self.embeddings = TextEmbedding(config) if text else None
         self.embedding_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)

@@ -73,7 +73,7 @@ class ViT(nn.Cell):
         super().__init__()
         depth, width = config.num_hidden_layers, config.hidden_size
         self.patch_embed = PatchEmbed(config, dtype)
-        self.cls_token = Parameter(initializer(Normal(config.initializer_range), (1, 1, width)), name="cls_token")
+        self.cls_token = Parameter(initializer(Normal(config.initializer_range or 0.02), (1, 1, width)), name="cls_token")
         self.pos_embed = Parameter(initializer(Normal(config.position_range), (1, config.num_tokens, width)),
                                    name="pos_embed")
         rates = [config.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]

@@ -9,6 +9,8 @@ import numpy as np
 
 from mindblip2.data.captions import BlipCaption
 
+BUCKET = 8  # a batch's texts are padded to a multiple of it: the same numbers as at full length, few shapes to compile, less work
+
 
 def batches(samples, processor, batch_size, prompt="", max_words=50):
     """Dicts ``{"image", "caption", "image_id"?}`` → dicts of arrays: image (B, 3, S, S) float32, input_ids (B, T) int32, and
@@ -60,7 +62,8 @@ def _checked(sample):
 
 def _batch(rows, processor, clean):
     batch = processor([row["image"] for row in rows], [clean(row["caption"]) for row in rows], return_tensors="np")
-    made = {"image": batch["image"], "input_ids": batch["input_ids"]}
+    longest = int(batch["attention_mask"].sum(1).max())
+    made = {"image": batch["image"], "input_ids": batch["input_ids"][:, :-(-longest // BUCKET) * BUCKET]}
     if "image_id" in rows[0]:
         made["image_id"] = np.array([row["image_id"] for row in rows], np.int32)
     return made

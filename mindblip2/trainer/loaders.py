@@ -1,17 +1,17 @@
 """Data loaders by the name that the configuration gives them."""
-from mindblip2.data import digits
+from mindblip2.data import scenes
 
 
-def training_samples(loader, seed):
+def training_samples(loader, seed, image_size):
     """The training samples of a ``LoaderConfig``: an iterable with a length of ``{"image", "caption", "image_id"?}``."""
     if loader.type == "DigitScenes":
-        return digits.TrainingScenes(loader.scenes, seed)
+        return scenes.TrainingScenes(loader.scenes, seed, loader.digit_epochs, loader.single_epochs, image_size)
     raise NotImplementedError(f"train_dataset.data_loader.type = {loader.type!r}: this version trains on 'DigitScenes' or "
                               "on what Trainer(train_dataset=…) is given; the loaders of COCO, VG and Flickr come with a later one")
 
 
-def labelled_sets(loader):
+def labelled_sets(loader, image_size):
     """The sets of a ``LoaderConfig`` to classify: each has name, pictures, truths, labels and template."""
     if loader.type == "DigitScenes":
-        return digits.labelled_sets()
+        return scenes.labelled_sets(image_size)
     raise NotImplementedError(f"eval_dataset.data_loader.type = {loader.type!r}: this version evaluates 'DigitScenes'")

@@ -27,7 +27,8 @@ class Pretrain:
         if checkpoint:
             model.load_checkpoint(checkpoint)
         processor = _processor(trainer)
-        samples = trainer.train_dataset or training_samples(config.train_dataset.data_loader, config.seed)
+        samples = trainer.train_dataset or training_samples(
+            config.train_dataset.data_loader, config.seed, config.processor.image_processor.image_size)
         size, epochs = config.runner_config.batch_size, config.runner_config.epochs
         steps = epochs * (len(samples) // size)
         if steps < 1:
@@ -60,11 +61,12 @@ class ZeroShot:
 
     @staticmethod
     def evaluate(trainer, checkpoint):
-        figures = {}
-        for data in trainer.eval_dataset or labelled_sets(trainer.config.eval_dataset.data_loader):
+        figures, config = {}, trainer.config
+        sets = trainer.eval_dataset or labelled_sets(config.eval_dataset.data_loader, config.processor.image_processor.image_size)
+        for data in sets:
             options = {"candidate_labels": data.labels, "hypothesis_template": data.template}
             classifier = _classifier(trainer, checkpoint, options)
-            figures[data.name] = _accuracy(classifier, data, trainer.config.eval_dataset.batch_size)
+            figures[data.name] = _accuracy(classifier, data, config.eval_dataset.batch_size)
             line = ", ".join(f"{key} {value:.2%}" if isinstance(value, float) else f"{key} {value}"
                              for key, value in figures[data.name].items())
             print(f"{data.name}: {line}")

@@ -93,7 +93,7 @@ def test_more_beams_find_better_captions():
 def test_beam_search_is_that_of_the_torch_twin(beams):
     torch = pytest.importorskip("torch")
     from parity import twin_generate
-    toy, starts = Toy(end=1.0, vocab=11), np.arange(6)[:, None]
+    toy, starts = Toy(end=2.0, vocab=11), np.arange(20)[:, None]
     rules = twin_generate.Rules(max_length=9, min_length=4, end=10, pad=0)
 
     def step(new, cache):
@@ -148,7 +148,7 @@ class Fixed:
     """The same probabilities whatever was said."""
 
     def __init__(self, *probs):
-        self.logits = np.log(np.array(probs))
+        self.logits = np.log(np.maximum(probs, 1e-30))
 
     def __call__(self, tokens_N, position, order_N):
         return np.repeat(self.logits[None], len(tokens_N), 0)
@@ -207,6 +207,12 @@ def test_a_seed_decides_the_draws():
     assert len({tuple(row) for row in one}) > 10        # rows of a batch draw for themselves
 
 
+def test_an_end_token_outside_the_best_beams_ends_nothing():
+    """With length_penalty -1 short captions win, so an end that counts is taken at once."""
+    ends = [EOS in decode(Fixed(.4, .35, *[0] * 11, .25), num_beams=beams, length_penalty=-1.0)[0] for beams in (2, 3)]
+    assert ends == [False, True]
+
+
 # ------------------------------------------------------------------------------------------------ every keyword
 @pytest.mark.parametrize("base, keyword", [
     ({}, {"max_new_tokens": 3}), ({"max_new_tokens": 20}, {"min_new_tokens": 15}), ({}, {"num_beams": 4}),
@@ -216,7 +222,8 @@ def test_a_seed_decides_the_draws():
     ({"num_beams": 4}, {"length_penalty": -4.0}), ({}, {"eos_token_id": 1}), ({}, {"pad_token_id": 1})], ids=str)
 def test_each_keyword_has_an_effect(base, keyword):
     starts = np.arange(12)[:, None]
-    assert decode(start=starts, **base).tolist() != decode(start=starts, **{**base, **keyword}).tolist()
+    toy = Toy(end=2.0)
+    assert decode(toy, starts, **base).tolist() != decode(toy, starts, **{**base, **keyword}).tolist()
 
 
 def test_lengths_count_generated_tokens():

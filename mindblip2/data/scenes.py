@@ -1,0 +1,96 @@
+"""The demo's data sets, made of ``digits``: scenes to train on, and held-out pictures to classify.
+
+    python -m mindblip2.data.scenes FOLDER      draws some of the held-out pictures as PNG files
+"""
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mindblip2.data import digits
+
+DETAIL_ODDS = (0.5, 0.4, 0.1)   # captions with colour and digit, digit only, colour only
+WILD = 0.5                      # how much poses vary, in training and in the examination
+EXAM_SEED = 2026
+SHOWN = 12                      # held-out pictures that the demo draws
+
+
+class TrainingScenes:
+    """``count`` scenes per pass, never the same twice.  First digits alone with captions that name only the digit (else the model learns
+    colours, which suffice for a long while), then digits alone, then all scenes."""
+
+    def __init__(self, count, seed, digit_passes=0, single_passes=0, size=digits.SIZE):
+        if count < 1:
+            raise ValueError(f"train_dataset.data_loader.scenes = {count}: expected the number of scenes per epoch")
+        self.count, self.seed, self.size = count, seed, size
+        self.digit_passes, self.single_passes = digit_passes, single_passes
+        self.passes = 0
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        rng = np.random.default_rng([self.seed, self.passes])
+        one = 1 if self.passes < self.single_passes else None
+        odds = (0, 1, 0) if self.passes < self.digit_passes else DETAIL_ODDS
+        self.passes += 1
+        for _ in range(self.count):
+            scene = digits.sample_scene(rng, count=one, wild=WILD)
+            text = digits.caption(scene, str(rng.choice(digits.DETAILS, p=odds)))
+            yield {"image": digits.render(scene, self.size), "caption": text, "image_id": digits.caption_id(text)}
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Pictures with one right label each, and the labels to choose from."""
+    name: str
+    pictures: list
+    truths: list
+    labels: tuple
+    template: str
+
+
+def labelled_sets(size=digits.SIZE):
+    """Digit names over the held-out scans in colours seen with them; and the ten colour-digit pairs never seen in training, to be
+    told from all eighty."""
+    seen = {digit: [c for d, c in digits.SEEN_PAIRS if d == digit] for digit in range(10)}
+    unseen = dict(digits.UNSEEN_PAIRS)
+    names, pairs = _exam(lambda rng, digit: str(rng.choice(seen[digit]))), _exam(lambda rng, digit: unseen[digit])
+    all_pairs = tuple(_pair(digit, colour) for digit in range(10) for colour in digits.COLOURS)
+    return [LabelledSet("digit names", [digits.render(s, size) for s in names], [digits.DIGITS[s.digits[0]] for s in names],
+                        digits.DIGITS, "a handwritten {}"),
+            LabelledSet("colour-digit pairs never seen", [digits.render(s, size) for s in pairs],
+                        [_pair(s.digits[0], s.colours[0]) for s in pairs], all_pairs, "{}")]
+
+
+def _pair(digit, colour):
+    return digits.caption(digits.Scene((digit,), (colour,), (0,), "black"))
+
+
+def _exam(colour_of):
+    """One scene per held-out scan."""
+    rng, scenes = np.random.default_rng(EXAM_SEED), []
+    for digit, scans in enumerate(digits.split()["test"]):
+        for scan in scans:
+            colour = colour_of(rng, digit)
+            ground = str(rng.choice(list(digits.GROUNDS)))
+            scenes.append(digits.Scene((digit,), (colour,), (int(scan),), ground, pose=int(rng.integers(2**31)),
+                                       wild=WILD))
+    return scenes
+
+
+def draw(folder, size=digits.SIZE):
+    """Write a few held-out pictures of each kind, named after what they show; returns the paths."""
+    folder, paths = Path(folder), []
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = labelled_sets(size)[1]
+    for i in np.random.default_rng(0).choice(len(pairs.pictures), SHOWN, replace=False):
+        paths.append(folder / f"{len(paths):02d}_{pairs.truths[i].replace(' ', '_')}.png")
+        Image.fromarray(pairs.pictures[i]).save(paths[-1])
+    return paths
+
+
+if __name__ == "__main__":
+    print(f"{len(draw(sys.argv[1]))} held-out pictures in {sys.argv[1]}")

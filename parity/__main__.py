@@ -1,0 +1,112 @@
+"""Is mindblip2 equal to PyTorch on this machine, with these weights?
+
+    python -m parity --config blip2_stage1_vit_g
+    python -m parity --config blip2_stage1_vit_g --torch_path blip2_pretrained.pth --vit_path eva_vit_g.pth --ckpt out.ckpt
+    python -m parity --config blip2_stage1_vit_g --blocks 2 --defect "tanh GELU"
+
+Without --torch_path the weights are seeded random numbers. The exit code is 0 only if every row passes.
+"""
+
+import argparse
+import os
+import sys
+import time
+
+os.environ.setdefault("GLOG_v", "3")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from mindblip2.checkpoint import CheckpointError  # noqa: E402
+from mindblip2.config import Blip2Config, load_config  # noqa: E402
+from mindblip2.sections import ConfigError  # noqa: E402
+from parity import report, seeded_weights  # noqa: E402
+from parity.mutations import MUTATIONS, defective  # noqa: E402
+from parity.nets import pynative  # noqa: E402
+from parity.stream import Stream, Window  # noqa: E402
+from parity.weights import Weights  # noqa: E402
+
+MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])  # CLIP's
+CLS, SEP, FIRST_WORD = 101, 102, 1000  # BERT's ids
+CAPTIONS = 4  # per picture
+
+
+def pictures(count: int, size: int) -> np.ndarray:
+    """``count`` pictures (B, 3, S, S), normalised: scikit-learn's two photographs if it is installed, and noise."""
+    try:
+        from sklearn.datasets import load_sample_images
+        photographs = load_sample_images().images[:count]
+    except ImportError:
+        photographs = []
+    found = []
+    for photograph in photographs:
+        pixels = torch.from_numpy(((photograph / 255 - MEAN) / STD).transpose(2, 0, 1)[None])
+        found.append(torch.nn.functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)[0])
+    noise = [seeded_weights.normal(5, f"picture {i}", (3, size, size)) for i in range(len(found), count)]
+    return np.stack([*found, *noise]).astype(np.float32)
+
+
+def captions(count: int, config: Blip2Config) -> np.ndarray:
+    """Random words (N, B, T), [CLS] first, [SEP] last, padded."""
+    qformer, rng = config.qformer_config, np.random.default_rng(6)
+    words = rng.integers(min(FIRST_WORD, qformer.vocab_size // 2), qformer.vocab_size - 1,
+                         (CAPTIONS, count, config.max_txt_len))
+    words[..., 0] = min(CLS, qformer.vocab_size - 1)
+    length = rng.integers(5, config.max_txt_len, (CAPTIONS, count, 1))
+    place = np.arange(config.max_txt_len)
+    return np.where(place < length, words, np.where(place == length, qformer.sep_token_id, qformer.pad_token_id))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m parity", description=__doc__,
+                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--config", required=True, help="preset or YAML file")
+    found.add_argument("--torch_path", help="blip2_pretrained.pth; default: seeded random weights")
+    found.add_argument("--vit_path", help="eva_vit_g.pth, where the first file holds no ViT")
+    found.add_argument("--ckpt", help="the converted file: our side then computes from it, and the conversion is checked")
+    found.add_argument("--blocks", type=int, help="only so many ViT blocks")
+    found.add_argument("--batch", type=int, default=2, help="pictures; the contrastive loss needs two")
+    found.add_argument("--seed", type=int, default=seeded_weights.SEED, help="of random weights")
+    found.add_argument("--report", help="write this JSON, and a Markdown page beside it")
+    found.add_argument("--defect", choices=sorted(MUTATIONS), metavar="NAME",
+                       help="run with a deliberate defect, which must fail: " + "; ".join(MUTATIONS))
+    return found
+
+
+def run(options: argparse.Namespace) -> list:
+    """All rows."""
+    pynative()
+    config = load_config(options.config).model.model_config
+    weights = Weights(config, options.torch_path, options.vit_path, options.ckpt, options.seed)
+    stream = Stream(Window(weights, config), pictures(options.batch, config.vision_config.image_size),
+                    captions(options.batch, config), options.blocks)
+    if not options.defect:
+        return [row for rows in stream for row in rows]
+    with defective(stream.nets.ours, options.defect):
+        return [row for rows in stream for row in rows]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    options, start = parser().parse_args(arguments), time.monotonic()
+    try:
+        rows = run(options)
+    except (CheckpointError, ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report.terminal(rows))
+    if options.report:
+        facts = report.about(command_line(arguments), time.monotonic() - start,
+                             weights=options.torch_path or f"seeded random numbers, seed {options.seed}")
+        report.write(options.report, rows, facts)
+    return 0 if report.all_pass(rows) else 1
+
+
+def command_line(arguments: list[str] | None) -> str:
+    """How the run was started."""
+    return "python -m parity " + " ".join(sys.argv[1:] if arguments is None else arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Which case catches which defect: the mutation table.
+
+``caught`` are the cases that must fail with the defect, ``spared`` some that must pass (a comparison that fails everywhere
+locates nothing); patterns as in a shell, separated by commas. A case that no row names is a hole: tests/parity/
+test_defects.py looks for those.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from mindspore import nn
+
+from parity import defects
+from parity.compare import Row
+from parity.suite import Suite
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A defect (parity/defects.py) and the cases that tell."""
+
+    patches: Callable
+    caught: str
+    spared: str
+
+
+LAYER = "qformer.encoder.layers.*"
+MUTATIONS = {
+    "tanh GELU": Mutation(
+        defects.tanh_gelu, "vit.blocks.?, vit.blocks.?.mlp, see.layers.*, read.layers.*, match.layers.*, caption.layers.*, "
+        "lm_head, chained vit.blocks.0.mlp", "vit.blocks.?.attn, vit.blocks.?.norm?, memory, chained vit.blocks.0.attn"),
+    "products in half precision": Mutation(
+        defects.half_precision, "chained *, vit.blocks.?.attn.proj, vit.blocks.?.mlp.*, qformer.memory.*, memory, "
+        f"{LAYER}.query, {LAYER}.key, {LAYER}.value, {LAYER}.output, {LAYER}.up, {LAYER}.down, qformer.lm_head.transform, "
+        "vision_proj, text_proj, itm_head", "ln_vision, embed.*, lm, itm, negatives*"),
+    "attention scores not scaled": Mutation(
+        defects.unscaled_attention, "vit.blocks.?.attn, see.layers.*, read.layers.*", "vit.blocks.?.mlp, memory, lm_head"),
+    "ViT eps 1e-5": Mutation(
+        defects.vit_eps, "vit.blocks.?.norm?, vit.blocks.?", "vit.blocks.?.attn, ln_vision, read"),
+    "ln_vision eps 1e-6": Mutation(defects.ln_vision_eps, "ln_vision", "vit.blocks.?.norm?, embed.*"),
+    "patch kernel with colours last": Mutation(
+        defects.patch_transposed, "vit.patch_embed", "vit.blocks.?, ln_vision"),
+    "ViT positions off by one": Mutation(
+        defects.vit_positions, "vit, chained vit.embed, chained vit.blocks.0", "chained vit.patch_embed, vit.blocks.?"),
+    "bias [q, v, 0] for [q, 0, v]": Mutation(
+        defects.lost_zero, "vit.blocks.?.attn, vit.blocks.?", "vit.blocks.?.norm?, vit.blocks.?.mlp"),
+    "heads of q permuted": Mutation(
+        defects.permuted_heads, f"vit.blocks.?.attn, read.layers.*, {LAYER}.attention.query",
+        f"vit.blocks.?.mlp, {LAYER}.attention.key"),
+    "Q-Former eps 1e-5": Mutation(
+        defects.qformer_eps, f"{LAYER}.attention_norm, {LAYER}.cross_norm, {LAYER}.query_norm, {LAYER}.text_norm, "
+        "qformer.lm_head.norm, embed.*", f"ln_vision, {LAYER}.attention.query"),
+    "pads visible": Mutation(
+        defects.pads_visible, "read, match, read.layers.*, match.layers.*, itm_logits", "see, see.layers.*, embed.text"),
+    "captions see the future": Mutation(
+        defects.future_visible, "caption, caption.layers.*", "read.layers.*, match.layers.*, lm_head"),
+    "captions do not see the queries": Mutation(
+        defects.queries_hidden, "caption, caption.layers.*", "see, read, match"),
+    "text positions off by one": Mutation(
+        defects.text_positions, "embed.text, read, match, caption, next_token", "embed.queries, see, read.layers.*"),
+    "every new word at position 0": Mutation(defects.positions_restart, "next_token", "embed.text, caption"),
+    "queries without their norm": Mutation(
+        defects.query_norm_skipped, "see, match, itm_logits", "embed.queries, read, see.layers.*"),
+    "text and query feed-forward exchanged": Mutation(
+        defects.feed_forwards_exchanged, f"see.layers.*, read.layers.*, {LAYER}.text_ffn.*, {LAYER}.query_ffn.*",
+        f"{LAYER}.attention.output, memory"),
+    "memories exchanged": Mutation(
+        defects.memories_exchanged, "memory, qformer.memory.key.*, see.layers.0, match.layers.0, see",
+        "qformer.memory.value.*, see.layers.1, read"),
+    "a cross-attention lost": Mutation(
+        defects.lost_cross_attention, "see.layers.0, match.layers.0, see", "read.layers.0, see.layers.1, memory"),
+    "caption cache detached": Mutation(defects.cache_detached, "caption", "see, caption.layers.*"),
+    "LM head not tied": Mutation(defects.untied_head, "lm_head", "embed.text, next_token"),
+    "captions start with [CLS]": Mutation(
+        defects.captions_from_cls, "chained qformer.lm_head", "caption, chained itm_head"),
+    "image and text negatives exchanged": Mutation(
+        defects.negatives_exchanged, "chained itm_head", "itm_logits, chained qformer.lm_head"),
+    "ITM from one query": Mutation(defects.one_query_matches, "itm_logits", "match, itm, itm_head"),
+    "ln_vision frozen too": Mutation(defects.ln_vision_frozen, "stage1", "ln_vision, memory"),
+    "gradient through the ITC gather": Mutation(
+        defects.gather_learns, "itc, itc.image_id, stage1", "itc.gather_with_grad, itm"),
+    "no gradient through the ITC gather": Mutation(
+        defects.gather_never_learns, "itc.gather_with_grad", "itc, itc.image_id"),
+    "no label smoothing": Mutation(defects.no_smoothing, "itc, itc.image_id, lm", "itm, negatives"),
+    "image ids ignored": Mutation(defects.ids_ignored, "itc.image_id, negatives.image_id", "itc, negatives"),
+    "negatives may be the sample itself": Mutation(
+        defects.own_pair_drawn, "negatives, negatives.image_id", "itc.image_id, itm"),
+    "mean over queries": Mutation(defects.mean_over_queries, "itc, classifier", "image_feats, lm"),
+    "features not normalised": Mutation(
+        defects.not_normalised, "image_feats, text_feats, itc, classifier", "vision_proj, text_proj"),
+    "temperature multiplies": Mutation(defects.temp_multiplies, "itc, itc.gather_with_grad", "classifier, lm"),
+    "ITM classes exchanged": Mutation(defects.itm_classes_exchanged, "itm", "itm_logits, lm"),
+    "smoothing over pads": Mutation(defects.smoothing_over_pads, "lm", "lm_head, itc"),
+    "LM without shift": Mutation(defects.not_shifted, "lm", "lm_head, itc"),
+    "pads are words": Mutation(defects.pads_predicted, "lm", "lm_head, read"),
+}
+
+
+@contextmanager
+def defective(model: nn.Cell, name: str) -> Iterator[None]:
+    """The model with a defect, while this lasts."""
+    with ExitStack() as stack:
+        for patch in MUTATIONS[name].patches(model):
+            stack.enter_context(patch)
+        yield
+
+
+def mutated(suite: Suite, name: str) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+    """The rows of the cases that must catch a defect, and of those that must not."""
+    caught, spared = (suite.matching(patterns) for patterns in (MUTATIONS[name].caught, MUTATIONS[name].spared))
+    with defective(suite.nets.ours, name):
+        rows = suite.rows([*caught, *spared])
+    return {name: rows[name] for name in caught}, {name: rows[name] for name in spared}

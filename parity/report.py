@@ -1,0 +1,86 @@
+"""What a run leaves: a table in the terminal, a JSON with every row, a dated Markdown page."""
+
+import os
+import platform
+import re
+import resource
+from collections.abc import Iterable, Mapping
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+from parity.compare import Row, all_pass, table, write_json
+
+HEAD = ("verdict", "worst ratio", "median", "rows", "cases")
+
+
+def about(command: str, seconds: float, **more: object) -> dict[str, object]:
+    """Date, hardware, versions, command: what a measured number carries."""
+    return {"date": date.today().isoformat(), "command": command, "seconds": round(seconds),
+            "peak memory GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1),
+            "hardware": hardware(), "python": platform.python_version()} | {
+        name: version(name) for name in ("mindspore", "torch", "numpy")} | more
+
+
+def hardware() -> str:
+    """Processor, cores and memory."""
+    cpu = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)$", cpu.read_text(), re.MULTILINE) if cpu.exists() else []
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GB"
+
+
+def grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows by what they compare, the number of the layer and the parameter left out."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        kind, _, gradient = row.name.partition(" d ")
+        groups.setdefault(re.sub(r"\d+", "*", kind).strip() + (" (gradients)" if gradient else ""), []).append(row)
+    return groups
+
+
+def summary(rows: Iterable[Row]) -> list[tuple[str, ...]]:
+    """A line per group, headed."""
+    lines = [HEAD]
+    for name, members in grouped(rows).items():
+        ratios = sorted(row.ratio for row in members)
+        worst = max(members, key=lambda row: row.ratio)
+        lines.append((worst.verdict, f"{ratios[-1]:.3g}", f"{ratios[len(ratios) // 2]:.3g}", str(len(members)), name))
+    return lines
+
+
+def terminal(rows: list[Row]) -> str:
+    """The summary, then every row that does not pass, then the verdict."""
+    lines = summary(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+                     for line in lines)
+    odd = [row for row in rows if row.verdict != "pass"]
+    return "\n\n".join([text, *([table(odd)] if odd else []), verdict(rows)])
+
+
+def verdict(rows: list[Row]) -> str:
+    """One line: how many rows, how many pass, the worst."""
+    if not rows:
+        return "nothing was compared"
+    worst = max(rows, key=lambda row: row.ratio)
+    passed = sum(row.verdict == "pass" for row in rows)
+    return (f"{'PASS' if all_pass(rows) else 'FAIL'}: {passed} of {len(rows)} rows pass; worst ratio {worst.ratio:.3g} "
+            f"({worst.name}), median {sorted(row.ratio for row in rows)[len(rows) // 2]:.3g}")
+
+
+def write(path: str | Path, rows: list[Row], facts: Mapping[str, object]) -> None:
+    """``path`` as JSON and a Markdown page of the same name beside it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, rows, facts)
+    lines = summary(rows)
+    body = ["# Parity with PyTorch, " + str(facts["date"]), "", *(f"- {name}: {value}" for name, value in facts.items()
+                                                                 if name not in ("date", "command")), "",
+            "```", str(facts["command"]), "```", "", verdict(rows), "",
+            "Ratio: rms(ours32 - truth64) / rms(torch32 - truth64); up to 4 passes (docs: parity/compare.py). "
+            f"All rows: [{path.name}]({path.name}).", "",
+            "| " + " | ".join(lines[0]) + " |", "|" + "---|" * len(lines[0])]
+    body += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines[1:]]
+    path.with_suffix(".md").write_text("\n".join(body) + "\n")
+

@@ -1,0 +1,112 @@
+"""Where the weights of a full-width run come from, tensor by tensor: the user's files, or seeded random numbers.
+
+The twin takes LAVIS's names straight from the .pth files. Our side takes the converted .ckpt if there is one, so that the
+conversion is compared too; otherwise the rows of the converter's plan.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import mindspore as ms
+import numpy as np
+import torch
+from mindspore import nn
+
+from convert import plan
+from convert.convert_weight import model_shapes
+from convert.files import read
+from convert.names import LAVIS
+from mindblip2.checkpoint import Checkpoint, CheckpointError
+from mindblip2.config import Blip2Config
+from parity import seeded_weights
+from parity.nets import twin_config
+from parity.twin import Twin, load
+
+VIT = "visual_encoder."
+
+
+class Seeded(Mapping):
+    """A LAVIS checkpoint of random numbers that are drawn when they are asked for."""
+
+    def __init__(self, config: Blip2Config, seed: int = seeded_weights.SEED):
+        with torch.device("meta"):
+            self.meta = dict(Twin(twin_config(config)).state_dict())
+        self.seed = seed
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        shape = tuple(self.meta[name].shape)
+        return torch.from_numpy(seeded_weights.weight(name, shape, self.seed, seeded_weights.SEP_BIAS["full"]))
+
+    def __iter__(self):
+        return iter(self.meta)
+
+    def __len__(self):
+        return len(self.meta)
+
+
+class Weights:
+    """``theirs(name)`` by LAVIS's names, ``ours(name)`` by our names; both float32, one tensor at a time."""
+
+    def __init__(self, config: Blip2Config, torch_path=None, vit_path=None, ckpt=None, seed: int = seeded_weights.SEED):
+        self.config = config
+        self.vit = read(vit_path) if vit_path else None
+        self.main = read(torch_path) if torch_path else Seeded(config, seed)
+        if torch_path and plan.detect(self.main, torch_path) is not LAVIS:
+            raise CheckpointError(f"{torch_path} is no LAVIS stage-1 file: parity compares with blip2_pretrained.pth")
+        self.stored = Checkpoint(ckpt) if ckpt else None
+        self.rows = {} if ckpt else {row.ours: row for row in self.planned() if row.ours}
+
+    def planned(self) -> list:
+        """The converter's rows. Those of seeded weights are planned on shapes alone."""
+        shapes = model_shapes(self.config)
+        if not isinstance(self.main, Seeded):
+            return plan.make_plan(self.main, LAVIS, self.vit, shapes, self.config)
+        meta = {name: value for name, value in self.main.meta.items() if name not in seeded_weights.TIED}
+        return [dataclasses.replace(row, state=self.main)
+                for row in plan.make_plan(meta, LAVIS, None, shapes, self.config)]
+
+    def theirs(self, name: str) -> torch.Tensor:
+        """A tensor of the twin's."""
+        if name.endswith("position_ids"):
+            return torch.arange(self.config.qformer_config.max_position_embeddings)[None]
+        name = seeded_weights.TIED.get(name, name)
+        if self.vit is not None and name.startswith(VIT):
+            value = self.vit[name.removeprefix(VIT)].float()
+        else:
+            value = self.main[name].float()
+        return resized(value, self.config.vision_config.num_tokens) if name.endswith("pos_embed") else value
+
+    def ours(self, name: str) -> np.ndarray:
+        """A parameter of ours."""
+        if self.stored is not None:
+            return self.stored.float32(name)
+        return plan.tensor(self.rows[name], list(self.rows.values())).float().numpy()
+
+
+def resized(pos_embed_1PW: torch.Tensor, tokens: int) -> torch.Tensor:
+    """LAVIS's ``interpolate_pos_embed``: the grid bicubic, the class token as it is."""
+    old, new = (round((count - 1) ** 0.5) for count in (pos_embed_1PW.shape[1], tokens))
+    if old == new:
+        return pos_embed_1PW
+    grid = pos_embed_1PW[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([pos_embed_1PW[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def make_twin(weights: Weights, config: Blip2Config, dtype: torch.dtype) -> Twin:
+    """A twin with the dimensions of ``config``, which may have fewer blocks than the weights."""
+    dimensions = twin_config(config)
+    with torch.device("meta"):
+        names = list(Twin(dimensions).state_dict())
+    return load({name: weights.theirs(name) for name in names}, dimensions, dtype)
+
+
+def fill(model: nn.Cell, weights: Weights, prefix: str = "", source: str = "") -> None:
+    """Give our parameters below ``prefix`` the weights of the same names below ``source``."""
+    for name, parameter in model.parameters_and_names():
+        if name.startswith(prefix):
+            value = weights.ours(source + name.removeprefix(prefix) if prefix else name)
+            if value.shape != tuple(parameter.shape):
+                raise CheckpointError(f"{name} has {value.shape}, the model {tuple(parameter.shape)}: use the --config "
+                                      "that belongs to the file")
+            parameter.set_data(ms.Tensor(value))
