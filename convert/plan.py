@@ -11,7 +11,7 @@ import torch
 from convert.files import shape_of
 from convert.names import BERT, EVA, HF, LAVIS, copied_from, foreign_name
 from mindblip2.checkpoint import CheckpointError
-from mindblip2.config import Blip2Config, QFormerConfig, ViTConfig
+from mindblip2.config import Blip2Config, ViTConfig
 from mindblip2.sections import ConfigError
 
 TYPES = {torch.float32: "Float32", torch.float16: "Float16", torch.bfloat16: "BFloat16", torch.float64: "Float64"}
@@ -61,40 +61,43 @@ def read_config(main, vit, kind, image_size=None):
 
 
 def _read_config(main, vit, kind, image_size):
-    q = {LAVIS: "Qformer.bert.", HF: "", BERT: "bert."}[kind]
-    layer = "qformer.encoder.layer." if kind is HF else q + "encoder.layer."
-    v, block = ("vision_model.embeddings.", "vision_model.encoder.layers.") if kind is HF else ("visual_encoder.",) * 2
-    if vit is not None:
-        v = block = ""
-    block += "" if kind is HF and vit is None else "blocks."
-    holder = main if vit is None else vit
-    depth = _count(holder, block)
+    vision = _read_vision(main, kind) if vit is None else _read_vision(vit, EVA)
+    qformer = _read_qformer(main, kind)
+    if image_size:
+        vision["image_size"] = image_size
+    return Blip2Config(max_txt_len=min(Blip2Config.max_txt_len, qformer["max_position_embeddings"]),
+                       vision_config=vision, qformer_config={**qformer, "encoder_width": vision["hidden_size"]})
+
+
+def _read_vision(state, kind):
+    root, block = {LAVIS: ("visual_encoder.", "visual_encoder.blocks."), EVA: ("", "blocks."),
+                   HF: ("vision_model.embeddings.", "vision_model.encoder.layers.")}[kind]
+    patches, positions = ("patch_embedding", "position_embedding") if kind is HF else ("patch_embed.proj", "pos_embed")
+    depth = _count(state, block)
     if depth == 0:
         raise CheckpointError("the file holds no ViT (LAVIS does not save what is frozen): add --vit_path eva_vit_g.pth")
-    patch_name = v + ("patch_embedding.weight" if kind is HF and vit is None else "patch_embed.proj.weight")
-    pos_name = v + ("position_embedding" if kind is HF and vit is None else "pos_embed")
-    width, _, _, patch = shape_of(holder, patch_name)
-    hidden, _ = shape_of(holder, f"{block}0.mlp.fc1.weight")
-    size = round((shape_of(holder, pos_name)[1] - 1) ** 0.5) * patch
-    vocab, qwidth = shape_of(main, q + "embeddings.word_embeddings.weight")
-    crossing = sorted({int(n[len(layer):].split(".")[0]) for n in main if n.startswith(layer) and ".crossattention." in n})
-    queries, embed = QFormerConfig().query_length, QFormerConfig().head_embed_dim
-    if kind is not BERT:
-        queries, embed = shape_of(main, "query_tokens")[1], shape_of(main, _proj(kind))[0]
-    vocab += kind is BERT  # [DEC]
-    layers = _count(main, layer)
-    positions = shape_of(main, q + "embeddings.position_embeddings.weight")[0]
-    return Blip2Config(
-        max_txt_len=min(Blip2Config.max_txt_len, positions),
-        vision_config=dict(image_size=image_size or size, patch_size=patch, hidden_size=width, intermediate_size=hidden,
-                           num_hidden_layers=depth if vit is None else _blocks_used(depth),
-                           num_attention_heads=_heads(width, 88)),
-        qformer_config=dict(vocab_size=vocab, bos_token_id=vocab - 1, hidden_size=qwidth, encoder_width=width,
-                            num_hidden_layers=layers, num_attention_heads=_heads(qwidth, 64),
-                            intermediate_size=shape_of(main, layer + "0.intermediate.dense.weight")[0],
-                            max_position_embeddings=positions,
-                            cross_attention_freq=_freq(crossing, kind, layers), query_length=queries,
-                            head_embed_dim=embed))
+    width, _, _, patch = shape_of(state, f"{root}{patches}.weight")
+    side = round((shape_of(state, root + positions)[1] - 1) ** 0.5)
+    return {"image_size": side * patch, "patch_size": patch, "hidden_size": width,
+            "intermediate_size": shape_of(state, f"{block}0.mlp.fc1.weight")[0],
+            "num_hidden_layers": _blocks_used(depth) if kind is EVA else depth, "num_attention_heads": _heads(width, 88)}
+
+
+def _read_qformer(state, kind):
+    root, layer = {LAVIS: ("Qformer.bert.", "Qformer.bert.encoder.layer."), HF: ("", "qformer.encoder.layer."),
+                   BERT: ("bert.", "bert.encoder.layer.")}[kind]
+    vocab, width = shape_of(state, root + "embeddings.word_embeddings.weight")
+    layers, vocab = _count(state, layer), vocab + (kind is BERT)  # [DEC]
+    sizes = {"vocab_size": vocab, "bos_token_id": vocab - 1, "hidden_size": width, "num_hidden_layers": layers,
+             "num_attention_heads": _heads(width, 64),
+             "intermediate_size": shape_of(state, layer + "0.intermediate.dense.weight")[0],
+             "max_position_embeddings": shape_of(state, root + "embeddings.position_embeddings.weight")[0]}
+    if kind is BERT:  # it has no cross-attention, queries and heads yet: the defaults
+        return sizes
+    crossing = sorted({int(n[len(layer):].split(".")[0]) for n in state if n.startswith(layer) and ".crossattention." in n})
+    return {**sizes, "query_length": shape_of(state, "query_tokens")[1],
+            "head_embed_dim": shape_of(state, "vision_projection.weight" if kind is HF else "vision_proj.weight")[0],
+            "cross_attention_freq": crossing[1] if len(crossing) > 1 else layers}  # only the first: its period is the depth
 
 
 def make_plan(main, kind, vit, parameters, config):
@@ -270,14 +273,3 @@ def _heads(width, head):
 def _blocks_used(depth):
     """Of EVA's own file the last block is unused.  A ViT of as many blocks as BLIP-2 has was saved by LAVIS: all are."""
     return depth if depth == ViTConfig().num_hidden_layers else depth - 1
-
-
-def _freq(crossing, kind, layers):
-    """Cross-attention in every which layer; BERT has none yet, and where only the first has one, the period is the depth."""
-    if kind is BERT:
-        return QFormerConfig().cross_attention_freq
-    return crossing[1] if len(crossing) > 1 else layers
-
-
-def _proj(kind):
-    return "vision_projection.weight" if kind is HF else "vision_proj.weight"

@@ -27,7 +27,7 @@ from parity.stream import Stream, Window  # noqa: E402
 from parity.weights import Weights  # noqa: E402
 
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])  # CLIP's
-CLS, SEP, FIRST_WORD = 101, 102, 1000  # BERT's ids
+CLS, FIRST_WORD = 101, 1000  # BERT's ids
 CAPTIONS = 4  # per picture
 
 
@@ -49,9 +49,8 @@ def pictures(count: int, size: int) -> np.ndarray:
 def captions(count: int, config: Blip2Config) -> np.ndarray:
     """Random words (N, B, T), [CLS] first, [SEP] last, padded."""
     qformer, rng = config.qformer_config, np.random.default_rng(6)
-    words = rng.integers(min(FIRST_WORD, qformer.vocab_size // 2), qformer.vocab_size - 1,
-                         (CAPTIONS, count, config.max_txt_len))
-    words[..., 0] = min(CLS, qformer.vocab_size - 1)
+    words = rng.integers(FIRST_WORD, qformer.vocab_size - 1, (CAPTIONS, count, config.max_txt_len))
+    words[..., 0] = CLS
     length = rng.integers(5, config.max_txt_len, (CAPTIONS, count, 1))
     place = np.arange(config.max_txt_len)
     return np.where(place < length, words, np.where(place == length, qformer.sep_token_id, qformer.pad_token_id))

@@ -17,9 +17,10 @@ from mindspore import nn
 
 from convert.names import LAVIS, foreign_name
 from mindblip2.config import Blip2Config
+from mindblip2.sections import ConfigError
 from parity import seeded_weights
 from parity.compare import Row, compare, compare_all
-from parity.twin import Twin
+from parity.twin import DEC, PAD, Twin
 from parity.twin_config import TwinConfig
 
 FEW = 32  # a tensor of fewer elements has no noise statistics of its own: such tensors of one case are judged together
@@ -58,6 +59,9 @@ class Case:
 def twin_config(config: Blip2Config) -> TwinConfig:
     """The twin's dimensions from ours. Its constants (every eps, the GELU) stay its own: they are what is compared."""
     vit, qformer = config.vision_config, config.qformer_config
+    if (qformer.bos_token_id, qformer.pad_token_id) != (DEC, PAD):
+        raise ConfigError(f"bos_token_id = {qformer.bos_token_id}, pad_token_id = {qformer.pad_token_id}: the twin has "
+                          f"BERT's ids, {DEC} and {PAD}, as every LAVIS checkpoint")
     return TwinConfig(
         image_size=vit.image_size, patch=vit.patch_size, vit_width=vit.hidden_size, vit_depth=vit.num_hidden_layers,
         vit_heads=vit.num_attention_heads, vit_hidden=vit.intermediate_size, width=qformer.hidden_size,

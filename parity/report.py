@@ -31,11 +31,14 @@ def hardware() -> str:
 
 
 def grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows by what they compare, the number of the layer and the parameter left out."""
+    """Rows by what they compare: the layer's number, the parameter, and which part of a layer it is left out."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         kind, _, gradient = row.name.partition(" d ")
-        groups.setdefault(re.sub(r"\d+", "*", kind).strip() + (" (gradients)" if gradient else ""), []).append(row)
+        kind = re.sub(r"\b(layers|blocks)\.\d+", r"\1.*", kind.strip())
+        kind = re.sub(r"\.\*\.\S+", ".* parts", kind)
+        kind = re.sub(r"(\.| )\d+$", "", kind)  # the number of an output, or of a memory
+        groups.setdefault(kind + (" (gradients)" if gradient else ""), []).append(row)
     return groups
 
 

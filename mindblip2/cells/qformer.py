@@ -4,8 +4,8 @@ It has four verbs, each one forward pass with its own mask: ``see`` the image wi
 text with an image, ``caption`` what was seen.  The image enters as a ``memory``: the keys and values of every cross-attention
 layer, made once and shared by all passes.
 
-B batch · Q queries · T text · L = Q + T · S = past + T keys · P image tokens · W image width · D width · H heads · K
-head width · V vocab
+B batch · Q queries · T text · L = Q + T · S = past + T keys · P image tokens · W image width · D width · H heads
+K head width · V vocab
 """
 import mindspore as ms
 from mindspore import Parameter, nn, ops

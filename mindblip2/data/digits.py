@@ -11,10 +11,8 @@ of those has put colour and digit together by itself.
 B batch · S side of the picture in pixels · H W C height, width, channels
 """
 import functools
-import json
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -32,20 +30,23 @@ SEEN_PAIRS = tuple((digit, colour) for digit in range(len(DIGITS)) for colour in
                    if (digit, colour) not in UNSEEN_PAIRS)
 SIZE = 64                  # pixels; a multiple of the demo ViT's patch
 TINT = 12                  # a colour is drawn up to this much off in each channel
-EVERY = 5                  # each fifth scan of every digit is for the examination only
+EVERY = 5                  # every fifth scan of each digit is for the examination only
 MARGIN = 2                 # empty pixels put around a scan, for strokes that touch its edge
 COUNTS = (1, 2, 3)         # digits in a scene
 COUNT_ODDS = (0.4, 0.3, 0.3)
 LAYOUTS = ("row", "column")
 DETAILS = ("all", "digit", "colour")
+EXAM_SEED = 2026
+EXAM_WILD = 0.5            # how much poses vary in the examination; 1 is the most
+SCENES = 500               # in the retrieval examination
 
 
 @dataclass(frozen=True)
 class Scene:
     """One to three digits on a ground, in reading order: left to right in a row, top to bottom in a column.
 
-    ``pose`` seeds sizes, places, slants and tints, so a scene always gives the same pixels; ``wild`` scales them: 1 in
-    training, HELD_OUT_WILD in the examination."""
+    ``pose`` seeds sizes, places, slants and tints, so a scene always gives the same pixels; ``wild`` (0 to 1) is how much
+    they vary."""
     digits: tuple
     colours: tuple
     scans: tuple
@@ -84,11 +85,37 @@ def sample_scene(rng, part="train", count=None, pairs=None, wild=1.0):
     ``pairs``: the allowed (digit, colour) pairs, all seen ones by default."""
     pairs = SEEN_PAIRS if pairs is None else pairs
     count = count or int(rng.choice(COUNTS, p=COUNT_ODDS))
-    drawn = [pairs[i] for i in rng.integers(len(pairs), size=count)]
-    digits, colours = (tuple(column) for column in zip(*drawn))
-    scans = tuple(int(rng.choice(split()[part][digit])) for digit in digits)
-    return Scene(digits, colours, scans, tuple(GROUNDS)[rng.integers(len(GROUNDS))], LAYOUTS[int(rng.integers(2))],
-                 int(rng.integers(2**31)), wild)
+    digits, colours = zip(*(_one_of(pairs, rng) for _ in range(count)))
+    scans = tuple(int(_one_of(split()[part][digit], rng)) for digit in digits)
+    return Scene(digits, colours, scans, _one_of(tuple(GROUNDS), rng), _one_of(LAYOUTS, rng), int(rng.integers(2**31)), wild)
+
+
+def _one_of(values, rng):
+    return values[int(rng.integers(len(values)))]
+
+
+def held_out(kind, seed=EXAM_SEED):
+    """Scenes of scans that training never saw, the same for the same seed; a tuple of :class:`Scene`.
+
+    ``kind``: "digits", every held-out scan alone in a colour that its digit had in training; "pairs", every held-out scan
+    alone in the one colour that its digit never had; "scenes", SCENES of two or three digits, no caption twice, any pair."""
+    rng = np.random.default_rng(seed)
+    if kind == "scenes":
+        return _different_scenes(rng)
+    if kind not in ("digits", "pairs"):
+        raise ValueError(f"kind = {kind!r}: expected 'digits', 'pairs' or 'scenes'")
+    colours = {"digits": SEEN_PAIRS, "pairs": UNSEEN_PAIRS}[kind]
+    return tuple(Scene((digit,), (_one_of([colour for one, colour in colours if one == digit], rng),), (int(scan),),
+                       _one_of(tuple(GROUNDS), rng), pose=int(rng.integers(2**31)), wild=EXAM_WILD)
+                 for digit, scans in enumerate(split()["test"]) for scan in scans)
+
+
+def _different_scenes(rng):
+    scenes = {}
+    while len(scenes) < SCENES:
+        scene = sample_scene(rng, "test", 2 + len(scenes) % 2, SEEN_PAIRS + UNSEEN_PAIRS, EXAM_WILD)
+        scenes.setdefault(caption(scene), scene)
+    return tuple(scenes.values())
 
 
 # ------------------------------------------------------------------------------------------------ captions
@@ -165,6 +192,6 @@ def _ink(scan, box, rng, wild, size):
     return (ink * ink * (3 - 2 * ink))[..., None]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _padded(scan):
     return Image.fromarray(np.pad(load_scans()[0][scan], MARGIN))

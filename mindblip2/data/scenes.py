@@ -12,7 +12,7 @@ from PIL import Image
 from mindblip2.data import digits
 
 DETAIL_ODDS = (0.5, 0.4, 0.1)   # captions with colour and digit, digit only, colour only
-WILD = 0.5                      # how much poses vary, in training and in the examination
+WILD = 0.2                      # how much poses vary, in training and in the examination
 EXAM_SEED = 2026
 SHOWN = 12                      # held-out pictures that the demo draws
 
@@ -21,11 +21,11 @@ class TrainingScenes:
     """``count`` scenes per pass, never the same twice.  First digits alone with captions that name only the digit (else the model learns
     colours, which suffice for a long while), then digits alone, then all scenes."""
 
-    def __init__(self, count, seed, digit_passes=0, single_passes=0, size=digits.SIZE):
+    def __init__(self, count, seed, digit_passes=0, single_passes=0, size=digits.SIZE, batch=32):
         if count < 1:
             raise ValueError(f"train_dataset.data_loader.scenes = {count}: expected the number of scenes per epoch")
         self.count, self.seed, self.size = count, seed, size
-        self.digit_passes, self.single_passes = digit_passes, single_passes
+        self.digit_passes, self.single_passes, self.batch = digit_passes, single_passes, batch
         self.passes = 0
 
     def __len__(self):
@@ -36,9 +36,11 @@ class TrainingScenes:
         one = 1 if self.passes < self.single_passes else None
         odds = (0, 1, 0) if self.passes < self.digit_passes else DETAIL_ODDS
         self.passes += 1
-        for _ in range(self.count):
+        for i in range(self.count):
+            if i % self.batch == 0:  # one kind of caption per batch: "a handwritten seven" fits every other seven there is
+                detail = str(rng.choice(digits.DETAILS, p=odds))
             scene = digits.sample_scene(rng, count=one, wild=WILD)
-            text = digits.caption(scene, str(rng.choice(digits.DETAILS, p=odds)))
+            text = digits.caption(scene, detail)
             yield {"image": digits.render(scene, self.size), "caption": text, "image_id": digits.caption_id(text)}
 
 

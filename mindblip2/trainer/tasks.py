@@ -27,9 +27,9 @@ class Pretrain:
         if checkpoint:
             model.load_checkpoint(checkpoint)
         processor = _processor(trainer)
-        samples = trainer.train_dataset or training_samples(
-            config.train_dataset.data_loader, config.seed, config.processor.image_processor.image_size)
         size, epochs = config.runner_config.batch_size, config.runner_config.epochs
+        samples = trainer.train_dataset or training_samples(
+            config.train_dataset.data_loader, config.seed, config.processor.image_processor.image_size, size)
         steps = epochs * (len(samples) // size)
         if steps < 1:
             raise ValueError(f"{len(samples)} samples make no batch of {size}: lower runner_config.batch_size")
@@ -62,7 +62,8 @@ class ZeroShot:
     @staticmethod
     def evaluate(trainer, checkpoint):
         figures, config = {}, trainer.config
-        sets = trainer.eval_dataset or labelled_sets(config.eval_dataset.data_loader, config.processor.image_processor.image_size)
+        size = config.processor.image_processor.image_size
+        sets = trainer.eval_dataset or labelled_sets(config.eval_dataset.data_loader, size)
         for data in sets:
             options = {"candidate_labels": data.labels, "hypothesis_template": data.template}
             classifier = _classifier(trainer, checkpoint, options)

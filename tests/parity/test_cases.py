@@ -1,0 +1,107 @@
+"""Ours against the twin by the noise floor, at tiny size: layer by layer, forward and backward, chained and isolated."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from parity.compare import first_bad, table  # noqa: E402
+from parity.nets import FEW, Case, judge, run_ours, run_theirs, twin_config  # noqa: E402
+from parity.suite import CHAINED, failing, not_passing  # noqa: E402
+
+from .conftest import tiny_config  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("pynative")
+
+
+@pytest.fixture(scope="module")
+def rows(suite):
+    return suite.rows()
+
+
+def flat(rows, chained):
+    return [row for name, found in rows.items() for row in found if name.startswith(CHAINED) == chained]
+
+
+def test_the_networks_do_not_part(rows):
+    """Chained: the first activation that differs would be named."""
+    chained = flat(rows, True)
+    assert first_bad(chained) is None, table(chained)
+    assert len(chained) > 200
+
+
+def test_every_part_passes_on_the_truth_s_input(rows):
+    """Isolated: outputs, and gradients by inputs and weights."""
+    isolated = flat(rows, False)
+    bad = [row for row in isolated if row.verdict != "pass"]
+    assert not bad, table(bad)
+    assert len(isolated) > 700 and sum(" d " in row.name for row in isolated) > 600
+
+
+def test_nothing_is_compared_by_luck(rows):
+    """Half of all ratios are near 1, as for a port that rounds like torch; a zero would be a comparison with itself."""
+    ratios = [row.ratio for found in rows.values() for row in found if not row.name.startswith("negatives")]
+    assert 0.5 < np.median(ratios) < 2
+    assert sum(ratio == 0 for ratio in ratios) < 0.2 * len(ratios)
+
+
+def test_the_gradient_of_every_parameter_is_compared(suite, model):
+    compared = {name for case in suite.cases if case.backward for name in case.weights}
+    assert compared == {name for name, _ in model.parameters_and_names()}
+
+
+def test_every_cell_has_a_twin(suite, model):
+    """Each cell is compared by itself, or is below one that is."""
+    from parity.capture import APART
+    compared = {case.name for case in suite.cases} | set(suite.paths)
+    covered = {"qformer.memory": "memory", "qformer.embeddings": "embed.text", "qformer.embedding_norm": "embed.text",
+               "qformer.encoder": "see", "qformer": "see", "vit.patch_embed": "vit.patch_embed"}
+    for path, cell in model.cells_and_names():
+        if not path or not list(cell.get_parameters()) or path.endswith(APART) or "List" in type(cell).__name__:
+            continue
+        parts = path.split(".")
+        above = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+        assert above & compared or any(covered.get(name) in compared for name in above), path
+
+
+def test_few_elements_are_judged_together():
+    """Two numbers that torch happened to meet would fail any port; beside others they do not."""
+    rng = np.random.default_rng(0)
+    truth = {"large": rng.normal(size=500), "a": rng.normal(size=2), "b": 1e-3 * rng.normal(size=30)}
+    torch32 = {name: value.astype(np.float32) for name, value in truth.items()}
+    ours = {name: np.nextafter(value, np.float32(np.inf)) for name, value in torch32.items()}
+    rows = judge("case", ours, torch32, truth)
+    assert [row.name for row in rows] == ["case large", "case a b"] and all(row.verdict == "pass" for row in rows)
+    ours["b"] = ours["b"] * np.float32(1 + 1e-4)  # small numbers count as much as large ones
+    assert [row.verdict for row in judge("case", ours, torch32, truth)] == ["pass", "fail"]
+    assert truth["b"].size < FEW
+
+
+def test_inputs_that_are_fixed_have_no_gradient(suite):
+    case = next(case for case in suite.cases if case.name == "stage1")
+    assert case.differentiated == [] and case.backward and "image" in case.inputs
+
+
+def test_a_case_runs_on_both_sides(suite):
+    case = Case("product", lambda twin, x: x @ twin.itm_head.weight.T, lambda model, x: x @ model.itm_head.weight.T,
+                {"x": np.ones((3, 48), np.float32)}, ("itm_head.weight",), backward=True)
+    ours, theirs = run_ours(case, suite.nets.ours), run_theirs(case, suite.nets.truth)
+    assert list(ours) == list(theirs) == ["", "d x", "d itm_head.weight"]
+    assert theirs[""].dtype == np.float64 and ours["d x"].shape == (3, 48)
+
+
+def test_the_twin_takes_dimensions_from_us_and_no_constants():
+    """A wrong eps in our configuration must not become the twin's."""
+    config = tiny_config(ln_vision_eps=1e-3).replace(vision_config={"layer_norm_eps": 1e-3})
+    twin = twin_config(config)
+    assert (twin.vit_eps, twin.ln_vision_eps, twin.qformer_eps) == (1e-6, 1e-5, 1e-12)
+    assert (twin.vit_depth, twin.width, twin.queries, twin.embed) == (3, 48, 8, 32)
+    from mindblip2.sections import ConfigError
+    with pytest.raises(ConfigError, match="the twin has BERT's ids"):
+        twin_config(tiny_config().replace(qformer_config={"bos_token_id": 7}))
+
+
+def test_verdicts_of_a_set(rows):
+    assert failing(rows) == not_passing(rows) == set()
+    name = next(iter(rows))
+    assert not_passing({name: []}) == {name}  # nothing compared is no pass

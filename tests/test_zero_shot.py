@@ -1,0 +1,115 @@
+"""Zero-shot classification with the embedded model: scores, options, and the errors of its input."""
+import numpy as np
+import pytest
+from PIL import Image
+
+from mindblip2.cells.blip2_qformer import Blip2Classifier
+from mindblip2.data import scenes
+from mindblip2.data.processor import Blip2Processor
+from mindblip2.zero_shot import ZeroShotClassifier, checked_labels, hypotheses
+
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Blip2Classifier.from_pretrained("blip2_digits")
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return Blip2Processor.from_pretrained("blip2_digits")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    names = scenes.labelled_sets(48)[0]
+    return names.pictures[::12], names.truths[::12]
+
+
+def classifier(model, processor, **options):
+    return ZeroShotClassifier(model, processor, options.pop("labels", DIGITS), "a handwritten {}", **options)
+
+
+def test_held_out_digits_are_recognised_and_scores_are_probabilities(model, processor, pictures):
+    probabilities = classifier(model, processor).probabilities(pictures[0])
+    assert probabilities.shape == (len(pictures[0]), 10)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    right = [DIGITS[row.argmax()] == truth for row, truth in zip(probabilities, pictures[1])]
+    assert np.mean(right) >= 0.9
+    shuffled = [DIGITS[row.argmax()] == truth for row, truth in zip(probabilities[::-1], pictures[1])]
+    assert np.mean(shuffled) < 0.4  # control: answers of other pictures are no answers
+
+
+def test_results_are_sorted_and_cut_at_top_k(model, processor, pictures):
+    whole = classifier(model, processor)(pictures[0][:3])
+    assert [len(row) for row in whole] == [10] * 3
+    assert all(a["score"] >= b["score"] for row in whole for a, b in zip(row, row[1:]))
+    assert classifier(model, processor)(pictures[0][:3], top_k=2) == [row[:2] for row in whole]
+
+
+def test_a_batch_gives_what_single_pictures_give(model, processor, pictures):
+    together = classifier(model, processor).probabilities(pictures[0][:4], batch_size=4)
+    alone = classifier(model, processor).probabilities(pictures[0][:4], batch_size=1)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_pictures_of_mixed_modes_go_together(model, processor, pictures):
+    picture = Image.fromarray(pictures[0][0])
+    mixed = [picture, picture.convert("P"), picture.convert("RGBA"), picture.convert("L"), np.asarray(picture)]
+    probabilities = classifier(model, processor).probabilities(mixed)
+    np.testing.assert_allclose(probabilities[0], probabilities[2], atol=1e-6)
+    np.testing.assert_allclose(probabilities[0], probabilities[4], atol=1e-6)
+
+
+def test_first_query_and_matching_head_give_other_scores(model, processor, pictures):
+    best = classifier(model, processor).probabilities(pictures[0][:2])
+    matched = classifier(model, processor, use_itm=True).probabilities(pictures[0][:2])
+    np.testing.assert_allclose(matched.sum(1), 1, atol=1e-5)
+    assert np.abs(best - matched).max() > 1e-3
+    first = Blip2Classifier(model.config.replace(query_reduce="first"))
+    first.load_checkpoint(scenes_checkpoint())
+    image = processor.image_processor(pictures[0][:2])
+    features = model.extract_features({"image": image}, "image").image_embeds_proj
+    labels = classifier(model, processor).label_features()
+    logits = features[:, 0].asnumpy() @ labels.asnumpy().T / float(model.temp)
+    expected = np.exp(logits - logits.max(1, keepdims=True))
+    expected /= expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(classifier(first, processor).probabilities(pictures[0][:2]), expected, atol=1e-5)
+    assert np.abs(best - expected).max() > 1e-4
+
+
+def scenes_checkpoint():
+    from mindblip2.hub import find_weights
+    return find_weights("blip2_digits")
+
+
+def test_a_label_longer_than_the_model_takes_is_cut(model, processor, pictures):
+    long = "seven " * 60
+    scores = classifier(model, processor, labels=["seven", long]).probabilities(pictures[0][:1])
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("labels, word", [([], "no labels"), (None, "no labels"), (["a", "a"], "more than once"),
+                                          (["a", ""], "expected words"), (["a", 3], "expected words")])
+def test_labels_that_mean_nothing_are_refused(labels, word):
+    with pytest.raises(ValueError, match=word):
+        checked_labels(labels)
+
+
+def test_a_template_needs_a_place_for_the_label():
+    assert hypotheses(["x{}"], "a {}") == ["a x{}"]
+    with pytest.raises(ValueError, match="where the label goes"):
+        hypotheses(["cat"], "a picture")
+
+
+def test_no_pictures_and_a_bad_top_k_are_refused(model, processor, pictures):
+    with pytest.raises(ValueError, match="no pictures"):
+        classifier(model, processor)([])
+    with pytest.raises(ValueError, match="top_k"):
+        classifier(model, processor)(pictures[0][:1], top_k=0)
+
+
+def test_the_tokenizer_of_another_model_is_refused(model):
+    with pytest.raises(ValueError, match="knows 30523 tokens, the model 120"):
+        ZeroShotClassifier(model, Blip2Processor(), ["cat"])
