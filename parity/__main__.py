@@ -28,7 +28,7 @@ from parity.weights import Weights  # noqa: E402
 
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])  # CLIP's
 CLS, FIRST_WORD = 101, 1000  # BERT's ids
-CAPTIONS = 4  # per picture
+CAPTIONS = 8  # per picture
 
 
 def pictures(count: int, size: int) -> np.ndarray:

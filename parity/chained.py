@@ -4,17 +4,16 @@ One stage-1 forward pass with given negatives, every module on the way recorded.
 its rows carry the verb's name.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from mindspore import nn
+from mindspore import nn, ops
 
 from parity import capture as our_side
 from parity.capture import twin_paths
 from parity.cases import VERBS
-from parity.loss_cases import stack
-from parity.nets import Case, Nets, tensor
+from parity.nets import FEW, Case, Nets, tensor
 from parity.twin import Twin, capture
 
 FIRST = "vit.blocks.0"  # what goes into it is the class token, the patches and their positions
@@ -80,29 +79,23 @@ def verbs_of(path: str) -> tuple[str, ...]:
 
 def our_losses(model: nn.Cell, image, ids, image_idx, text_idx):
     """(loss, itc, itm, lm) of a batch with given negatives."""
-    return model(image, ids, None, (image_idx, text_idx), True)
+    return ops.stack(model(image, ids, None, (image_idx, text_idx), True))
 
 
 def their_losses(twin: Twin, image, ids, image_idx, text_idx):
     """The same of a twin."""
-    return tuple(twin(image.to(twin.query_tokens.dtype), ids, negatives=(image_idx, text_idx))[:4])
+    return torch.stack(twin(image.to(twin.query_tokens.dtype), ids, negatives=(image_idx, text_idx))[:4])
 
 
-def stage1_case(model: nn.Cell, image: np.ndarray, ids_NBT: np.ndarray) -> Case:
-    """The four losses and the gradient of every trainable parameter, from pictures and N captions of each.
+def stage1_cases(model: nn.Cell, image: np.ndarray, ids_NBT: np.ndarray) -> Iterator[Case]:
+    """The losses of a batch with N sets of captions, and the gradient of every trainable parameter.
 
-    Several captions, because four losses, the temperature and two biases of the ITM head would be too few numbers.
+    Those of few elements, the temperature and the ITM head's bias, are taken for every set of captions, as the losses
+    are; the others for the first.
     """
-    trained = tuple(parameter.name for parameter in model.trainable_params())
-    return Case("stage1", all_losses(their_losses), all_losses(our_losses), {"image": image, "ids": ids_NBT}, trained,
-                backward=True, fixed=("image",))
-
-
-def all_losses(losses: Callable) -> Callable:
-    """(network, image, ids (N, B, T)) -> losses (N, 4), by ``losses`` of one batch."""
-    def stacked(network, image, ids):
-        own = np.arange(image.shape[0])
-        convert = torch.from_numpy if isinstance(image, torch.Tensor) else tensor
-        negatives = {"image_idx": convert(np.roll(own, -1)), "text_idx": convert(np.roll(own, 1))}
-        return stack([stack(losses(network, image, ids[n], **negatives)) for n in range(ids.shape[0])])
-    return stacked
+    trained = {parameter.name: parameter.size for parameter in model.trainable_params()}
+    few = tuple(name for name, size in trained.items() if size < FEW)
+    yield Case("stage1", their_losses, our_losses, batch(image, ids_NBT[0]), tuple(n for n in trained if n not in few),
+               backward=True, fixed=("image",), values=False)
+    yield Case("stage1.losses", their_losses, our_losses, batch(image, ids_NBT[0]) | {"ids": ids_NBT}, few,
+               backward=True, fixed=("image",), stacked=("ids",))

@@ -89,7 +89,7 @@ MUTATIONS = {
     "mean over queries": Mutation(defects.mean_over_queries, "itc, classifier", "image_feats, lm"),
     "features not normalised": Mutation(
         defects.not_normalised, "image_feats, text_feats, itc, classifier", "vision_proj, text_proj"),
-    "temperature multiplies": Mutation(defects.temp_multiplies, "itc, itc.gather_with_grad", "classifier, lm"),
+    "temperature multiplies": Mutation(defects.temp_multiplies, "itc, itc.gather_with_grad, stage1.losses", "classifier, lm"),
     "ITM classes exchanged": Mutation(defects.itm_classes_exchanged, "itm", "itm_logits, lm"),
     "smoothing over pads": Mutation(defects.smoothing_over_pads, "lm", "lm_head, itc"),
     "LM without shift": Mutation(defects.not_shifted, "lm", "lm_head, itc"),

@@ -7,7 +7,7 @@ by. Gradients are those of a random linear function of the outputs, so that ever
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import mindspore as ms
@@ -39,7 +39,8 @@ class Case:
     """``theirs(twin, **inputs)`` and ``ours(model, **inputs)`` give the same tensor, or tuple of tensors.
 
     With ``backward`` the gradients are compared too: by every floating-point input that is not ``fixed``, and by
-    ``weights``, names of our parameters.
+    ``weights``, names of our parameters. Inputs that are ``stacked`` hold several problems along a first axis, which are
+    run one after the other and compared as one: a few numbers have no noise statistics. ``values`` off: gradients only.
     """
 
     name: str
@@ -49,11 +50,19 @@ class Case:
     weights: tuple[str, ...] = ()
     backward: bool = False
     fixed: tuple[str, ...] = ()
+    stacked: tuple[str, ...] = ()
+    values: bool = True
 
     @property
     def differentiated(self) -> list[str]:
         """Names of the inputs whose gradients are compared."""
         return [name for name, value in self.inputs.items() if value.dtype.kind == "f" and name not in self.fixed]
+
+    def problems(self) -> list["Case"]:
+        """The cases of which a stacked one is made."""
+        count = len(self.inputs[self.stacked[0]])
+        return [replace(self, stacked=(), inputs={name: value[n] if name in self.stacked else value
+                                                  for name, value in self.inputs.items()}) for n in range(count)]
 
 
 def twin_config(config: Blip2Config) -> TwinConfig:
@@ -102,6 +111,8 @@ def cotangent(case: Case, index: int, shape: tuple[int, ...]) -> np.ndarray:
 
 def run_theirs(case: Case, twin: Twin) -> dict[str, np.ndarray]:
     """The case's outputs and gradients on a twin, in the twin's dtype, by our names and in our shapes."""
+    if case.stacked:
+        return together([run_theirs(problem, twin) for problem in case.problems()])
     dtype = twin.query_tokens.dtype
     inputs = {name: torch.from_numpy(value).to(dtype if value.dtype.kind == "f" else torch.long)
               for name, value in case.inputs.items()}
@@ -123,6 +134,8 @@ def run_theirs(case: Case, twin: Twin) -> dict[str, np.ndarray]:
 
 def run_ours(case: Case, model: nn.Cell) -> dict[str, np.ndarray]:
     """The case's outputs and gradients on our model."""
+    if case.stacked:
+        return together([run_ours(problem, model) for problem in case.problems()])
     inputs = [tensor(value) for value in case.inputs.values()]
     if not case.backward:
         found = several(case.ours(model, **dict(zip(case.inputs, inputs, strict=True))))
@@ -143,7 +156,13 @@ def run_ours(case: Case, model: nn.Cell) -> dict[str, np.ndarray]:
 def named(found: list[np.ndarray], case: Case | None = None, grads: list[np.ndarray] = ()) -> dict[str, np.ndarray]:
     """Outputs under their numbers (the first one under no name), gradients under ``d`` and what they are taken by."""
     names = [f"d {name}" for name in (*case.differentiated, *case.weights)] if case else []
-    return {str(i or ""): value for i, value in enumerate(found)} | dict(zip(names, grads, strict=True))
+    values = {} if case and not case.values else {str(i or ""): value for i, value in enumerate(found)}
+    return values | dict(zip(names, grads, strict=True))
+
+
+def together(results: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The results of several problems along a new first axis."""
+    return {key: np.stack([result[key] for result in results]) for key in results[0]}
 
 
 def several(value) -> tuple:

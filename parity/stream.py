@@ -20,7 +20,7 @@ from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.config import Blip2Config
 from parity.capture import capture, twin_paths
 from parity.cases import block_case, ln_vision_case, module_cases, patch_case, qformer_cases, recorded, vit_case
-from parity.chained import batch, chained, stage1_case
+from parity.chained import batch, chained, stage1_cases
 from parity.compare import Row
 from parity.loss_cases import loss_cases
 from parity.nets import Nets, judge, rows, tensor
@@ -118,7 +118,7 @@ class Stream:
             image_BPW = truth.ln_vision(self.truth_BPW).float().numpy()
         image = without_vit(self.nets, x_BPW)
         cases = [ln_vision_case(model, x_BPW), *qformer_cases(model, truth, image_BPW, ids_BT), *loss_cases(),
-                 stage1_case(model, image, self.ids_NBT)]
+                 *stage1_cases(model, image, self.ids_NBT)]
         for case in tqdm(cases, desc="Q-Former", unit="case", disable=None):
             yield rows(case, self.nets)
         ours, torch32, truth = chained(self.nets, batch(image, ids_BT))

@@ -12,7 +12,7 @@ import torch
 
 from parity.capture import twin_paths
 from parity.cases import block_case, ln_vision_case, module_cases, patch_case, qformer_cases, recorded, vit_case
-from parity.chained import our_activations, stage1_case, their_activations
+from parity.chained import our_activations, stage1_cases, their_activations
 from parity.compare import Row, all_pass
 from parity.loss_cases import loss_cases
 from parity.nets import Case, Nets, judge, run_ours, run_theirs
@@ -31,16 +31,17 @@ class Suite:
     def cases(self) -> list[Case]:
         """The isolated cases, in the order of the network."""
         found = [*self.vit_cases(), *qformer_cases(self.nets.ours, self.nets.truth, self.image_BPW, self.inputs["ids"]),
-                 *loss_cases(), self.stage1()]
+                 *loss_cases(), *self.stage1_cases()]
         names = [case.name for case in found]
         if len(set(names)) != len(names):
             raise ValueError(f"cases share names: {sorted(name for name in set(names) if names.count(name) > 1)}")
         return found
 
-    def stage1(self) -> Case:
-        """Each picture with its own caption, and with the next one's."""
-        ids = self.inputs["ids"]
-        return stage1_case(self.nets.ours, self.inputs["image"], np.stack([ids, np.roll(ids, -1, axis=0)]))
+    def stage1_cases(self) -> Iterator[Case]:
+        """Each picture with its own caption, then with those of the others, in both orders."""
+        ids = [np.roll(order, n, axis=0) for order in (self.inputs["ids"], self.inputs["ids"][::-1])
+               for n in range(len(order))]
+        return stage1_cases(self.nets.ours, self.inputs["image"], np.stack(ids))
 
     @cached_property
     @torch.no_grad()

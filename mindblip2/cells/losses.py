@@ -69,7 +69,7 @@ def hard_negatives(sim_BG, same_BG, noise_BG):
     argmax(sim + Gumbel noise) is such a draw (the Gumbel-max trick), so uniform ``noise`` in (0, 1) in, no loop.  Where every
     sample shows the same picture the draw falls on any of them: finite, if useless (batch of 1)."""
     logits_BG = ops.where(same_BG, ops.full_like(sim_BG, MASKED), sim_BG.astype(ms.float32))
-    gumbel_BG = -ops.log(-ops.log(ops.clip(noise_BG, 1e-7, 1 - 1e-7)))
+    gumbel_BG = -ops.log(-ops.log(ops.clip(noise_BG, 1e-7, 1 - 1e-6)))  # MindSpore's CPU log of 1 - 1e-7 is 0
     return ops.stop_gradient(logits_BG + gumbel_BG).argmax(1).astype(ms.int32)
 
 

@@ -28,7 +28,7 @@ GROUNDS = {"black": (15, 15, 18), "grey": (55, 55, 60), "navy": (15, 25, 75), "b
 UNSEEN_PAIRS = tuple((digit, tuple(COLOURS)[(3 * digit + 1) % len(COLOURS)]) for digit in range(len(DIGITS)))
 SEEN_PAIRS = tuple((digit, colour) for digit in range(len(DIGITS)) for colour in COLOURS
                    if (digit, colour) not in UNSEEN_PAIRS)
-SIZE = 64                  # pixels; a multiple of the demo ViT's patch
+SIZE = 48                  # pixels: the demo preset's image_size, six of its patches
 TINT = 12                  # a colour is drawn up to this much off in each channel
 EVERY = 5                  # every fifth scan of each digit is for the examination only
 MARGIN = 2                 # empty pixels put around a scan, for strokes that touch its edge
