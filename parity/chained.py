@@ -87,15 +87,17 @@ def their_losses(twin: Twin, image, ids, image_idx, text_idx):
     return torch.stack(twin(image.to(twin.query_tokens.dtype), ids, negatives=(image_idx, text_idx))[:4])
 
 
-def stage1_cases(model: nn.Cell, image: np.ndarray, ids_NBT: np.ndarray) -> Iterator[Case]:
+def stage1_cases(model: nn.Cell, image: np.ndarray, ids_NBT: np.ndarray, parts: int = 1) -> Iterator[Case]:
     """The losses of a batch with N sets of captions, and the gradient of every trainable parameter.
 
     Those of few elements, the temperature and the ITM head's bias, are taken for every set of captions, as the losses
-    are; the others for the first.
+    are; the others for the first, in so many ``parts``: at full width all gradients at once would take 3 GB.
     """
     trained = {parameter.name: parameter.size for parameter in model.trainable_params()}
     few = tuple(name for name, size in trained.items() if size < FEW)
-    yield Case("stage1", their_losses, our_losses, batch(image, ids_NBT[0]), tuple(n for n in trained if n not in few),
-               backward=True, fixed=("image",), values=False)
+    large = [name for name in trained if name not in few]
+    for k in range(parts):
+        yield Case(f"stage1.{k}" if parts > 1 else "stage1", their_losses, our_losses, batch(image, ids_NBT[0]),
+                   tuple(large[k::parts]), backward=True, fixed=("image",), values=False)
     yield Case("stage1.losses", their_losses, our_losses, batch(image, ids_NBT[0]) | {"ids": ids_NBT}, few,
                backward=True, fixed=("image",), stacked=("ids",))

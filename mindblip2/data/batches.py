@@ -9,7 +9,7 @@ import numpy as np
 
 from mindblip2.data.captions import BlipCaption
 
-BUCKET = 8  # a batch's texts are padded to a multiple of it: the same numbers as at full length, few shapes to compile, less work
+LENGTHS = 4  # texts of a batch are padded to a quarter, half, … of the full length: the same numbers, less work, few shapes to compile
 
 
 def batches(samples, processor, batch_size, prompt="", max_words=50):
@@ -63,7 +63,8 @@ def _checked(sample):
 def _batch(rows, processor, clean):
     batch = processor([row["image"] for row in rows], [clean(row["caption"]) for row in rows], return_tensors="np")
     longest = int(batch["attention_mask"].sum(1).max())
-    made = {"image": batch["image"], "input_ids": batch["input_ids"][:, :-(-longest // BUCKET) * BUCKET]}
+    quarter = -(-batch["input_ids"].shape[1] // LENGTHS)
+    made = {"image": batch["image"], "input_ids": batch["input_ids"][:, :-(-longest // quarter) * quarter]}
     if "image_id" in rows[0]:
         made["image_id"] = np.array([row["image_id"] for row in rows], np.int32)
     return made
