@@ -22,12 +22,12 @@ dev: .venv/.dev  ## .venv with everything: tests, linter, converter, parity (add
 
 demo: .venv/.demo  ## the embedded model looks at pictures of digits: seconds, no download
 	$(BIN) -m mindblip2.data.scenes $(PICTURES)
-	$(RUN) --run_mode predict --predict_data $(PICTURES) --output_dir output/digits
-	$(RUN) --run_mode eval
+	$(RUN) --mode 1 --run_mode predict --predict_data $(PICTURES) --output_dir output/digits
+	$(RUN) --mode 1 --run_mode eval
 
 train-demo: .venv/.demo  ## train the embedded model again from nothing, then its figures: 15 minutes on two cores
 	$(RUN) --run_mode train --trainer.type contrastive_language_image_pretrain
-	$(RUN) --run_mode eval --load_checkpoint output/digits/checkpoint/rank_0/blip2_digits.ckpt
+	$(RUN) --mode 1 --run_mode eval --load_checkpoint output/digits/checkpoint/rank_0/blip2_digits.ckpt
 
 test: .venv/.dev  ## the tests; the slow ones too with ARGS="-m 'slow or not slow'"
 	$(BIN) -m pytest -q $(ARGS)

@@ -58,7 +58,8 @@ def to_torch(mindspore_path, torch_path, dtype=None):
     names = _lavis_names(stored)
     state = {}
     for ours, theirs in tqdm(names.items(), desc="to torch", unit="tensor", disable=None):
-        value = plan.cast(_from_numpy(stored[ours], stored.types[ours]), dtype)
+        array = stored[ours] if dtype else stored.view(ours)
+        value = plan.cast(_from_numpy(array, stored.types[ours]), dtype)
         state[theirs] = value.reshape(_lavis_shape(ours, value.shape))
     state["Qformer.cls.predictions.decoder.weight"] = state["Qformer.bert.embeddings.word_embeddings.weight"]
     state["Qformer.cls.predictions.decoder.bias"] = state["Qformer.cls.predictions.bias"]

@@ -36,12 +36,12 @@ class Checkpoint(Mapping):
             raise CheckpointError(f"{self.path} is empty")
         self._file = open(self.path, "rb")  # kept: the tensors belong to this file, even if another takes its name
         self.shapes, self.types, self._spans = {}, {}, {}
-        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            try:
-                self._index(data)
-            except (IndexError, KeyError, UnicodeDecodeError) as error:
-                raise CheckpointError(_damaged(self.path, len(self._spans)) if self._spans else
-                                      _not_a_checkpoint(self.path, data[:8])) from error
+        self._mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+        try:
+            self._index(self._mapped)
+        except (IndexError, KeyError, UnicodeDecodeError) as error:
+            raise CheckpointError(_damaged(self.path, len(self._spans)) if self._spans else
+                                  _not_a_checkpoint(self.path, self._mapped[:8])) from error
         for name, spans in self._spans.items():
             got = sum(stop - start for start, stop in spans)
             expected = math.prod(self.shapes[name]) * np.dtype(NUMPY_TYPES[self.types[name]]).itemsize
@@ -58,6 +58,15 @@ class Checkpoint(Mapping):
                 raise CheckpointError(f"{self.path} became shorter while it was read")
             at += stop - start
         return array
+
+    def view(self, name):
+        """The array where it lies in the file, without a copy unless it lies there in slices.  It is not aligned: write it
+        elsewhere, or copy it before computing."""
+        if len(self._spans[name]) > 1:
+            return self[name]
+        start, _ = self._spans[name][0]
+        count = math.prod(self.shapes[name])
+        return np.frombuffer(self._mapped, NUMPY_TYPES[self.types[name]], count, start).reshape(self.shapes[name])
 
     def __iter__(self):
         return iter(self._spans)

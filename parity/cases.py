@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from mindspore import nn, ops
 
-from mindblip2.cells import losses, qformer
+from mindblip2.cells import fused, losses, qformer
+from parity import seeded_weights
 from parity.capture import twin_paths
 from parity.nets import Case
 from parity.twin import Twin, capture, not_pad, started
@@ -233,3 +234,15 @@ def our_next_token(model: nn.Cell, cache, ids):
         past = tuple((ops.cat((key, k), 2), ops.cat((value, v), 2))
                      for (key, value), (k, v) in zip(past, own, strict=True))
     return logits
+
+
+# ---------------------------------------------------------------------------------------------------- fused forms
+def fused_cases() -> Iterator[Case]:
+    """The forms of GELU and LayerNorm that graph kernels fuse (mindblip2/cells/fused.py), as plain functions."""
+    x, gamma, beta = (seeded_weights.normal(4, name, shape) for name, shape in
+                      (("x", (64, 279)), ("gamma", (279,)), ("beta", (279,))))
+    yield Case("fused.gelu", lambda twin, x: torch.nn.functional.gelu(x), lambda model, x: fused.gelu(x), {"x": 3 * x})
+    yield Case("fused.layer_norm",
+               lambda twin, x, gamma, beta: torch.nn.functional.layer_norm(x, x.shape[-1:], gamma, beta, 1e-6),
+               lambda model, x, gamma, beta: fused.layer_norm(x, gamma, beta, 1e-6),
+               {"x": x, "gamma": gamma, "beta": beta}, backward=True)

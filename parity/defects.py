@@ -13,7 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from mindblip2.cells import blip2_qformer, layers, losses, qformer, vit
+from mindblip2.cells import blip2_qformer, fused, layers, losses, qformer, vit
 
 
 @contextmanager
@@ -74,6 +74,14 @@ def unscaled_attention(model):
     attend = layers.attend
     for module in (vit, qformer):
         yield replaced(module, "attend", lambda q, k, v, *rest: attend(q * q.shape[-1] ** 0.5, k, v, *rest))
+
+
+def fused_series_short(model):
+    yield replaced(fused, "SERIES", fused.SERIES[:-3])
+
+
+def fused_eps(model):
+    yield replaced(fused, "layer_norm", forced(fused.layer_norm, eps=1e-5))
 
 
 # ---------------------------------------------------------------------------------------------------- ViT

@@ -36,6 +36,8 @@ MUTATIONS = {
         "vision_proj, text_proj, itm_head", "ln_vision, embed.*, lm, itm, negatives*"),
     "attention scores not scaled": Mutation(
         defects.unscaled_attention, "vit.blocks.?.attn, see.layers.*, read.layers.*", "vit.blocks.?.mlp, memory, lm_head"),
+    "fused GELU of a shorter series": Mutation(defects.fused_series_short, "fused.gelu", "fused.layer_norm"),
+    "fused norm with eps 1e-5": Mutation(defects.fused_eps, "fused.layer_norm", "fused.gelu"),
     "ViT eps 1e-5": Mutation(
         defects.vit_eps, "vit.blocks.?.norm?, vit.blocks.?", "vit.blocks.?.attn, ln_vision, read"),
     "ln_vision eps 1e-6": Mutation(defects.ln_vision_eps, "ln_vision", "vit.blocks.?.norm?, embed.*"),

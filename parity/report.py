@@ -81,7 +81,7 @@ def write(path: str | Path, rows: list[Row], facts: Mapping[str, object]) -> Non
     body = ["# Parity with PyTorch, " + str(facts["date"]), "", *(f"- {name}: {value}" for name, value in facts.items()
                                                                  if name not in ("date", "command")), "",
             "```", str(facts["command"]), "```", "", verdict(rows), "",
-            "Ratio: rms(ours32 - truth64) / rms(torch32 - truth64); up to 4 passes (docs: parity/compare.py). "
+            "Ratio: rms(ours32 - truth64) / rms(torch32 - truth64); up to 4 passes (parity/compare.py). "
             f"All rows: [{path.name}]({path.name}).", "",
             "| " + " | ".join(lines[0]) + " |", "|" + "---|" * len(lines[0])]
     body += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines[1:]]

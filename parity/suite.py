@@ -11,7 +11,16 @@ import numpy as np
 import torch
 
 from parity.capture import twin_paths
-from parity.cases import block_case, ln_vision_case, module_cases, patch_case, qformer_cases, recorded, vit_case
+from parity.cases import (
+    block_case,
+    fused_cases,
+    ln_vision_case,
+    module_cases,
+    patch_case,
+    qformer_cases,
+    recorded,
+    vit_case,
+)
 from parity.chained import our_activations, stage1_cases, their_activations
 from parity.compare import Row, all_pass
 from parity.loss_cases import loss_cases
@@ -31,7 +40,7 @@ class Suite:
     def cases(self) -> list[Case]:
         """The isolated cases, in the order of the network."""
         found = [*self.vit_cases(), *qformer_cases(self.nets.ours, self.nets.truth, self.image_BPW, self.inputs["ids"]),
-                 *loss_cases(), *self.stage1_cases()]
+                 *fused_cases(), *loss_cases(), *self.stage1_cases()]
         names = [case.name for case in found]
         if len(set(names)) != len(names):
             raise ValueError(f"cases share names: {sorted(name for name in set(names) if names.count(name) > 1)}")

@@ -71,6 +71,17 @@ def test_we_read_what_mindspore_writes(of_mindspore):
         assert_same(found[name], np.asarray(array))
 
 
+def test_a_view_is_the_array_without_a_copy(of_mindspore, tmp_path, monkeypatch):
+    found = Checkpoint(of_mindspore)
+    for name in found:
+        assert_same(found.view(name), found[name])
+        assert not found.view(name).flags.owndata
+    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 16)
+    write_checkpoint(tmp_path / "x.ckpt", [("x", "Float32", ARRAYS["a.float32"][1]), ("e", "Float32", np.zeros(0, np.float32))])
+    assert_same(Checkpoint(tmp_path / "x.ckpt").view("x"), ARRAYS["a.float32"][1])
+    assert Checkpoint(tmp_path / "x.ckpt").view("e").shape == (0,)
+
+
 def test_bfloat16_goes_both_ways(of_mindspore, tmp_path):
     ours = Checkpoint(of_mindspore)
     assert ours.types["j.bfloat16"] == "BFloat16" and ours["j.bfloat16"].dtype == np.uint16

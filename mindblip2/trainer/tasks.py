@@ -55,6 +55,10 @@ class ZeroShot:
         batch_size = options.pop("batch_size", 8)
         picture_file = options.pop("save_picture", None)
         result = _classifier(trainer, checkpoint, options)(pictures, None, batch_size)
+        for picture, row in zip(pictures, result):
+            if isinstance(picture, (str, Path)):
+                scores = ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in row[:max(top_k, 3)])
+                print(f"{picture}: {scores}")
         if picture_file:
             _save_sheet(pictures, result, picture_file)
         return [row[:top_k] for row in result]
