@@ -140,7 +140,7 @@ class Blip2Config(Section):
             raise ConfigError(f"max_txt_len = {self.max_txt_len} exceeds qformer_config.max_position_embeddings = "
                               f"{self.qformer_config.max_position_embeddings}")
         one_of(self, "query_reduce", ("max", "first"))
-        one_of(self, "dtype", DTYPES)
+        one_of(self, "dtype", ("float32",))
         one_of(self, "compute_dtype", DTYPES)
         one_of(self, "layernorm_dtype", ("float32",))
         one_of(self, "softmax_dtype", ("float32",))

@@ -3,8 +3,10 @@
     python -m parity --config blip2_stage1_vit_g
     python -m parity --config blip2_stage1_vit_g --torch_path blip2_pretrained.pth --vit_path eva_vit_g.pth --ckpt out.ckpt
     python -m parity --config blip2_stage1_vit_g --blocks 2 --defect "tanh GELU"
+    python -m parity --defects
 
-Without --torch_path the weights are seeded random numbers. The exit code is 0 only if every row passes.
+Without --torch_path the weights are seeded random numbers. --defects runs every deliberate defect on a tiny network and
+says which comparison catches it. The exit code is 0 only if every row passes, or every defect is caught.
 """
 
 import argparse
@@ -21,14 +23,20 @@ from mindblip2.checkpoint import CheckpointError  # noqa: E402
 from mindblip2.config import Blip2Config, load_config  # noqa: E402
 from mindblip2.sections import ConfigError  # noqa: E402
 from parity import report, seeded_weights  # noqa: E402
-from parity.mutations import MUTATIONS, defective  # noqa: E402
+from parity.chained import batch  # noqa: E402
+from parity.mutations import MUTATIONS, defective, verdicts  # noqa: E402
 from parity.nets import pynative  # noqa: E402
 from parity.stream import Stream, Window  # noqa: E402
-from parity.weights import Weights  # noqa: E402
+from parity.suite import Suite, not_passing  # noqa: E402
+from parity.weights import Weights, make_nets  # noqa: E402
 
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])  # CLIP's
 CLS, FIRST_WORD = 101, 1000  # BERT's ids
 CAPTIONS = 8  # per picture
+TINY = Blip2Config(vision_config=dict(image_size=56, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
+                                      intermediate_size=279),
+                   qformer_config=dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=96,
+                                       encoder_width=64, query_length=8, head_embed_dim=32))
 
 
 def pictures(count: int, size: int) -> np.ndarray:
@@ -60,7 +68,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(prog="python -m parity", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--config", required=True, help="preset or YAML file")
+    what = found.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", help="preset or YAML file")
+    what.add_argument("--defects", action="store_true", help="the mutation table, in a minute, without any file")
     found.add_argument("--torch_path", help="blip2_pretrained.pth; default: seeded random weights")
     found.add_argument("--vit_path", help="eva_vit_g.pth, where the first file holds no ViT")
     found.add_argument("--ckpt", help="the converted file: our side then computes from it, and the conversion is checked")
@@ -86,9 +96,24 @@ def run(options: argparse.Namespace) -> list:
         return [row for rows in stream for row in rows]
 
 
+def run_defects() -> int:
+    """Print the mutation table; returns the exit code."""
+    pynative()
+    suite = Suite(make_nets(Weights(TINY), TINY), batch(pictures(4, TINY.vision_config.image_size), captions(4, TINY)[0]))
+    bad = not_passing(suite.rows())
+    print(f"without a defect {len(suite.names)} cases pass" if not bad else f"already without a defect: {sorted(bad)}")
+    missed = 0
+    for name, verdict, weakest, cases in verdicts(suite):
+        print(f"{verdict}  {name:<40}weakest ratio {weakest:<10}{cases}", flush=True)
+        missed += verdict != "caught"
+    return int(bool(bad) or missed > 0)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code."""
     options, start = parser().parse_args(arguments), time.monotonic()
+    if options.defects:
+        return run_defects()
     try:
         rows = run(options)
     except (CheckpointError, ConfigError, OSError) as error:

@@ -13,7 +13,7 @@ from mindspore import nn
 
 from parity import defects
 from parity.compare import Row
-from parity.suite import Suite
+from parity.suite import Suite, failing, not_passing
 
 
 @dataclass(frozen=True)
@@ -114,3 +114,12 @@ def mutated(suite: Suite, name: str) -> tuple[dict[str, list[Row]], dict[str, li
     with defective(suite.nets.ours, name):
         rows = suite.rows([*caught, *spared])
     return {name: rows[name] for name in caught}, {name: rows[name] for name in spared}
+
+
+def verdicts(suite: Suite) -> Iterator[tuple[str, str, str, str]]:
+    """Defect, whether it was caught and located, the ratio of the weakest catch, and who caught it: a line per defect."""
+    for name, mutation in MUTATIONS.items():
+        caught, spared = mutated(suite, name)
+        weakest = min(max(row.ratio for row in rows) for rows in caught.values())
+        right = failing(caught) == set(caught) and not not_passing(spared)
+        yield name, "caught" if right else "MISSED", f"{weakest:.3g}", mutation.caught

@@ -10,21 +10,28 @@ block. The Q-Former is compared whole, on the truth's image embeddings.
 import dataclasses
 from collections.abc import Iterator
 
-import mindspore as ms
 import numpy as np
 import torch
 from mindspore import nn
 from tqdm import tqdm
 
-from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.config import Blip2Config
 from parity.capture import capture, twin_paths
-from parity.cases import block_case, ln_vision_case, module_cases, patch_case, qformer_cases, recorded, vit_case
+from parity.cases import (
+    block_case,
+    fused_cases,
+    ln_vision_case,
+    module_cases,
+    patch_case,
+    qformer_cases,
+    recorded,
+    vit_case,
+)
 from parity.chained import batch, chained, stage1_cases
 from parity.compare import Row
 from parity.loss_cases import loss_cases
 from parity.nets import Nets, judge, rows, tensor
-from parity.weights import VIT, Weights, fill, make_twin
+from parity.weights import VIT, Weights, fill, make_nets
 
 
 class Window:
@@ -32,12 +39,7 @@ class Window:
 
     def __init__(self, weights: Weights, config: Blip2Config):
         self.weights, self.depth = weights, config.vision_config.num_hidden_layers
-        narrow = config.replace(vision_config={"num_hidden_layers": 1})
-        with ms.nn.utils.no_init_parameters():
-            ours = Blip2Qformer(narrow)
-        fill(ours, weights)
-        self.nets = Nets(make_twin(weights, narrow, torch.float64), make_twin(weights, narrow, torch.float32),
-                         ours.set_train(False))
+        self.nets = make_nets(weights, config.replace(vision_config={"num_hidden_layers": 1}))
 
     def slide(self, i: int) -> None:
         """Show block ``i``."""
@@ -117,7 +119,7 @@ class Stream:
         with torch.no_grad():
             image_BPW = truth.ln_vision(self.truth_BPW).float().numpy()
         image = without_vit(self.nets, x_BPW)
-        cases = [ln_vision_case(model, x_BPW), *qformer_cases(model, truth, image_BPW, ids_BT), *loss_cases(),
+        cases = [ln_vision_case(model, x_BPW), *qformer_cases(model, truth, image_BPW, ids_BT), *fused_cases(), *loss_cases(),
                  *stage1_cases(model, image, self.ids_NBT, parts=2)]
         for case in tqdm(cases, desc="Q-Former", unit="case", disable=None):
             yield rows(case, self.nets)

@@ -16,10 +16,11 @@ from convert import plan
 from convert.convert_weight import model_shapes
 from convert.files import read
 from convert.names import LAVIS
+from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.checkpoint import Checkpoint, CheckpointError
 from mindblip2.config import Blip2Config
 from parity import seeded_weights
-from parity.nets import twin_config
+from parity.nets import Nets, twin_config
 from parity.twin import Twin, load
 
 VIT = "visual_encoder."
@@ -93,8 +94,16 @@ def resized(pos_embed_1PW: torch.Tensor, tokens: int) -> torch.Tensor:
     return torch.cat([pos_embed_1PW[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
+def make_nets(weights: Weights, config: Blip2Config) -> Nets:
+    """The three networks with the dimensions of ``config``, which may have fewer blocks than the weights."""
+    with ms.nn.utils.no_init_parameters():
+        ours = Blip2Qformer(config)
+    fill(ours, weights)
+    return Nets(make_twin(weights, config, torch.float64), make_twin(weights, config, torch.float32), ours.set_train(False))
+
+
 def make_twin(weights: Weights, config: Blip2Config, dtype: torch.dtype) -> Twin:
-    """A twin with the dimensions of ``config``, which may have fewer blocks than the weights."""
+    """A twin with the dimensions of ``config``."""
     dimensions = twin_config(config)
     with torch.device("meta"):
         names = list(Twin(dimensions).state_dict())

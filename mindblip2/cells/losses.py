@@ -14,7 +14,7 @@ LOG2_E = 1.4426950408889634
 def normalise(x):
     """Unit length along the last axis, as torch's ``F.normalize`` (the length is at least 1e-12)."""
     x = x.astype(ms.float32)
-    return x / ops.maximum(ops.sqrt((x * x).sum(-1, keepdims=True)), 1e-12)
+    return x / ops.sqrt(ops.maximum((x * x).sum(-1, keepdims=True), 1e-24))  # the root of 0 has no gradient
 
 
 def similarity(image_BQE, text_GE):

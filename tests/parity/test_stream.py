@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 from mindblip2.checkpoint import Checkpoint, write_checkpoint  # noqa: E402
 from mindblip2.config import load_config  # noqa: E402
 from parity.__main__ import captions, main, pictures  # noqa: E402
+from parity.mutations import MUTATIONS, Mutation  # noqa: E402
 from parity.nets import twin_config  # noqa: E402
 from parity.stream import Stream, Window  # noqa: E402
 from parity.twin import seeded_state_dict  # noqa: E402
@@ -55,6 +56,18 @@ def test_a_defect_fails(yaml, monkeypatch, capsys):
     assert main(["--config", yaml, "--blocks", "1", "--defect", "ViT eps 1e-5"]) == 1
     printed = capsys.readouterr().out
     assert "FAIL: " in printed and "vit.blocks.0.norm1" in printed
+
+
+def test_the_mutation_table(monkeypatch, capsys):
+    """All of it is test_defects.py; the command runs it on networks that need no file."""
+    some = {name: MUTATIONS[name] for name in ("tanh GELU", "ViT eps 1e-5", "LM without shift")}
+    monkeypatch.setattr("parity.mutations.MUTATIONS", some)
+    assert main(["--defects"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("without a defect 3") and [line.split()[0] for line in lines[1:]] == ["caught"] * 3
+    some["no defect at all"] = Mutation(lambda model: (), "lm", "itm")
+    assert main(["--defects"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("MISSED  no defect at all")
 
 
 def test_the_user_s_files(whole, ckpts, monkeypatch, capsys):
