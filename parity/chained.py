@@ -16,6 +16,7 @@ from parity.cases import VERBS
 from parity.nets import FEW, Case, Nets, tensor
 from parity.twin import Twin, capture
 
+SUMMED = 4  # sets of captions that the gradients of large weights are summed over
 FIRST = "vit.blocks.0"  # what goes into it is the class token, the patches and their positions
 
 
@@ -88,16 +89,14 @@ def their_losses(twin: Twin, image, ids, image_idx, text_idx):
 
 
 def stage1_cases(model: nn.Cell, image: np.ndarray, ids_NBT: np.ndarray, parts: int = 1) -> Iterator[Case]:
-    """The losses of a batch with N sets of captions, and the gradient of every trainable parameter.
-
-    Those of few elements, the temperature and the ITM head's bias, are taken for every set of captions, as the losses
-    are; the others for the first, in so many ``parts``: at full width all gradients at once would take 3 GB.
-    """
+    """The losses of a batch with N sets of captions, and the gradient of every trainable parameter, over the first
+    ``SUMMED`` sets; in so many ``parts``, because at full width all gradients at once would take 3 GB and more."""
     trained = {parameter.name: parameter.size for parameter in model.trainable_params()}
     few = tuple(name for name, size in trained.items() if size < FEW)
     large = [name for name in trained if name not in few]
+    inputs = batch(image, ids_NBT[0])
     for k in range(parts):
-        yield Case(f"stage1.{k}" if parts > 1 else "stage1", their_losses, our_losses, batch(image, ids_NBT[0]),
-                   tuple(large[k::parts]), backward=True, fixed=("image",), values=False)
-    yield Case("stage1.losses", their_losses, our_losses, batch(image, ids_NBT[0]) | {"ids": ids_NBT}, few,
-               backward=True, fixed=("image",), stacked=("ids",))
+        yield Case(f"stage1.{k}" if parts > 1 else "stage1", their_losses, our_losses, inputs | {"ids": ids_NBT[:SUMMED]},
+                   tuple(large[k::parts]), backward=True, fixed=("image",), stacked=("ids",), values=False)
+    yield Case("stage1.losses", their_losses, our_losses, inputs | {"ids": ids_NBT}, few, backward=True,
+               fixed=("image",), stacked=("ids",))

@@ -5,7 +5,7 @@ A case is one comparison: named inputs, the same function of the twin and of our
 by. Gradients are those of a random linear function of the outputs, so that every output counts and none cancels.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -40,7 +40,7 @@ class Case:
 
     With ``backward`` the gradients are compared too: by every floating-point input that is not ``fixed``, and by
     ``weights``, names of our parameters. Inputs that are ``stacked`` hold several problems along a first axis, which are
-    run one after the other and compared as one: a few numbers have no noise statistics. ``values`` off: gradients only.
+    run one after the other and compared together. ``values`` off: gradients only.
     """
 
     name: str
@@ -112,7 +112,7 @@ def cotangent(case: Case, index: int, shape: tuple[int, ...]) -> np.ndarray:
 def run_theirs(case: Case, twin: Twin) -> dict[str, np.ndarray]:
     """The case's outputs and gradients on a twin, in the twin's dtype, by our names and in our shapes."""
     if case.stacked:
-        return together([run_theirs(problem, twin) for problem in case.problems()])
+        return together(run_theirs(problem, twin) for problem in case.problems())
     dtype = twin.query_tokens.dtype
     inputs = {name: torch.from_numpy(value).to(dtype if value.dtype.kind == "f" else torch.long)
               for name, value in case.inputs.items()}
@@ -135,7 +135,7 @@ def run_theirs(case: Case, twin: Twin) -> dict[str, np.ndarray]:
 def run_ours(case: Case, model: nn.Cell) -> dict[str, np.ndarray]:
     """The case's outputs and gradients on our model."""
     if case.stacked:
-        return together([run_ours(problem, model) for problem in case.problems()])
+        return together(run_ours(problem, model) for problem in case.problems())
     inputs = [tensor(value) for value in case.inputs.values()]
     if not case.backward:
         found = several(case.ours(model, **dict(zip(case.inputs, inputs, strict=True))))
@@ -160,9 +160,18 @@ def named(found: list[np.ndarray], case: Case | None = None, grads: list[np.ndar
     return values | dict(zip(names, grads, strict=True))
 
 
-def together(results: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The results of several problems along a new first axis."""
-    return {key: np.stack([result[key] for result in results]) for key in results[0]}
+def together(results: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The results of several problems: values and gradients of few elements along a new first axis, the others added
+    up. An error in one loss scales the whole gradient of a problem, so that one problem is only one draw of the noise."""
+    found: dict[str, list[np.ndarray]] = {}
+    for result in results:
+        for key, value in result.items():
+            if key.startswith("d ") and value.size >= FEW and key in found:
+                found[key][0] += value
+            else:
+                found.setdefault(key, []).append(value.copy())
+    return {key: values[0] if key.startswith("d ") and values[0].size >= FEW else np.stack(values)
+            for key, values in found.items()}
 
 
 def several(value) -> tuple:

@@ -120,7 +120,7 @@ class Stream:
             image_BPW = truth.ln_vision(self.truth_BPW).float().numpy()
         image = without_vit(self.nets, x_BPW)
         cases = [ln_vision_case(model, x_BPW), *qformer_cases(model, truth, image_BPW, ids_BT), *fused_cases(), *loss_cases(),
-                 *stage1_cases(model, image, self.ids_NBT, parts=2)]
+                 *stage1_cases(model, image, self.ids_NBT, parts=3)]
         for case in tqdm(cases, desc="Q-Former", unit="case", disable=None):
             yield rows(case, self.nets)
         ours, torch32, truth = chained(self.nets, batch(image, ids_BT))
