@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mindspore as ms
 import pytest
 
 import run_blip2
@@ -28,6 +29,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path, monkeypatch):
+    ms.set_context(mode=ms.PYNATIVE_MODE)  # other tests leave graph mode on, where every new model is compiled
     monkeypatch.chdir(tmp_path)
 
 

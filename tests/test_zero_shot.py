@@ -1,4 +1,5 @@
 """Zero-shot classification with the embedded model: scores, options, and the errors of its input."""
+import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +14,7 @@ DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 @pytest.fixture(scope="module")
 def model():
+    ms.set_context(mode=ms.PYNATIVE_MODE)
     return Blip2Classifier.from_pretrained("blip2_digits")
 
 
