@@ -45,7 +45,8 @@ def test_random_weights_pass_and_leave_a_report(yaml, tmp_path, capsys):
     names = {row["name"] for row in document["rows"]}
     assert {f"vit.blocks.{i}" for i in range(3)} | {f"chained vit.blocks.{i}" for i in range(3)} <= names
     assert {"vit.blocks.0 d x", "vit.blocks.2.norm1", "see.layers.1 d image", "stage1.losses",
-            "stage1.0 d qformer.query_tokens", "chained qformer.lm_head"} <= names
+            "chained qformer.lm_head"} <= names
+    assert any(name.startswith("stage1") and name.endswith("d qformer.query_tokens") for name in names)
     assert not {"vit.blocks.1 d x", "vit.blocks.1.norm1"} & names  # backward once, insides of the first and the last
     page = report.with_suffix(".md").read_text()
     assert page.startswith("# Parity with PyTorch, 20") and "python -m parity --config" in page and "| pass |" in page
