@@ -47,14 +47,13 @@ def exchanged(a: ms.Parameter, b: ms.Parameter) -> Iterator[None]:
 
 
 def eps(owners, names: tuple[str, ...], value: float) -> Iterator:
-    """LayerNorms of the same weights with another epsilon."""
+    """LayerNorms with another epsilon. The cells stay: one put in their place would rename the parameters it shares."""
     for owner in owners:
         for name in names:
-            old = getattr(owner, name, None)
-            if old is not None:
-                new = layers.LayerNorm(old.gamma.shape[0], value)
-                new.gamma, new.beta = old.gamma, old.beta
-                yield replaced(owner, name, new)
+            norm = getattr(owner, name, None)
+            if norm is not None:
+                yield replaced(norm, "eps", value)
+                yield replaced(norm, "normalise", ops.LayerNorm(-1, -1, value))
 
 
 # ---------------------------------------------------------------------------------------------------- everywhere

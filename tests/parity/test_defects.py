@@ -26,11 +26,13 @@ def test_no_case_is_without_a_defect_that_it_catches(suite):
 
 def test_a_defect_leaves_no_trace(suite):
     before = {name: parameter.asnumpy().copy() for name, parameter in suite.nets.ours.parameters_and_names()}
+    names = [parameter.name for parameter in suite.nets.ours.get_parameters()]
     for defect in MUTATIONS:
         with defective(suite.nets.ours, defect):
             pass
     after = dict(suite.nets.ours.parameters_and_names())
     assert list(before) == list(after)
+    assert names == [parameter.name for parameter in after.values()]
     assert all(np.array_equal(value, after[name].asnumpy()) for name, value in before.items())
     assert failing(suite.rows(suite.matching("stage1, vit, see, caption, lm, itc*"))) == set()
 
