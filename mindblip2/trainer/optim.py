@@ -13,7 +13,7 @@ def _adamw(power1, power2, beta1, beta2, eps, rate, keep, parameter, moment1, mo
 
 
 def decayed(parameter):
-    """LAVIS decays everything but vectors and biases; the 0-d temp is decayed too."""
+    """LAVIS (blip2.py, after 1.0.2) decays everything but vectors and biases; the 0-d temp is decayed too."""
     return parameter.ndim != 1 and not parameter.name.endswith("bias")
 
 
