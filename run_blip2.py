@@ -83,8 +83,10 @@ def run(argv=None):
     if config.run_mode == "export":
         raise NotImplementedError("export is not implemented")
     trainer = Trainer(args=config)
+    if config.run_mode == "eval":
+        return trainer.evaluate(use_itm=options.use_itm)
     if config.run_mode != "predict":
-        return {"train": trainer.train, "finetune": trainer.finetune, "eval": trainer.evaluate}[config.run_mode]()
+        return {"train": trainer.train, "finetune": trainer.finetune}[config.run_mode]()
     if not options.predict_data:
         raise ValueError("--run_mode predict needs --predict_data: files, folders or URLs of pictures")
     folder = config.output_dir if options.output_dir else "."

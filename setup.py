@@ -17,11 +17,11 @@ setup(
     install_requires=[
         "mindspore>=2.10,<2.11",    # 2.10.0 has wheels for Python 3.10 to 3.12
         "numpy<2",                  # MindSpore's metadata allows 2.x, but its first reshape then raises SystemError
+        "decorator",                # MindSpore's graph kernels on CPU import it without declaring it
         "pillow",
         "pyyaml",
         "tokenizers",
         "tqdm",
-        # "decorator",              # MindSpore's graph-kernel fusion on CPU imports it without declaring it
     ],
     extras_require={
         "demo": DEMO,

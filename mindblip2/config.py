@@ -235,7 +235,7 @@ class LoaderConfig(Section):
     fine_label: bool = True
     hypothesis_template: str = ""
     scenes: int = 0                     # DigitScenes: scenes per epoch
-    digit_epochs: int = 0               # DigitScenes: the first epochs' captions name only the digit
+    property_epochs: int = 0            # DigitScenes: the first epochs' captions name the digit or the colour, not both
     single_epochs: int = 0              # DigitScenes: the first epochs show one digit each
     candidate_labels: tuple = ()
 

@@ -10,6 +10,7 @@ import pytest
 
 import run_blip2
 from mindblip2 import Trainer, pipeline
+from mindblip2.cells.blip2_qformer import Blip2Classifier
 from mindblip2.config import ConfigError
 from mindblip2.data import scenes
 from mindblip2.pipeline import ZeroShotImageClassificationPipeline
@@ -139,5 +140,9 @@ def test_the_evaluation_file_holds_the_figures(monkeypatch):
     trainer = Trainer(task="zero_shot_image_classification", model="blip2_digits", eval_dataset=few)
     figures = trainer.evaluate()
     assert figures["digit names"]["pictures"] == len(few[0].pictures)
-    stored = json.loads(Path("output/digits/zero_shot_image_classification_evaluation.json").read_text())
-    assert stored == figures
+    path = Path("output/digits/zero_shot_image_classification_evaluation.json")
+    assert json.loads(path.read_text()) == figures
+    asked, real = [], Blip2Classifier.match_probabilities
+    monkeypatch.setattr(Blip2Classifier, "match_probabilities", lambda *inputs: asked.append(1) or real(*inputs))
+    matched = trainer.evaluate(use_itm=True)
+    assert asked and json.loads(path.read_text()) == matched

@@ -11,21 +11,23 @@ from PIL import Image
 
 from mindblip2.data import digits
 
-DETAIL_ODDS = (0.5, 0.4, 0.1)   # captions with colour and digit, digit only, colour only
+DETAIL_ODDS = ((0, 0.7, 0.3), (0.85, 0.15, 0))  # captions with colour and digit, digit, colour: at first, and later
 WILD = 0.2                      # how much poses vary, in training and in the examination
 EXAM_SEED = 2026
 SHOWN = 12                      # held-out pictures that the demo draws
 
 
 class TrainingScenes:
-    """``count`` scenes per pass, never the same twice.  First digits alone with captions that name only the digit (else the model learns
-    colours, which suffice for a long while), then digits alone, then all scenes."""
+    """``count`` scenes per pass, never the same twice.
 
-    def __init__(self, count, seed, digit_passes=0, single_passes=0, size=digits.SIZE, batch=32):
+    Up to ``property_passes`` captions name only the digit or only the colour, later mostly both: were they together from the start,
+    the model would learn colours, which suffice for a long while.  Up to ``single_passes`` a scene has one digit."""
+
+    def __init__(self, count, seed, property_passes=0, single_passes=0, size=digits.SIZE, batch=32):
         if count < 1:
             raise ValueError(f"train_dataset.data_loader.scenes = {count}: expected the number of scenes per epoch")
         self.count, self.seed, self.size = count, seed, size
-        self.digit_passes, self.single_passes, self.batch = digit_passes, single_passes, batch
+        self.property_passes, self.single_passes, self.batch = property_passes, single_passes, batch
         self.passes = 0
 
     def __len__(self):
@@ -34,7 +36,7 @@ class TrainingScenes:
     def __iter__(self):
         rng = np.random.default_rng([self.seed, self.passes])
         one = 1 if self.passes < self.single_passes else None
-        odds = (0, 1, 0) if self.passes < self.digit_passes else DETAIL_ODDS
+        odds = DETAIL_ODDS[0 if self.passes < self.property_passes else 1]
         self.passes += 1
         for i in range(self.count):
             if i % self.batch == 0:  # one kind of caption per batch: "a handwritten seven" fits every other seven there is

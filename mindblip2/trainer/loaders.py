@@ -5,7 +5,7 @@ from mindblip2.data import scenes
 def training_samples(loader, seed, image_size, batch_size):
     """The training samples of a ``LoaderConfig``: an iterable with a length of ``{"image", "caption", "image_id"?}``."""
     if loader.type == "DigitScenes":
-        return scenes.TrainingScenes(loader.scenes, seed, loader.digit_epochs, loader.single_epochs, image_size, batch_size)
+        return scenes.TrainingScenes(loader.scenes, seed, loader.property_epochs, loader.single_epochs, image_size, batch_size)
     raise NotImplementedError(f"train_dataset.data_loader.type = {loader.type!r}: this version trains on 'DigitScenes' "
                               "or on what Trainer(train_dataset=…) is given; the loaders of COCO, VG and Flickr come with a later one")
 

@@ -64,13 +64,13 @@ class ZeroShot:
         return [row[:top_k] for row in result]
 
     @staticmethod
-    def evaluate(trainer, checkpoint):
+    def evaluate(trainer, checkpoint, options):
         figures, config = {}, trainer.config
         size = config.processor.image_processor.image_size
         sets = trainer.eval_dataset or labelled_sets(config.eval_dataset.data_loader, size)
         for data in sets:
-            options = {"candidate_labels": data.labels, "hypothesis_template": data.template}
-            classifier = _classifier(trainer, checkpoint, options)
+            classifier = _classifier(trainer, checkpoint, {"candidate_labels": data.labels,
+                                                           "hypothesis_template": data.template, **options})
             figures[data.name] = _accuracy(classifier, data, config.eval_dataset.batch_size)
             line = ", ".join(f"{key} {value:.2%}" if isinstance(value, float) else f"{key} {value}"
                              for key, value in figures[data.name].items())

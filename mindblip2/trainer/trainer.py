@@ -49,9 +49,11 @@ class Trainer:
             raise ValueError("finetune starts from weights: pass finetune_checkpoint='x.ckpt' (or --load_checkpoint)")
         return self.train(checkpoint)
 
-    def evaluate(self, eval_checkpoint=None):
-        """The task's figures over ``eval_dataset``, printed and written to ``<output_dir>/<task>_evaluation.json``."""
-        figures = self._work("evaluate")(self, eval_checkpoint or self.config.load_checkpoint)
+    def evaluate(self, eval_checkpoint=None, **options):
+        """The task's figures over ``eval_dataset``, printed and written to ``<output_dir>/<task>_evaluation.json``.
+
+        ``options``: those of the task, for zero-shot classification use_itm and max_length."""
+        figures = self._work("evaluate")(self, eval_checkpoint or self.config.load_checkpoint, options)
         path = Path(self.config.output_dir) / f"{self.task}_evaluation.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=1), encoding="utf-8")
