@@ -39,7 +39,7 @@ bench: .venv/.dev  ## the benchmarks
 	$(BENCH) $(ARGS)
 
 clean:  ## remove build products, caches and what MindSpore leaves behind; keep .venv and output/
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache rank_* kernel_meta akg_kernel_meta analyze_fail.ir
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache rank_* kernel_meta akg_kernel_meta kernel_build_tmp.key analyze_fail.ir
 	find mindblip2 convert parity tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.demo: setup.py | .venv/pyvenv.cfg

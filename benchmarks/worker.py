@@ -55,7 +55,7 @@ class Torch:
 
     def classify(self, labels):
         twin, vision, image = self._twin(), self._vision(), self.torch.randn(1, 3, 224, 224)
-        label_LE = twin.text_feats(twin.read(self.torch.randint(1000, 20000, (labels, 32))))
+        label_LE = twin.text_feats(twin.read(self.torch.randint(1000, 20000, (labels, 32)))[:, 0])
 
         def run():
             query, _ = twin.see(twin.ln_vision(vision(image).last_hidden_state))
