@@ -68,6 +68,9 @@ class Checkpoint(Mapping):
         count = math.prod(self.shapes[name])
         return np.frombuffer(self._mapped, NUMPY_TYPES[self.types[name]], count, start).reshape(self.shapes[name])
 
+    def __contains__(self, name):
+        return name in self._spans  # Mapping's own would read the array
+
     def __iter__(self):
         return iter(self._spans)
 

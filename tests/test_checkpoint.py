@@ -146,6 +146,14 @@ def test_opening_a_file_reads_no_tensor(tmp_path):
         opened["x"]
 
 
+def test_asking_for_a_name_reads_no_tensor(written, monkeypatch):
+    opened = Checkpoint(written)
+    monkeypatch.setattr(Checkpoint, "__getitem__", lambda self, name: pytest.fail(f"{name} was read"))
+    assert "a.float32" in opened and "z" not in opened
+    with pytest.raises(pytest.fail.Exception, match="a.float32 was read"):  # control
+        opened.get("a.float32")
+
+
 def test_a_file_that_is_replaced_while_open_still_gives_its_own_tensors(tmp_path):
     path = tmp_path / "x.ckpt"
     write_checkpoint(path, [("x", "Int32", np.arange(5, dtype=np.int32))])
