@@ -166,12 +166,16 @@ def together(results: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     found: dict[str, list[np.ndarray]] = {}
     for result in results:
         for key, value in result.items():
-            if key.startswith("d ") and value.size >= FEW and key in found:
+            if key in found and summed(key, value):
                 found[key][0] += value
             else:
                 found.setdefault(key, []).append(value.copy())
-    return {key: values[0] if key.startswith("d ") and values[0].size >= FEW else np.stack(values)
-            for key, values in found.items()}
+    return {key: values[0] if summed(key, values[0]) else np.stack(values) for key, values in found.items()}
+
+
+def summed(key: str, value: np.ndarray) -> bool:
+    """Is this the gradient of many elements?"""
+    return key.startswith("d ") and value.size >= FEW
 
 
 def several(value) -> tuple:
