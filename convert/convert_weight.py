@@ -1,4 +1,4 @@
-"""Weights of LAVIS, EVA, BERT and transformers to a mindblip2 .ckpt, and back to a LAVIS .pth.
+"""Weights of LAVIS, EVA, BERT, transformers and MindFormers to a mindblip2 .ckpt, and back to a LAVIS .pth.
 
     python convert/convert_weight.py --torch_path blip2_pretrained.pth --vit_path eva_vit_g.pth --mindspore_path out.ckpt
     python convert/convert_weight.py --check --torch_path blip2_pretrained.pth --vit_path eva_vit_g.pth
@@ -17,7 +17,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from convert import plan  # noqa: E402
-from convert.files import read  # noqa: E402
+from convert.files import from_numpy, read  # noqa: E402
 from convert.names import BERT, EVA, LAVIS, foreign_name  # noqa: E402
 from mindblip2.cells.blip2_qformer import Blip2Qformer  # noqa: E402
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint  # noqa: E402
@@ -59,7 +59,7 @@ def to_torch(mindspore_path, torch_path, dtype=None):
     state = {}
     for ours, theirs in tqdm(names.items(), desc="to torch", unit="tensor", disable=None):
         array = stored[ours] if dtype else stored.view(ours)
-        value = plan.cast(_from_numpy(array, stored.types[ours]), dtype)
+        value = plan.cast(from_numpy(array, stored.types[ours]), dtype)
         state[theirs] = value.reshape(_lavis_shape(ours, value.shape))
     state["Qformer.cls.predictions.decoder.weight"] = state["Qformer.bert.embeddings.word_embeddings.weight"]
     state["Qformer.cls.predictions.decoder.bias"] = state["Qformer.cls.predictions.bias"]
@@ -130,15 +130,11 @@ def _freq(stored):
     return crossing[1] if len(crossing) > 1 else 2
 
 
-def _from_numpy(array, kind):
-    value = torch.from_numpy(array.view("int16") if kind == "BFloat16" else array)
-    return value.view(torch.bfloat16) if kind == "BFloat16" else value
-
-
 def main(arguments=None):
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch_path", required=True, help="blip2_pretrained.pth, bert's file, or a transformers folder")
+    parser.add_argument("--torch_path", required=True, help="blip2_pretrained.pth, bert's file, a transformers folder, or a "
+                                                                "MindFormers .ckpt")
     parser.add_argument("--vit_path", help="eva_vit_g.pth, where the first file holds no ViT")
     parser.add_argument("--mindspore_path", help="the .ckpt to write (or to read, with --to_torch)")
     parser.add_argument("--config", help="preset or YAML; default: the dimensions of the files")

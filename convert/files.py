@@ -7,23 +7,21 @@ from pathlib import Path
 
 import torch
 
-from mindblip2.checkpoint import CheckpointError
+from mindblip2.checkpoint import Checkpoint, CheckpointError
 
 WRAPPERS = ("model", "state_dict", "module")  # LAVIS, Lightning, DeepSpeed put the tensors one level down
 REMAP_BYTES = 512 * 1024 * 1024
 
 
 def read(path):
-    """Name → tensor of a .pth, .bin, .pt, .safetensors file, a safetensors index, or a folder that holds one of them.
+    """Name → tensor of a .pth, .bin, .pt, .safetensors file, a safetensors index, a folder that holds one of them, or a .ckpt
+    of MindFormers.
 
     Raises FileNotFoundError, or :class:`CheckpointError` for a file that is truncated, holds code, or holds no tensors."""
     path = _file_in(Path(path))
     if path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json"):
         return Safetensors(path)
-    if _starts_with(path, b"\n"):
-        raise CheckpointError(f"{path} is a MindSpore file: to turn it into a torch file use --to_torch "
-                              f"--mindspore_path {path} --torch_path out.pth")
-    return TorchFile(path)
+    return MindFormers(path) if _starts_with(path, b"\n") else TorchFile(path)
 
 
 class TorchFile(Mapping):
@@ -87,9 +85,75 @@ class Safetensors(Mapping):
         return tuple(self._files[name].get_slice(name).get_shape())
 
 
+class MindFormers(Mapping):
+    """Tensors of a MindFormers r1.0 .ckpt under the names of LAVIS, from whose file its script had made it.
+
+    It splits the ViT's qkv into three products with a bias each, and keeps some matrices the other way round, (in, out).  The
+    script of r1.0 wrote the two matrices of the ViT's feed-forward under each other's name; their shapes tell which is which."""
+
+    VIT = {"cls_tokens": "cls_token", "layernorm1.": "norm1.", "layernorm2.": "norm2.", "attention.projection.": "attn.proj.",
+           "attention.dense1.bias": "attn.q_bias", "attention.dense3.bias": "attn.v_bias",
+           "output.mapping.bias": "mlp.fc1.bias", "output.projection.bias": "mlp.fc2.bias"}
+    QFORMER = {"qformer.": "Qformer.", ".layernorm.": ".LayerNorm.", ".self_att.": ".self."}
+    LEAVES = {".gamma": ".weight", ".beta": ".bias", ".embedding_table": ".weight"}
+    UNUSED = ("adam_m.", "adam_v.", "beta1_power", "beta2_power", "global_step", "learning_rate", "epoch_num", "step_num",
+              "loss_scale", "scale_sense", "current_iterator_step", "last_overflow_iterator_step")  # of the training
+
+    def __init__(self, path):
+        self._stored, self._parts = Checkpoint(path), {}  # LAVIS's name → (names in the file, whether it is turned there)
+        if not any(".attention.dense1." in name or ".self_att." in name for name in self._stored):
+            raise CheckpointError(f"{path} is a MindSpore file without MindFormers' names: to turn a .ckpt of mindblip2 into a "
+                                  f"torch file use --to_torch --mindspore_path {path} --torch_path out.pth")
+        for name in self._stored:
+            if not name.startswith(self.UNUSED) and not name.endswith(".attention.dense2.bias"):  # the softmax ignores this one
+                theirs, turned = self._lavis(name)
+                self._parts.setdefault(theirs, ([], turned))[0].append(name)
+
+    def _lavis(self, name):
+        block, product, _ = name.rpartition(".attention.dense")
+        if product and name.endswith(".weight"):
+            return f"{block}.attn.qkv.weight", False
+        if name.endswith((".output.mapping.weight", ".output.projection.weight")):
+            block = name.rpartition(".output.")[0]
+            up = self._stored.shapes[name][0] == self._stored.shapes[f"{block}.layernorm1.gamma"][0]
+            return f"{block}.mlp.{'fc1' if up else 'fc2'}.weight", True
+        turned = name.endswith(".attention.projection.weight")
+        for table in (self.QFORMER if name.startswith("qformer.") else self.VIT, self.LEAVES):
+            for theirs, lavis in table.items():
+                name = name.replace(theirs, lavis)
+        return name, turned
+
+    def __getitem__(self, name):
+        names, turned = self._parts[name]
+        parts = [from_numpy(self._stored[one], self._stored.types[one]) for one in sorted(names)]
+        value = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return value.T if turned else value
+
+    def __iter__(self):
+        return iter(self._parts)
+
+    def __contains__(self, name):
+        return name in self._parts  # Mapping's own would read the tensor
+
+    def __len__(self):
+        return len(self._parts)
+
+    def shape(self, name):
+        names, turned = self._parts[name]
+        first = self._stored.shapes[names[0]]
+        shape = (len(names) * first[0], *first[1:]) if names[1:] else first
+        return shape[::-1] if turned else shape
+
+
+def from_numpy(array, kind):
+    """The torch tensor of an array of :class:`Checkpoint`, whose type there is ``kind``."""
+    value = torch.from_numpy(array.view("int16") if kind == "BFloat16" else array)
+    return value.view(torch.bfloat16) if kind == "BFloat16" else value
+
+
 def shape_of(state, name):
     """Shape of a tensor without reading it."""
-    return state.shape(name) if isinstance(state, (TorchFile, Safetensors)) else tuple(state[name].shape)
+    return tuple(state[name].shape) if isinstance(state, dict) else state.shape(name)
 
 
 def _file_in(path):

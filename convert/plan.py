@@ -45,7 +45,7 @@ def detect(state, path):
     if any(n.startswith("bert.encoder.layer.0.") for n in names):
         return BERT
     raise CheckpointError(f"{path} is none of the files that can be converted (LAVIS stage 1, eva_vit_g, bert-base-uncased, "
-                          f"transformers blip2-itm): its names begin with {', '.join(sorted(names)[:3])}")
+                          f"transformers blip2-itm, MindFormers): its names begin with {', '.join(sorted(names)[:3])}")
 
 
 def read_config(main, vit, kind, image_size=None):

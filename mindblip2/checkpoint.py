@@ -1,10 +1,10 @@
 """MindSpore's .ckpt files, read and written tensor by tensor.
 
 A .ckpt is a protobuf message of repeated entries (tag, dims, type, bytes).  ``mindspore.load_checkpoint`` reads the file
-whole and
-parses it whole, two copies at the least; here a file is indexed, and a tensor is read when asked for.  Nothing in the format
-can run code.
+whole and parses it whole, two copies at the least; here a file is indexed, and a tensor is read when asked for.  Nothing in
+the format can run code.
 """
+import itertools
 import math
 import mmap
 import os
@@ -18,6 +18,8 @@ NUMPY_TYPES = {"Float32": np.float32, "Float16": np.float16, "BFloat16": np.uint
                "Int64": np.int64, "Int16": np.int16, "Int8": np.int8, "UInt64": np.uint64, "UInt32": np.uint32,
                "UInt16": np.uint16, "UInt8": np.uint8, "Bool": np.bool_}
 SLICE_BYTES = 512 * 1024 * 1024  # larger tensors become several entries of the same tag, as MindSpore writes them
+FILLER = 15                      # a field that MindSpore's messages do not have, which readers of protobuf skip
+ALIGNMENT = 64                   # we begin every tensor's bytes at a multiple of it, so that a mapped file is usable as it lies
 
 
 class CheckpointError(ValueError):
@@ -31,7 +33,8 @@ class Checkpoint(Mapping):
     def __init__(self, path):
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"no checkpoint at {self.path.absolute()}")
+            raise FileNotFoundError(f"no checkpoint at {self.path.absolute()}: give the path of a .ckpt; convert/convert_weight.py "
+                                    "makes one from published weights")
         if self.path.stat().st_size == 0:
             raise CheckpointError(f"{self.path} is empty")
         self._file = open(self.path, "rb")  # kept: the tensors belong to this file, even if another takes its name
@@ -60,8 +63,9 @@ class Checkpoint(Mapping):
         return array
 
     def view(self, name):
-        """The array where it lies in the file, without a copy unless it lies there in slices.  It is not aligned: write it
-        elsewhere, or copy it before computing."""
+        """The array where it lies in the mapped file, without a copy unless it lies there in slices.  Writing to it does not
+        change the file; the file must not be overwritten in place meanwhile.  In files that are not ours it is not aligned
+        (``flags.aligned``): write it elsewhere, or copy it before computing."""
         if len(self._spans[name]) > 1:
             return self[name]
         start, _ = self._spans[name][0]
@@ -78,7 +82,9 @@ class Checkpoint(Mapping):
         return len(self._spans)
 
     def float32(self, name):
-        """The array in float32, whatever the file holds."""
+        """The array in float32, whatever the file holds; a :meth:`view` where it is aligned float32 already."""
+        if self.types[name] == "Float32" and self.view(name).flags.aligned:
+            return self.view(name)
         array = self[name]
         if self.types[name] == "BFloat16":
             return np.asarray(array.astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -142,16 +148,25 @@ def _write_entry(file, name, kind, array):
     if array.dtype != NUMPY_TYPES[kind]:
         raise TypeError(f"{name}: type {kind} needs {np.dtype(NUMPY_TYPES[kind])}, got {array.dtype}")
     dims = b"".join(b"\x08" + _encode(n) for n in (array.shape or (0,)))
-    head = dims + b"\x12" + _encode(len(kind)) + kind.encode()
-    tag = b"\x0a" + _encode(len(name.encode())) + name.encode()
+    tag = _field(1, name.encode())
+    about = dims + _field(2, kind.encode())
     data = memoryview(array.reshape(-1).view(np.uint8))
     for start in range(0, max(len(data), 1), SLICE_BYTES):
-        piece = data[start:start + SLICE_BYTES]
-        content = b"\x1a" + _encode(len(piece))
-        inner = len(head) + len(content) + len(piece)
-        size = len(tag) + 1 + len(_encode(inner)) + inner
-        file.write(b"\x0a" + _encode(size) + tag + b"\x12" + _encode(inner) + head + content)
+        piece, at = data[start:start + SLICE_BYTES], file.tell()
+        heads = (_head(tag, about + _field(FILLER, bytes(gap)), len(piece)) for gap in itertools.count())
+        file.write(next(head for head in heads if (at + len(head)) % ALIGNMENT == 0))
         file.write(piece)
+
+
+def _head(tag, about, size):
+    """An entry up to its ``size`` bytes of content."""
+    about += b"\x1a" + _encode(size)
+    about = b"\x12" + _encode(len(about) + size) + about
+    return b"\x0a" + _encode(len(tag) + len(about) + size) + tag + about
+
+
+def _field(number, content):
+    return bytes([number << 3 | 2]) + _encode(len(content)) + content
 
 
 def _encode(number):

@@ -82,6 +82,33 @@ def test_a_view_is_the_array_without_a_copy(of_mindspore, tmp_path, monkeypatch)
     assert Checkpoint(tmp_path / "x.ckpt").view("e").shape == (0,)
 
 
+def addresses(path):
+    found = Checkpoint(path)
+    return [found.view(name).ctypes.data for name in found]
+
+
+def test_our_files_are_aligned_so_that_float32_needs_no_copy(written, of_mindspore, tmp_path, monkeypatch):
+    assert all(address % checkpoint.ALIGNMENT == 0 for address in addresses(written))
+    assert any(address % 4 for address in addresses(of_mindspore))
+    for size in (1, 100, 127, 128, 16383, 16384):  # where the numbers of the heading grow by a byte
+        write_checkpoint(tmp_path / "x.ckpt", [("x", "UInt8", np.zeros(size, np.uint8)), ("y" * size, "UInt8", np.zeros(3, np.uint8))])
+        assert all(address % checkpoint.ALIGNMENT == 0 for address in addresses(tmp_path / "x.ckpt"))
+    assert not Checkpoint(written).float32("a.float32").flags.owndata
+    monkeypatch.setattr(checkpoint, "ALIGNMENT", 1)
+    names = [(name + "." * i, *ARRAYS[name]) for i in range(4) for name in ("a.float32", "e.one")]
+    write_checkpoint(tmp_path / "odd.ckpt", names)
+    odd = Checkpoint(tmp_path / "odd.ckpt")
+    assert any(not odd.view(name).flags.aligned for name in odd)
+    for name, _, array in names:
+        assert odd.float32(name).flags.aligned
+        assert_same(odd.float32(name), array)
+
+
+def test_a_change_to_what_was_read_does_not_reach_the_file(written):
+    Checkpoint(written).float32("a.float32")[:] = 7
+    assert_same(Checkpoint(written)["a.float32"], ARRAYS["a.float32"][1])
+
+
 def test_bfloat16_goes_both_ways(of_mindspore, tmp_path):
     ours = Checkpoint(of_mindspore)
     assert ours.types["j.bfloat16"] == "BFloat16" and ours["j.bfloat16"].dtype == np.uint16

@@ -12,8 +12,6 @@ from PIL import Image
 from mindblip2.data import digits
 
 DETAIL_ODDS = ((0, 0.7, 0.3), (0.85, 0.15, 0))  # captions with colour and digit, digit, colour: at first, and later
-WILD = 0.2                      # how much poses vary, in training and in the examination
-EXAM_SEED = 2026
 SHOWN = 12                      # held-out pictures that the demo draws
 
 
@@ -41,7 +39,7 @@ class TrainingScenes:
         for i in range(self.count):
             if i % self.batch == 0:  # one kind of caption per batch: "a handwritten seven" fits every other seven there is
                 detail = str(rng.choice(digits.DETAILS, p=odds))
-            scene = digits.sample_scene(rng, count=one, wild=WILD)
+            scene = digits.sample_scene(rng, count=one)
             text = digits.caption(scene, detail)
             yield {"image": digits.render(scene, self.size), "caption": text, "image_id": digits.caption_id(text)}
 
@@ -59,9 +57,7 @@ class LabelledSet:
 def labelled_sets(size=digits.SIZE):
     """Digit names over the held-out scans in colours seen with them; and the ten colour-digit pairs never seen in training, to be
     told from all eighty."""
-    seen = {digit: [c for d, c in digits.SEEN_PAIRS if d == digit] for digit in range(10)}
-    unseen = dict(digits.UNSEEN_PAIRS)
-    names, pairs = _exam(lambda rng, digit: str(rng.choice(seen[digit]))), _exam(lambda rng, digit: unseen[digit])
+    names, pairs = digits.held_out("digits"), digits.held_out("pairs")
     all_pairs = tuple(_pair(digit, colour) for digit in range(10) for colour in digits.COLOURS)
     return [LabelledSet("digit names", [digits.render(s, size) for s in names], [digits.DIGITS[s.digits[0]] for s in names],
                         digits.DIGITS, "a handwritten {}"),
@@ -71,18 +67,6 @@ def labelled_sets(size=digits.SIZE):
 
 def _pair(digit, colour):
     return digits.caption(digits.Scene((digit,), (colour,), (0,), "black"))
-
-
-def _exam(colour_of):
-    """One scene per held-out scan."""
-    rng, scenes = np.random.default_rng(EXAM_SEED), []
-    for digit, scans in enumerate(digits.split()["test"]):
-        for scan in scans:
-            colour = colour_of(rng, digit)
-            ground = str(rng.choice(list(digits.GROUNDS)))
-            scenes.append(digits.Scene((digit,), (colour,), (int(scan),), ground, pose=int(rng.integers(2**31)),
-                                       wild=WILD))
-    return scenes
 
 
 def draw(folder, size=digits.SIZE):

@@ -215,7 +215,7 @@ def test_hostile_and_foreign_files_end_with_a_message(convert, lavis, tmp_path):
     convert(lavis)
     ours = tmp_path / "ours.pth"
     (tmp_path / "out.ckpt").rename(ours)
-    assert "ours.pth is a MindSpore file: to turn it into a torch file use --to_torch" in convert(ours, expect=1)
+    assert "ours.pth is a MindSpore file without MindFormers' names: to turn a .ckpt of mindblip2" in convert(ours, expect=1)
 
 
 # ------------------------------------------------------------------------------------------------ back to torch
