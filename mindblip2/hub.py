@@ -1,4 +1,5 @@
 """Names and files: which file belongs to a name, and strict loading of weights with a report of both sides."""
+import fnmatch
 import logging
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from mindblip2 import config as configuration
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config
 from mindblip2.device import runnable
-from mindblip2.sections import build
+from mindblip2.sections import ConfigError, build
 
 logger = logging.getLogger("mindblip2")
 
@@ -69,6 +70,26 @@ class Pretrained(nn.Cell):
     def save_checkpoint(self, path):
         """Write all parameters to one .ckpt file."""
         write_checkpoint(path, ((name, str(p.dtype), p.asnumpy()) for name, p in self.parameters_dict().items()))
+
+    def freeze(self, *patterns):
+        """Parameters whose name matches one of ``patterns`` (as file names: "vit.*") are not trained, and cells that hold no
+        others stay in evaluation mode.  Raises ConfigError for a pattern that matches nothing."""
+        names = self.parameters_dict()
+        for pattern in patterns:
+            found = fnmatch.filter(names, pattern)
+            if not found:
+                raise ConfigError(f"nothing to freeze: no parameter matches {pattern!r}; names look like {', '.join(list(names)[:3])}")
+            for name in found:
+                names[name].requires_grad = False
+
+    def set_train(self, mode=True):
+        """As ``Cell.set_train``, but what is frozen stays in evaluation mode."""
+        super().set_train(mode)
+        for _, cell in self.cells_and_names():
+            parameters = list(cell.get_parameters())
+            if mode and parameters and not any(p.requires_grad for p in parameters):
+                cell.set_train(False)
+        return self
 
     def load_checkpoint(self, path):
         """Load every parameter from a .ckpt file.  Raises :class:`CheckpointError` where a name is missing or too much, or a

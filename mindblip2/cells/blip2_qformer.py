@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindblip2 import comm
-from mindblip2.cells import losses
+from mindblip2.cells import losses, noise
 from mindblip2.cells.generate import Decoding, generate
 from mindblip2.cells.layers import MASKED, LayerNorm, Linear
 from mindblip2.cells.qformer import QFormer
@@ -44,16 +44,10 @@ class Blip2Qformer(Pretrained):
         self.itm_head = Linear(qformer.hidden_size, 2, dtype)
         self.temp = Parameter(Tensor(self.config.temperature, ms.float32), name="temp")
         self._caption_step = (_CaptionStep(self.qformer),)  # kept, so that a graph is compiled once; in a tuple: it is no child
+        self.noise = noise.bind(self)
+        self._words = (self.noise.words,)
         if self.config.freeze_vision:
-            for parameter in self.vit.get_parameters():
-                parameter.requires_grad = False
-
-    def set_train(self, mode=True):
-        """As ``Cell.set_train``, but a frozen ViT stays in evaluation mode."""
-        super().set_train(mode)
-        if self.config.freeze_vision:
-            self.vit.set_train(False)
-        return self
+            self.freeze("vit.*")
 
     def construct(self, image, input_ids, image_id=None, negatives=None, return_tuple=False):
         """Stage-1 losses of matching pictures and captions.
@@ -63,24 +57,39 @@ class Blip2Qformer(Pretrained):
         each, indices into the global batch that are used instead of sampling.  Returns the sum of the losses, or with
         ``return_tuple`` (loss, loss_itc, loss_itm, loss_lm)."""
         _check_batch(image, input_ids, self.config.qformer_config.max_position_embeddings)
-        memory = self.remember(image)
+        loss, parts, _ = self.stage1(self.vit(image), input_ids, image_id, negatives)
+        return (loss, *parts) if return_tuple else loss
+
+    def stage1(self, vit_BPW, input_ids, image_id=None, negatives=None):
+        """Losses from the ViT's output (B, P, W): their sum, (itc, itm, lm), and the accuracies (i2t, t2i, itm) of the batch."""
+        memory = self.qformer.memory(self.ln_vision(ops.stop_gradient(vit_BPW) if self.config.freeze_vision else vit_BPW))
         query_BQD, cache = self.qformer.see(memory)
+        self._advance()
         text_BTD = self.qformer.read(input_ids)
+        self._advance()
         loss_itc, sim_i2t, sim_t2i = losses.itc(
             self._project(self.vision_proj, query_BQD), self._project(self.text_proj, text_BTD[:, 0]), self.temp, image_id,
             self.config.label_smoothing, self.config.gather_with_grad)
+        same_BG = losses.same_picture(sim_i2t.shape[0], sim_i2t.shape[1], image_id)
         if negatives is None:
-            negatives = self._negatives(sim_i2t, sim_t2i, image_id)
-        loss_itm = losses.itm(self._match_three(input_ids, memory, negatives))
+            draws = noise.uniform(self._words[0], 0, (2,) + tuple(sim_i2t.shape))
+            negatives = (losses.hard_negatives(sim_t2i, same_BG, draws[0]), losses.hard_negatives(sim_i2t, same_BG, draws[1]))
+        logits_32 = self._match_three(input_ids, memory, negatives)
+        self._advance()
         logits_BTV = self.qformer.caption(self._decoder_input(input_ids), cache)
-        loss_lm = losses.lm(logits_BTV, input_ids, self.config.qformer_config.pad_token_id, self.config.label_smoothing)
-        loss = loss_itc + loss_itm + loss_lm
-        return (loss, loss_itc, loss_itm, loss_lm) if return_tuple else loss
+        self._advance()
+        parts = (loss_itc, losses.itm(logits_32), losses.lm(logits_BTV, input_ids, self.config.qformer_config.pad_token_id,
+                                                            self.config.label_smoothing))
+        accuracies = (losses.share_of_hits(sim_i2t, same_BG), losses.share_of_hits(sim_t2i, same_BG), losses.itm_accuracy(logits_32))
+        return parts[0] + parts[1] + parts[2], parts, accuracies
+
+    def _advance(self):
+        if self.training and self._words[0] is not None:
+            noise.advance(self._words[0])
 
     def embed_image(self, image):
-        """Pictures (B, 3, S, S) → normalised image embeddings (B, P, D), without gradient where the ViT is frozen."""
-        image_BPD = self.vit(image)
-        return self.ln_vision(ops.stop_gradient(image_BPD) if self.config.freeze_vision else image_BPD)
+        """Pictures (B, 3, S, S) → normalised image embeddings (B, P, D).  For use outside of a graph: see ``ViT.by_blocks``."""
+        return self.ln_vision(self.vit.by_blocks(image))
 
     def extract_features(self, samples, mode="multimodal"):
         """Embeddings of ``{"image": (B, 3, S, S), "text_input": (B, T) ids}``; mode "image", "text" or "multimodal"."""
@@ -142,11 +151,6 @@ class Blip2Qformer(Pretrained):
         """[CLS] becomes [DEC]: the text is to be written, not read."""
         first = ops.full((input_ids.shape[0], 1), self.config.qformer_config.bos_token_id, dtype=input_ids.dtype)
         return ops.cat((first, input_ids[:, 1:]), 1)
-
-    def _negatives(self, sim_i2t, sim_t2i, image_id):
-        same_BG = losses.same_picture(sim_i2t.shape[0], sim_i2t.shape[1], image_id)
-        noise = ops.rand((2,) + tuple(sim_i2t.shape))
-        return (losses.hard_negatives(sim_t2i, same_BG, noise[0]), losses.hard_negatives(sim_i2t, same_BG, noise[1]))
 
     def _match_three(self, input_ids, memory, negatives):
         """ITM logits (3B, 2) of [own text, own picture], [own text, wrong picture], [wrong text, own picture]."""

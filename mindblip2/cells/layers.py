@@ -120,17 +120,3 @@ class Embedding(nn.Cell):
 
     def construct(self, ids):
         return ops.gather(self.embedding_table, ids, 0)
-
-
-class DropPath(nn.Cell):
-    """Stochastic depth: in training a sample's residual branch is dropped with probability ``rate``, the rest scaled up."""
-
-    def __init__(self, rate):
-        super().__init__()
-        self.keep = 1.0 - rate
-
-    def construct(self, x):
-        if not self.training or self.keep == 1.0:
-            return x
-        mask = (ops.rand((x.shape[0],) + (1,) * (x.ndim - 1)) < self.keep).astype(x.dtype)
-        return x / self.keep * mask

@@ -80,6 +80,18 @@ def itm(logits_32):
     return soft_cross_entropy(logits_32, ops.stack((1.0 - is_pair, is_pair), 1))
 
 
+def share_of_hits(sim_BG, same_BG):
+    """How often the nearest of the batch shows the own picture."""
+    best_B1 = sim_BG.argmax(1)[:, None].astype(ms.int32)
+    return ops.gather_elements(same_BG.astype(ms.float32), 1, best_B1).mean()
+
+
+def itm_accuracy(logits_32):
+    """How often ITM (3B, 2) is right about "a pair" and "no pair"."""
+    is_pair = ops.arange(logits_32.shape[0]) < logits_32.shape[0] // 3
+    return ((logits_32[:, 1] > logits_32[:, 0]) == is_pair).astype(ms.float32).mean()
+
+
 def lm(logits_BTV, input_ids_BT, pad_id, smoothing=0.1):
     """Language modelling: position t predicts token t + 1.  The mean, smoothing included, is over real tokens only."""
     vocab = logits_BTV.shape[-1]

@@ -23,6 +23,7 @@ from mindblip2.cells.layers import (
     merge_heads,
     split_heads,
 )
+from mindblip2.cells.noise import Dropout
 
 
 def pad_mask(input_ids_BT, pad_id):
@@ -75,7 +76,7 @@ class SelfAttention(nn.Cell):
         self.key = Linear(width, width, dtype, std=std)
         self.value = Linear(width, width, dtype, std=std)
         self.output = Linear(width, width, dtype, std=std)
-        self.dropout = nn.Dropout(p=config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def construct(self, x_BTD, past=None, bias=None):
         own = (split_heads(self.key(x_BTD), self.heads), split_heads(self.value(x_BTD), self.heads))
@@ -94,7 +95,7 @@ class CrossAttention(nn.Cell):
         self.heads = config.num_attention_heads
         self.query = Linear(config.hidden_size, config.hidden_size, dtype, std=config.initializer_range)
         self.output = Linear(config.hidden_size, config.hidden_size, dtype, std=config.initializer_range)
-        self.dropout = nn.Dropout(p=config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def construct(self, query_BQD, memory):
         context = attend(split_heads(self.query(query_BQD), self.heads), memory[0], memory[1], None, self.dropout)
@@ -135,24 +136,25 @@ class QFormerLayer(nn.Cell):
         self.query_norm = LayerNorm(width, eps)
         self.text_ffn = FeedForward(*ffn) if text else None
         self.text_norm = LayerNorm(width, eps) if text else None
-        self.dropout = nn.Dropout(p=config.hidden_dropout_prob)
+        self.context_dropout, self.cross_dropout, self.query_dropout, self.text_dropout = (
+            Dropout(config.hidden_dropout_prob) for _ in range(4))
 
     def construct(self, query_BQD, text_BTD, memory=None, past=None, bias=None):
         x_BLD = _joined(query_BQD, text_BTD)
         context_BLD, own = self.attention(x_BLD, past, bias)
-        x_BLD = self.attention_norm(x_BLD + self.dropout(context_BLD))
+        x_BLD = self.attention_norm(x_BLD + self.context_dropout(context_BLD))
         if query_BQD is not None:
             queries = query_BQD.shape[1]
             query_BQD = self._see(x_BLD[:, :queries], memory)
             x_BLD = x_BLD[:, queries:]
         if text_BTD is not None:
-            text_BTD = self.text_norm(x_BLD + self.dropout(self.text_ffn(x_BLD)))
+            text_BTD = self.text_norm(x_BLD + self.text_dropout(self.text_ffn(x_BLD)))
         return query_BQD, text_BTD, own
 
     def _see(self, query_BQD, memory):
         if self.cross_attention is not None:
-            query_BQD = self.cross_norm(query_BQD + self.dropout(self.cross_attention(query_BQD, memory)))
-        return self.query_norm(query_BQD + self.dropout(self.query_ffn(query_BQD)))
+            query_BQD = self.cross_norm(query_BQD + self.cross_dropout(self.cross_attention(query_BQD, memory)))
+        return self.query_norm(query_BQD + self.query_dropout(self.query_ffn(query_BQD)))
 
 
 class Encoder(nn.Cell):
@@ -212,7 +214,7 @@ class QFormer(nn.Cell):
                                       name="query_tokens")
         self.embeddings = TextEmbedding(config) if text else None
         self.embedding_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(p=config.hidden_dropout_prob)
+        self.query_dropout, self.text_dropout = Dropout(config.hidden_dropout_prob), Dropout(config.hidden_dropout_prob)
         self.memory = Memory(config, dtype)
         self.encoder = Encoder(config, dtype, text)
         self.lm_head = LMHead(config, dtype) if text else None
@@ -246,10 +248,10 @@ class QFormer(nn.Cell):
 
     def _queries(self, memory):
         query_BQD = ops.tile(self.query_tokens, (memory[0][0].shape[0], 1, 1))
-        return self.dropout(self.embedding_norm(query_BQD))  # the norm of BERT's embeddings is for queries too
+        return self.query_dropout(self.embedding_norm(query_BQD))  # the norm of BERT's embeddings is for queries too
 
     def _text(self, input_ids_BT, start=0):
-        return self.dropout(self.embedding_norm(self.embeddings(input_ids_BT, start)))
+        return self.text_dropout(self.embedding_norm(self.embeddings(input_ids_BT, start)))
 
 
 def _joined(query_BQD, text_BTD):

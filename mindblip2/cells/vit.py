@@ -6,7 +6,8 @@ B batch · C channels · H, W pixels · N patches · P = N + 1 tokens · D width
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, Zero, initializer
 
-from mindblip2.cells.layers import DropPath, FeedForward, LayerNorm, Linear, attend, merge_heads, split_heads
+from mindblip2.cells.layers import FeedForward, LayerNorm, Linear, attend, merge_heads, split_heads
+from mindblip2.cells.noise import DropPath
 
 
 class PatchEmbed(nn.Cell):
@@ -80,9 +81,21 @@ class ViT(nn.Cell):
         self.blocks = nn.CellList([ViTBlock(config, dtype, rate) for rate in rates])
 
     def construct(self, image_BCHW):
+        x_BPD = self.embed(image_BCHW)
+        for block in self.blocks:
+            x_BPD = block(x_BPD)
+        return x_BPD
+
+    def embed(self, image_BCHW):
+        """Patches with their positions, behind the class token."""
         patch_BND = self.patch_embed(image_BCHW)
         cls_B1D = ops.tile(self.cls_token.astype(patch_BND.dtype), (patch_BND.shape[0], 1, 1))
-        x_BPD = ops.cat((cls_B1D, patch_BND), 1) + self.pos_embed.astype(patch_BND.dtype)
+        return ops.cat((cls_B1D, patch_BND), 1) + self.pos_embed.astype(patch_BND.dtype)
+
+    def by_blocks(self, image_BCHW):
+        """The same, called from outside of a graph: each block is a graph of its own.  Within one graph MindSpore does not reuse
+        the memory of activations on a CPU, 1.1 GB per picture of ViT-g."""
+        x_BPD = self.embed(image_BCHW)
         for block in self.blocks:
             x_BPD = block(x_BPD)
         return x_BPD
