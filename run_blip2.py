@@ -14,12 +14,13 @@ KEYS = {"mode": "context.mode", "device_id": "context.device_id", "device_target
         "run_mode": "run_mode", "train_dataset_dir": "train_dataset.data_loader.dataset_dir",
         "eval_dataset_dir": "eval_dataset.data_loader.dataset_dir", "load_checkpoint": "load_checkpoint",
         "resume_training": "resume_training", "seed": "seed", "use_parallel": "use_parallel", "epochs": "runner_config.epochs",
-        "batch_size": "runner_config.batch_size", "sink_mode": "runner_config.sink_mode", "output_dir": "output_dir",
+        "batch_size": "runner_config.batch_size", "gradient_accumulation_steps": "runner_config.accumulation_steps",
+        "sink_mode": "runner_config.sink_mode", "output_dir": "output_dir",
         "candidate_labels": "eval_dataset.data_loader.candidate_labels",
         "hypothesis_template": "eval_dataset.data_loader.hypothesis_template"}
 # MindFormers' flags for machinery that does not exist here: taken, and said
 IGNORED = ("src_strategy_path_or_dir", "auto_trans_ckpt", "only_save_strategy", "strategy_load_checkpoint", "remote_save_url",
-           "profile", "do_eval", "gradient_accumulation_steps", "num_samples")
+           "profile", "do_eval", "num_samples")
 
 
 def arguments(argv):
@@ -40,7 +41,7 @@ def arguments(argv):
     parser.add_argument("--output_dir")
     for name in ("train_dataset_dir", "eval_dataset_dir"):
         parser.add_argument(f"--{name}")
-    for name in ("device_id", "seed", "epochs", "batch_size"):
+    for name in ("device_id", "seed", "epochs", "batch_size", "gradient_accumulation_steps"):
         parser.add_argument(f"--{name}", type=int)
     for name in ("use_parallel", "sink_mode", "resume_training"):
         parser.add_argument(f"--{name}", type=yaml.safe_load)

@@ -118,6 +118,7 @@ class Blip2Config(Section):
     gather_with_grad: bool = False      # LAVIS: no gradient through the gathered ITC features
     query_reduce: str = "max"           # zero-shot score over the queries; "first" is what MindFormers did
     freeze_vision: bool = True
+    frozen: tuple = ()                  # more that is not trained: patterns of parameter names, "qformer.embeddings.*"
     freeze_text: bool = True
     prompt: bool | str = False
     prompt_length: int = 0
@@ -200,6 +201,14 @@ class RunnerConfig(Section):
     sink_size: int = -1
     initial_epoch: int = 0
     log_every: int = 50                 # steps between two log lines
+    accumulation_steps: int = 1         # batches whose gradients make one update
+    save_steps: int = 0                 # updates between two checkpoints; 0: one per epoch
+    keep_checkpoint_max: int = 3        # older ones are deleted; the best is kept
+    save_trainable_only: bool = True    # what is frozen stays in its own file, where it came from one
+    summary: bool = False               # MindSpore's summary files, for MindInsight
+
+    def __post_init__(self):
+        positive(self, "epochs", "batch_size", "log_every", "accumulation_steps", "keep_checkpoint_max")
 
 
 @section
@@ -211,6 +220,7 @@ class OptimizerConfig(Section):
     weight_decay: float = 0.05
     learning_rate: float | None = None  # MindFormers writes it here too; lr_schedule decides
     max_grad_norm: float | None = None  # None: no clipping, as LAVIS
+    loss_scale: float | None = None     # first value of the dynamic loss scale; None: 65536 in float16, else none
 
 
 @section
@@ -221,6 +231,9 @@ class ScheduleConfig(Section):
     warmup_lr_init: float = 1e-6
     warmup_steps: int = 5000
     total_steps: int = -1               # -1: epochs times steps per epoch
+
+    def __post_init__(self):
+        one_of(self, "type", ("cosine", "cosine_epoch"))  # per step as the paper, per epoch as LAVIS
 
 
 @section
@@ -335,6 +348,11 @@ class ParallelConfig(Section):
 
 
 @section
+class RecomputeConfig(Section):
+    recompute: bool = False             # feed-forwards are computed again for the gradient: less memory, more time
+
+
+@section
 class RunConfig(Section):
     """One run: what ``configs/*.yaml`` and ``--a.b.c value`` are read into."""
     seed: int = 42
@@ -346,6 +364,7 @@ class RunConfig(Section):
     context: ContextConfig = field(default_factory=ContextConfig)
     runner_config: RunnerConfig = field(default_factory=RunnerConfig)
     parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
+    recompute_config: RecomputeConfig = field(default_factory=RecomputeConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     train_dataset: DatasetConfig = field(default_factory=DatasetConfig)
     eval_dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -356,7 +375,7 @@ class RunConfig(Section):
     eval_callbacks: tuple = ()
     metric: dict = field(default_factory=dict)
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
-    layer_decay: float | None = None
+    layer_decay: float | None = None    # learning rate of a trained ViT: times this per layer, from its end to its begin
 
     def __post_init__(self):
         one_of(self, "run_mode", ("train", "finetune", "eval", "predict", "export"))

@@ -1,10 +1,13 @@
 """Names and files: which file belongs to a name, and strict loading of weights with a report of both sides."""
 import fnmatch
+import json
 import logging
 import os
+import zlib
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn
 
 from mindblip2 import config as configuration
@@ -51,7 +54,7 @@ class Pretrained(nn.Cell):
         config = configuration.load_config(name_or_path).model.model_config
         own = Path(name_or_path) / "model.ckpt"
         wanted = checkpoint or (own if own.is_file() else config.checkpoint_name_or_path or Path(name_or_path).stem)
-        path = wanted if Path(wanted).suffix == ".ckpt" else find_weights(wanted)
+        path = wanted if Path(wanted).suffix == ".ckpt" or Path(wanted).is_dir() else find_weights(wanted)
         with no_init():
             model = cls(config)
         model.load_checkpoint(path)
@@ -91,15 +94,20 @@ class Pretrained(nn.Cell):
                 cell.set_train(False)
         return self
 
-    def load_checkpoint(self, path):
-        """Load every parameter from a .ckpt file.  Raises :class:`CheckpointError` where a name is missing or too much, or a
-        shape differs; nothing is changed then.  float16 and bfloat16 files are widened to the parameters' type."""
-        stored = Checkpoint(path)
-        parameters = self.parameters_dict()
-        _check_names(stored, parameters, path)
-        _check_shapes(stored, parameters, path)
+    def load_checkpoint(self, path, frozen_path=None):
+        """Load every parameter from a .ckpt file, or from a training run's checkpoint folder.  Raises :class:`CheckpointError`
+        where a name is missing or too much, or a shape differs; nothing is changed then.  float16 and bfloat16 files are widened
+        to the parameters' type.
+
+        A training run saves what it trains, and the name and fingerprint of the file that holds the rest; ``frozen_path`` says
+        where that file is now, if it has moved."""
+        path = Path(path) / "model.ckpt" if Path(path).is_dir() else Path(path)
+        stored, parameters = Checkpoint(path), self.parameters_dict()
+        frozen = _frozen(stored, parameters, frozen_path)
+        _check_names({**stored.shapes, **frozen}, parameters, path)
+        _check_shapes({**stored.shapes, **{name: base.shapes[name] for name, base in frozen.items()}}, parameters, path)
         for name, parameter in parameters.items():
-            parameter.set_data(Tensor.from_numpy(stored.float32(name)).astype(parameter.dtype))
+            parameter.set_data(Tensor.from_numpy(frozen.get(name, stored).float32(name)).astype(parameter.dtype))
         logger.info("%s: %d parameters, all that the model has", path, len(parameters))
         return self
 
@@ -107,6 +115,33 @@ class Pretrained(nn.Cell):
 def no_init():
     """Context in which parameters are made without drawing random values, for a model that is loaded at once."""
     return ms.nn.utils.no_init_parameters()
+
+
+def fingerprint(names, read):
+    """A number that differs when any of the arrays ``read(name)`` or the names does: crc32 over both."""
+    crc = 0
+    for name in sorted(names):
+        crc = zlib.crc32(read(name).reshape(-1).view(np.uint8), zlib.crc32(name.encode(), crc))
+    return crc
+
+
+def _frozen(stored, parameters, frozen_path):
+    """Name → Checkpoint for what a training run's checkpoint leaves to the file that it started from; else empty."""
+    record = stored.path.parent / "state.json"
+    known = json.loads(record.read_text(encoding="utf-8")).get("frozen") if record.is_file() else None
+    missing = [name for name in parameters if name not in stored]
+    if not known or not missing:
+        return {}
+    path = Path(frozen_path or known["path"])
+    if not path.is_file():
+        raise CheckpointError(f"{stored.path} holds what was trained; the rest is in {path}, which is not there: give the file as "
+                              "frozen_path (--load_checkpoint when resuming)")
+    base = Checkpoint(path)
+    absent = [name for name in missing if name not in base]
+    if absent or fingerprint(missing, base.float32) != known["crc32"]:
+        raise CheckpointError(f"{path} is not the file that {stored.path} was trained on: "
+                              + (f"it has no {absent[0]}" if absent else "its weights differ") + f"; that was {known['path']}")
+    return dict.fromkeys(missing, base)
 
 
 def _check_names(stored, parameters, path):
@@ -118,8 +153,8 @@ def _check_names(stored, parameters, path):
             + _some("missing", missing) + _some("unexpected", extra) + _advice(stored, missing))
 
 
-def _check_shapes(stored, parameters, path):
-    wrong = [(n, stored.shapes[n], tuple(p.shape)) for n, p in parameters.items() if stored.shapes[n] != tuple(p.shape)]
+def _check_shapes(shapes, parameters, path):
+    wrong = [(n, shapes[n], tuple(p.shape)) for n, p in parameters.items() if shapes[n] != tuple(p.shape)]
     if not wrong:
         return
     name, got, expected = wrong[0]

@@ -14,13 +14,14 @@ PRESET_ALIASES = {
 IGNORED = {
     "RunConfig": {
         "src_strategy_path_or_dir", "auto_trans_ckpt", "only_save_strategy", "remote_save_url", "runner_wrapper", "parallel",
-        "micro_batch_interleave_num", "recompute_config", "auto_tune", "filepath_prefix", "autotune_per_step", "profile",
+        "micro_batch_interleave_num", "auto_tune", "filepath_prefix", "autotune_per_step", "profile",
         "profile_start_step", "profile_stop_step", "init_start_profile", "profile_communication", "profile_memory",
         "train_dataset_task", "eval_dataset_task", "layer_scale", "lr_scale", "lr_scale_factor", "do_eval"},
     "ContextConfig": {"graph_kernel_flags", "max_call_depth"},
     "RunnerConfig": {"has_trained_epoches", "has_trained_steps"},
     "ParallelConfig": {"expert_parallel", "pipeline_stage", "optimizer_shard", "micro_batch_num", "vocab_emb_dp",
                        "gradient_aggregation_group"},
+    "RecomputeConfig": {"parallel_optimizer_comm_recompute", "mp_comm_recompute", "recompute_slice_activation"},
     "DatasetConfig": {"numa_enable", "return_attention_mask"},
     "Blip2Config": {"type", "micro_batch_interleave_num"},
     "ViTConfig": {"type", "encoder_stride"},

@@ -48,6 +48,7 @@ class Blip2Qformer(Pretrained):
         self._words = (self.noise.words,)
         if self.config.freeze_vision:
             self.freeze("vit.*")
+        self.freeze(*self.config.frozen)
 
     def construct(self, image, input_ids, image_id=None, negatives=None, return_tuple=False):
         """Stage-1 losses of matching pictures and captions.

@@ -15,3 +15,7 @@ def labelled_sets(loader, image_size):
     if loader.type == "DigitScenes":
         return scenes.labelled_sets(image_size)
     raise NotImplementedError(f"eval_dataset.data_loader.type = {loader.type!r}: this version evaluates 'DigitScenes'")
+
+
+def training_feed(config, processor, samples=None):
+    raise NotImplementedError  # replaced by the data branch

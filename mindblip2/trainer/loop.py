@@ -1,120 +1,103 @@
-"""Stage-1 training: batches in, a trained model and its log out."""
-import json
-import time
+"""Stage-1 training: a feed of batches in; a trained model, its checkpoints and its log out."""
+import itertools
+import logging
 from pathlib import Path
 
-import mindspore as ms
-from mindspore import Tensor, nn, ops
-from tqdm import tqdm
-
-from mindblip2.trainer.optim import AdamW
+from mindblip2.checkpoint import CheckpointError
+from mindblip2.trainer import saving
+from mindblip2.trainer.monitor import Monitor
+from mindblip2.trainer.optim import layer_scales
 from mindblip2.trainer.schedule import learning_rate
+from mindblip2.trainer.step import TrainStep
 
-LOSSES = ("loss", "itc", "itm", "lm")
-_square_sum = ops.MultitypeFuncGraph("square_sum")
-_scaled = ops.MultitypeFuncGraph("scaled")
-
-
-@_square_sum.register("Tensor")
-def _square_sum_of(gradient):
-    return ops.square(gradient.astype(ms.float32)).sum()
+logger = logging.getLogger("mindblip2")
+SAME = ("seed", "batch_size", "epoch_steps", "total_steps", "model_config")  # a resumed run must not differ in these
 
 
-@_scaled.register("Tensor", "Tensor")
-def _scaled_by(scale, gradient):
-    return gradient * scale.astype(gradient.dtype)
+def fit(model, feed, config, output_dir, resume=None, frozen=None):
+    """Train ``model`` on ``feed`` (``len``: batches per epoch; ``feed.epoch(e, start)``: those of epoch e from ``start`` on).
 
-
-class TrainStep(nn.Cell):
-    """Losses and gradients of one batch, and the update.  Returns (loss, itc, itm, lm, norm of the gradients)."""
-
-    def __init__(self, model, config):
-        super().__init__(auto_prefix=False)
-        self.model = model
-        trained = model.trainable_params()
-        self.optimizer = AdamW(trained, config)
-        self.max_norm = config.max_grad_norm
-        self.map = ops.HyperMap()
-        self.value_and_grad = ops.value_and_grad(_Losses(model), None, ms.ParameterTuple(trained), has_aux=True)
-
-    def construct(self, image, input_ids, image_id, rate):
-        (loss, parts), gradients = self.value_and_grad(image, input_ids, image_id)
-        norm = ops.sqrt(ops.addn(self.map(_square_sum, gradients)))
-        if self.max_norm is not None:
-            scale = ops.minimum(self.max_norm / (norm + 1e-6), ops.ones_like(norm))
-            gradients = self.map(ops.partial(_scaled, scale), gradients)
-        self.optimizer(gradients, rate)
-        return loss, parts[0], parts[1], parts[2], norm
-
-
-class _Losses(nn.Cell):
-    def __init__(self, model):
-        super().__init__(auto_prefix=False)
-        self.model = model
-
-    def construct(self, image, input_ids, image_id):
-        loss, itc, itm, lm = self.model(image, input_ids, image_id, None, True)
-        return loss, (itc, itm, lm)
-
-
-def fit(model, epochs, total_steps, config, output_dir):
-    """Train ``model`` on ``epochs``, an iterable of batches (see ``data.batches``), for ``total_steps`` steps.
-
-    ``config``: the RunConfig.  Writes ``log/train.jsonl`` and ``log/loss_curve.png`` under ``output_dir``.  Raises
-    FloatingPointError, naming the loss, when one is not finite.  Returns the log: a list of dicts, one per logged step."""
+    ``config``: the RunConfig.  ``resume``: a checkpoint of this run, see ``saving.find``.  ``frozen``: ``{"path", "crc32"}`` of the file
+    that holds what is not trained; then checkpoints hold only what is.  Writes checkpoints to ``checkpoint/rank_0`` and the log to
+    ``log`` under ``output_dir``.  Raises FloatingPointError, naming the loss or gradient, when one is not finite, and
+    :class:`CheckpointError` where ``resume`` does not belong to this run.  Returns the log: a list of dicts."""
+    runner, folder = config.runner_config, Path(output_dir) / "checkpoint" / "rank_0"
+    epoch_steps = -(-len(feed) // runner.accumulation_steps)
+    total = planned_steps(config, epoch_steps)
     model.set_train()
-    step_cell, log, sums, started = TrainStep(model, config.optimizer), [], [0.0] * len(LOSSES), time.time()
-    path = Path(output_dir) / "log" / "train.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file, tqdm(total=total_steps, desc="train", unit="step") as bar:
-        for step, batch in enumerate(epochs):
-            rate = learning_rate(config.lr_schedule, step, total_steps)
-            image_id = batch.get("image_id")
-            *values, norm = step_cell(Tensor(batch["image"]), Tensor(batch["input_ids"]),
-                                      None if image_id is None else Tensor(image_id), Tensor(rate, ms.float32))
-            values = _finite([float(value) for value in values], step)
-            sums = [a + b for a, b in zip(sums, values)]
-            bar.update()
-            every = config.runner_config.log_every
-            if (step + 1) % every == 0 or step + 1 == total_steps:
-                count = (step % every) + 1
-                entry = {"step": step + 1, **{n: s / count for n, s in zip(LOSSES, sums)}, "temp": float(model.temp),
-                         "lr": rate, "grad_norm": float(norm), "seconds": time.time() - started}
-                bar.set_postfix({n: f"{entry[n]:.3f}" for n in LOSSES[1:]}, refresh=False)
-                file.write(json.dumps(entry) + "\n")
-                file.flush()
-                log.append(entry)
-                sums = [0.0] * len(LOSSES)
-            if step + 1 == total_steps:
-                break
-    model.set_train(False)
-    draw_curve(log, path.with_name("loss_curve.png"))
-    return log
-
-
-def draw_curve(log, path):
-    """The three losses over the steps as a picture; returns False where matplotlib is not installed."""
+    step_of = TrainStep(model, config.optimizer, _scales(model, config))
+    facts = {"seed": config.seed, "batch_size": runner.batch_size * runner.accumulation_steps, "epoch_steps": epoch_steps,
+             "total_steps": total, "model_config": model.config.to_dict(), "frozen": frozen}
+    start = _restored(resume, facts, step_of) if resume else _fresh(folder)
+    monitor = Monitor(Path(output_dir) / "log", total, runner.log_every, start, runner.summary)
+    every, losses = runner.save_steps or epoch_steps, []
     try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    figure, axes = pyplot.subplots(figsize=(8, 4.5))
-    for name in LOSSES[1:]:
-        axes.plot([entry["step"] for entry in log], [entry[name] for entry in log], label=name)
-    axes.set(xlabel="step", ylabel="loss", title="BLIP-2 stage 1")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-    return True
+        for step, batches in zip(range(start, total), _steps(feed, epoch_steps, runner.accumulation_steps, start)):
+            rate = learning_rate(config.lr_schedule, step, total, epoch_steps)
+            model.noise.set(config.seed, step)
+            numbers = step_of(batches, rate)
+            losses.append(numbers["loss"])
+            monitor.add({**numbers, "lr": rate}, sum(len(batch["input_ids"]) for batch in batches))
+            if (step + 1) % every == 0 or step + 1 == total:
+                state = {"step": step + 1, "epoch": (step + 1) // epoch_steps, "loss_scale": step_of.scale.state(), **facts}
+                _save(folder, model, step_of.optimizer, state, runner.keep_checkpoint_max, losses)
+                losses = []
+    finally:
+        monitor.close()
+        model.set_train(False)
+    return monitor.log
 
 
-def _finite(values, step):
-    for name, value in zip(LOSSES[1:] + LOSSES[:1], values[1:] + values[:1]):
-        if value != value or value in (float("inf"), float("-inf")):
-            raise FloatingPointError(f"step {step + 1}: loss_{name} is {value}; lower the learning rate or set "
-                                     "optimizer.max_grad_norm")
-    return values
+def planned_steps(config, epoch_steps):
+    """Updates of the whole run: the epochs, or ``lr_schedule.total_steps`` where that is given and less."""
+    total = config.runner_config.epochs * epoch_steps
+    return min(total, config.lr_schedule.total_steps) if config.lr_schedule.total_steps > 0 else total
+
+
+def _steps(feed, epoch_steps, accumulate, start):
+    """Lists of batches, one list per update, from update ``start`` on; the last list of an epoch may be shorter."""
+    for epoch in itertools.count(start // epoch_steps):
+        batches = iter(feed.epoch(epoch, start % epoch_steps * accumulate))
+        while group := list(itertools.islice(batches, accumulate)):
+            yield group
+        start = 0
+
+
+def _scales(model, config):
+    if config.layer_decay is None:
+        return None
+    return layer_scales(model.trainable_params(), config.layer_decay, model.config.vision_config.num_hidden_layers)
+
+
+def _fresh(folder):
+    found = saving.saved(folder)
+    if found:
+        raise CheckpointError(f"{Path(folder).absolute()} holds checkpoints of another run, the newest {found[-1].name}: go on with it "
+                              "by --resume_training true, or choose another --output_dir")
+    return 0
+
+
+def _restored(checkpoint, facts, step_of):
+    """Optimizer, loss scale and the number of steps made; the model's weights have been loaded already."""
+    state = saving.read_state(checkpoint)
+    for name in SAME:
+        if state[name] != facts[name]:
+            raise CheckpointError(f"{checkpoint} belongs to a run with {name} = {_short(state[name])}, this one has "
+                                  f"{_short(facts[name])}: resume with the configuration of the run")
+    if (state["frozen"] or {}).get("crc32") != (facts["frozen"] or {}).get("crc32"):
+        raise CheckpointError(f"{checkpoint} was trained on other frozen weights ({(state['frozen'] or {}).get('path', 'none')}): give "
+                              "that file as --load_checkpoint")
+    saving.restore_optimizer(checkpoint, step_of.optimizer)
+    step_of.scale.restore(state["loss_scale"])
+    print(f"resumed from {checkpoint}: step {state['step']} of {state['total_steps']}")
+    return state["step"]
+
+
+def _short(value):
+    return value if len(str(value)) < 60 else "other values"
+
+
+def _save(folder, model, optimizer, state, keep, losses):
+    path = saving.save(folder, model, optimizer, {**state, "loss": sum(losses) / len(losses)}, keep)
+    if sum(losses) / len(losses) <= saving.best(folder).get("loss", float("inf")):
+        saving.record_best(folder, path, "loss", sum(losses) / len(losses))

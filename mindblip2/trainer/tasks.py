@@ -3,46 +3,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from mindblip2.cells.blip2_qformer import Blip2Classifier, Blip2Qformer
-from mindblip2.data.batches import ahead, batches
+from mindblip2.cells.blip2_qformer import Blip2Classifier
 from mindblip2.data.image import load_image
-from mindblip2.data.processor import Blip2Processor
 from mindblip2.data.sheet import score_sheet
 from mindblip2.hub import find_weights, no_init
-from mindblip2.trainer.loaders import labelled_sets, training_samples
-from mindblip2.trainer.loop import fit
+from mindblip2.trainer.loaders import labelled_sets
+from mindblip2.trainer.pretrain import Pretrain
 from mindblip2.zero_shot import TEMPLATE, ZeroShotClassifier
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 SHEET_LIMIT = 48    # pictures on one result page
-
-
-class Pretrain:
-    """Stage 1: train the Q-Former (and a ViT that is not frozen) with ITC, ITM and LM."""
-
-    @staticmethod
-    def train(trainer, checkpoint):
-        config = trainer.config
-        model = trainer.model or Blip2Qformer(config.model.model_config)
-        if checkpoint:
-            model.load_checkpoint(checkpoint)
-        processor = _processor(trainer)
-        size, epochs = config.runner_config.batch_size, config.runner_config.epochs
-        samples = trainer.train_dataset or training_samples(
-            config.train_dataset.data_loader, config.seed, config.processor.image_processor.image_size, size)
-        steps = epochs * (len(samples) // size)
-        if steps < 1:
-            raise ValueError(f"{len(samples)} samples make no batch of {size}: lower runner_config.batch_size")
-        text = config.train_dataset.text_transforms
-        stream = (batch for _ in range(epochs) for batch in batches(samples, processor, size, text.prompt, text.max_words))
-        print(f"training {trainer.name or 'a model'}: {steps} steps of {size} pairs ({size - 1} negatives each), "
-              f"{sum(p.size for p in model.trainable_params()):,} trainable parameters")
-        log = fit(model, ahead(stream), steps, config, config.output_dir)
-        path = Path(config.output_dir) / "checkpoint" / "rank_0" / f"{trainer.name or 'blip2'}.ckpt"
-        model.save_checkpoint(path)
-        trainer.model = model
-        print(f"checkpoint is saved at: {path}")
-        return log
 
 
 class ZeroShot:
@@ -110,14 +80,7 @@ def _classifier(trainer, checkpoint, options):
     options["candidate_labels"] = options.get("candidate_labels") or trainer.candidate_labels or data.candidate_labels
     options["hypothesis_template"] = (options.get("hypothesis_template") or trainer.hypothesis_template
                                       or data.hypothesis_template or TEMPLATE)
-    return ZeroShotClassifier(trainer.model, _processor(trainer), **options)
-
-
-def _processor(trainer):
-    processor = Blip2Processor.from_config(trainer.config.processor)
-    processor.tokenizer = trainer.tokenizer or processor.tokenizer
-    processor.image_processor = trainer.image_processor or processor.image_processor
-    return processor
+    return ZeroShotClassifier(trainer.model, trainer.processor(), **options)
 
 
 def _accuracy(classifier, data, batch_size):

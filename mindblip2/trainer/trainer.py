@@ -7,6 +7,7 @@ import mindspore as ms
 
 from mindblip2 import device
 from mindblip2.config import RunConfig, load_config, presets, print_support_list
+from mindblip2.data.processor import Blip2Processor
 from mindblip2.sections import build
 from mindblip2.trainer.tasks import DEFAULT_MODEL, TASKS, task_named
 
@@ -77,6 +78,13 @@ class Trainer:
         print(f"output result is saved at: {path}")
         print(".........Predict Over!.............")
         return result
+
+    def processor(self):
+        """The configuration's processor, with the tokenizer and image processor that were given instead."""
+        processor = Blip2Processor.from_config(self.config.processor)
+        processor.tokenizer = self.tokenizer or processor.tokenizer
+        processor.image_processor = self.image_processor or processor.image_processor
+        return processor
 
     @classmethod
     def show_support_list(cls):

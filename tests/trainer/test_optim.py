@@ -1,17 +1,18 @@
-"""AdamW and the learning rate against torch, step by step; clipping in the training step."""
+"""AdamW and the learning rate against torch and LAVIS, step by step."""
 import math
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor
 
 from mindblip2.config import OptimizerConfig, ScheduleConfig
-from mindblip2.trainer import loop
-from mindblip2.trainer.optim import AdamW, decayed
+from mindblip2.trainer.optim import AdamW, decayed, layer_scales
 from mindblip2.trainer.schedule import learning_rate
 
 SHAPES = {"proj.weight": (5, 3), "proj.bias": (5,), "temp": (), "query_tokens": (1, 4, 3), "norm.gamma": (3,)}
+REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "processors"
 RATES = (3e-2, 1e-2, 5e-3, 2e-3, 1e-3)
 
 
@@ -33,15 +34,15 @@ def arrays():
     return start, grads
 
 
-def ours(start, grads, **settings):
+def ours(start, grads, scales=None, **settings):
     parameters = [Parameter(Tensor(value), name=name) for name, value in start.items()]
-    optimizer = AdamW(parameters, OptimizerConfig(**settings))
+    optimizer = AdamW(parameters, OptimizerConfig(**settings), scales)
     for rate, gradient in zip(RATES, grads):
-        optimizer(tuple(Tensor(gradient[p.name]) for p in parameters), Tensor(rate, ms.float32))
+        optimizer(tuple(Tensor(2 * gradient[p.name]) for p in parameters), Tensor(rate, ms.float32), Tensor(0.5, ms.float32))
     return {p.name: p.asnumpy() for p in parameters}
 
 
-def torchs(start, grads, beta2=0.98, eps=1e-8, weight_decay=0.05, vectors_decay=False):
+def torchs(start, grads, beta2=0.98, eps=1e-8, weight_decay=0.05, vectors_decay=False, rates=RATES):
     """torch's own in float64, with LAVIS's two groups."""
     torch = pytest.importorskip("torch")
     values = {name: torch.nn.Parameter(torch.tensor(value, dtype=torch.float64)) for name, value in start.items()}
@@ -49,7 +50,7 @@ def torchs(start, grads, beta2=0.98, eps=1e-8, weight_decay=0.05, vectors_decay=
     rest = [v for v in values.values() if not any(v is p for p in plain)]
     optimizer = torch.optim.AdamW([{"params": rest, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
                                   betas=(0.9, beta2), eps=eps)
-    for rate, gradient in zip(RATES, grads):
+    for rate, gradient in zip(rates, grads):
         for group in optimizer.param_groups:
             group["lr"] = rate
         for name, value in values.items():
@@ -79,6 +80,24 @@ def test_vectors_and_biases_are_not_decayed_and_temp_is():
     assert names == {"proj.weight", "temp", "query_tokens"}
 
 
+def test_a_scaled_rate_scales_update_and_decay(arrays):
+    """With a tenth of the rate for one parameter it goes where it would go in a run at a tenth of all rates."""
+    start, grads = arrays
+    scales = [0.1 if name == "proj.weight" else 1.0 for name in SHAPES]
+    scaled, plain = ours(start, grads, scales), ours(start, grads)
+    slow = torchs(start, grads, rates=[rate / 10 for rate in RATES])
+    assert np.abs(scaled["proj.weight"] - slow["proj.weight"]).max() < 1e-6
+    assert np.abs(plain["proj.weight"] - slow["proj.weight"]).max() > 1e-3
+    assert all(np.array_equal(scaled[name], plain[name]) for name in SHAPES if name != "proj.weight")
+
+
+def test_layer_decay_falls_from_the_vits_end_to_its_begin():
+    names = ["vit.pos_embed", "vit.patch_embed.proj.weight", "vit.blocks.0.norm1.gamma", "vit.blocks.2.mlp.up.weight", "ln_vision.gamma",
+             "qformer.query_tokens"]
+    parameters = [Parameter(Tensor(np.zeros(1, np.float32)), name=name) for name in names]
+    assert layer_scales(parameters, 0.5, 3) == [0.0625, 0.0625, 0.125, 0.5, 1.0, 1.0]
+
+
 # ------------------------------------------------------------------------------------------------ learning rate
 def test_the_rate_climbs_straight_and_falls_along_half_a_cosine():
     config = ScheduleConfig(learning_rate=1e-3, lr_end=1e-5, warmup_lr_init=1e-5, warmup_steps=10)
@@ -106,44 +125,10 @@ def test_a_run_shorter_than_the_warm_up_has_a_rate(total):
     assert all(1e-5 <= rate <= 1e-3 for rate in rates)
 
 
-# ------------------------------------------------------------------------------------------------ the training step
-class Slope(nn.Cell):
-    """A model whose loss has the gradient (3, 4) · ``scale`` for its one matrix."""
-
-    def __init__(self, scale=1.0):
-        super().__init__()
-        self.weight = Parameter(Tensor(np.zeros((1, 2), np.float32)), name="weight")
-        self.temp = Parameter(Tensor(0.07, ms.float32), name="temp", requires_grad=False)
-        self.slope = Tensor(np.array([[3.0, 4.0]], np.float32) * scale)
-
-    def construct(self, image, input_ids, image_id, negatives, all_losses):
-        loss = (self.weight * self.slope).sum() + image.sum()
-        return loss, loss, loss, loss
-
-
-def stepped(max_grad_norm, scale=1.0):
-    """The model's gradient as the optimizer's first moment holds it, and the reported norm."""
-    model = Slope(scale)
-    step = loop.TrainStep(model, OptimizerConfig(max_grad_norm=max_grad_norm, weight_decay=0.0))
-    *_, norm = step(Tensor(np.zeros((1, 1), np.float32)), None, None, Tensor(1e-3, ms.float32))
-    return step.optimizer.moment1[0].asnumpy() / 0.1, float(norm)
-
-
-@pytest.mark.parametrize("limit, kept", [(None, 1.0), (10.0, 1.0), (1.0, 0.2), (2.5, 0.5)])
-def test_gradients_are_clipped_by_their_common_norm(limit, kept):
-    gradient, norm = stepped(limit)
-    assert norm == pytest.approx(5.0)          # reported before clipping
-    assert gradient == pytest.approx(np.array([[3.0, 4.0]]) * kept, rel=1e-5)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path, value):
-    from mindblip2.config import load_config
-    config = load_config("blip2_digits", {"runner_config.log_every": 1})
-    image = np.zeros((1, 1), np.float32)
-    batches = [{"image": image, "input_ids": np.zeros((1, 1), np.int32), "image_id": np.zeros(1, np.int32)}] * 3
-    assert len(loop.fit(Slope(), batches, 3, config, tmp_path / "good")) == 3  # control
-    batches[1] = {**batches[1], "image": image + value}
-    with pytest.raises(FloatingPointError, match="step 2: loss_itc is (nan|inf); lower the learning rate"):
-        loop.fit(Slope(), batches, 3, config, tmp_path)
-    assert len((tmp_path / "log" / "train.jsonl").read_text().splitlines()) == 1  # what was logged before is kept
+def test_the_rate_per_epoch_is_lavis_s():
+    table = np.load(REFERENCE / "lr_schedule.npz")["cosine"]    # (epochs, steps per epoch)
+    config = ScheduleConfig(type="cosine_epoch", learning_rate=1e-4, lr_end=1e-5, warmup_lr_init=1e-6, warmup_steps=5)
+    found = np.array([learning_rate(config, step, table.size, table.shape[1]) for step in range(table.size)])
+    np.testing.assert_allclose(found.reshape(table.shape), table, rtol=1e-12)
+    per_step = np.array([learning_rate(config.replace(type="cosine"), step, table.size) for step in range(table.size)])
+    assert np.abs(per_step.reshape(table.shape) - table).max() > 1e-6   # the other form is not the same

@@ -1,0 +1,129 @@
+"""What a training run shows: a progress bar, one JSON line per log interval, curves, and warnings that a person can act on."""
+import json
+import logging
+import math
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+logger = logging.getLogger("mindblip2")
+
+CURVES = (("losses", ("itc", "itm", "lm")), ("accuracy in the batch", ("i2t_acc", "t2i_acc", "itm_acc")),
+          ("temperature", ("temp",)), ("learning rate", ("lr",)), ("norm of the gradients", ("grad_norm",)))
+CHANCE = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)   # 0.6365: ITM that always answers "one in three is a pair"
+STUCK_AFTER, STUCK_WITHIN = 1000, 0.003
+
+
+class Monitor:
+    """Collects one dict of numbers per step and writes their means every ``every`` steps to ``folder``/train.jsonl.
+
+    ``start``: steps already made by the run that is resumed; later lines of its log are dropped."""
+
+    def __init__(self, folder, total_steps, every, start=0, summary=False):
+        self.folder, self.every, self.step = Path(folder), every, start
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.log = _earlier(self.folder / "train.jsonl", start)
+        self._file = open(self.folder / "train.jsonl", "w", encoding="utf-8")
+        self._file.writelines(json.dumps(entry) + "\n" for entry in self.log)
+        self._bar = tqdm(total=total_steps, initial=start, desc="train", unit="step", dynamic_ncols=True)
+        self._summary = _summary_record(self.folder / "summary") if summary else None
+        self._total_steps, self._window, self._since, self._warned = total_steps, [], time.perf_counter(), False
+
+    def add(self, numbers, pictures):
+        """The numbers of one step over ``pictures`` pictures; returns the log's new entry, or None between two entries."""
+        self.step += 1
+        self._window.append((numbers, pictures))
+        self._bar.update()
+        if self.step % self.every and self.step != self._total_steps:
+            return None
+        entry = self._entry()
+        self.log.append(entry)
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+        self._bar.set_postfix_str(" ".join(f"{name} {entry[name]:.3g}" for name in _shown(entry)), refresh=False)
+        self._record(entry)
+        self._warn()
+        return entry
+
+    def close(self):
+        """Draw the curves and close all files."""
+        self._file.close()
+        self._bar.close()
+        if self._summary is not None:
+            self._summary.close()
+        draw_curves(self.log, self.folder / "loss_curve.png")
+
+    def _entry(self):
+        seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
+        window, self._window = self._window, []
+        means = {name: sum(float(numbers[name]) for numbers, _ in window) / len(window) for name in window[0][0]}
+        skipped = means.pop("skipped", 0.0) * len(window)
+        speed = sum(pictures for _, pictures in window) / max(seconds, 1e-9)
+        return {"step": self.step, **means, "samples_per_second": speed, "seconds": seconds, "skipped": round(skipped)}
+
+    def _record(self, entry):
+        if self._summary is None:
+            return
+        from mindspore import Tensor
+        for name, value in entry.items():
+            self._summary.add_value("scalar", name, Tensor(float(value)))
+        self._summary.record(self.step)
+
+    def _warn(self):
+        recent = [entry["itm"] for entry in self.log if "itm" in entry and entry["step"] > self.step - STUCK_AFTER]
+        long_enough = self.step >= STUCK_AFTER and self.log[0]["step"] <= self.step - STUCK_AFTER + self.every
+        if not self._warned and long_enough and recent and all(abs(value - CHANCE) < STUCK_WITHIN for value in recent):
+            self._warned = True
+            logger.warning("ITM has been at %.4f for %d steps, the loss of a model that ignores the picture: check that captions "
+                           "belong to their pictures (run_blip2.py --run_mode check), that the ViT's weights are loaded, and the "
+                           "learning rate", CHANCE, STUCK_AFTER)
+
+
+def _shown(entry):
+    return [name for name in ("itc", "itm", "lm", "i2t_acc", "itm_acc", "temp", "lr", "grad_norm", "samples_per_second") if name in entry]
+
+
+def _earlier(path, start):
+    if not start or not path.is_file():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:      # the line that was being written when the run was killed
+            break
+    return [entry for entry in entries if entry["step"] <= start]
+
+
+def _summary_record(folder):
+    from mindspore import SummaryRecord
+    return SummaryRecord(str(folder))
+
+
+def draw_curves(log, path):
+    """All that was logged over the steps as one picture; returns False where matplotlib is not installed or nothing was logged."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    shown = [(title, [name for name in names if log and name in log[0]]) for title, names in CURVES]
+    shown = [(title, names) for title, names in shown if names]
+    if not shown:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    rows = -(-len(shown) // 2)
+    figure, axes = pyplot.subplots(rows, 2, figsize=(11, 3 * rows), squeeze=False)
+    for axis, (title, names) in zip(axes.flat, shown):
+        for name in names:
+            axis.plot([entry["step"] for entry in log], [entry[name] for entry in log], label=name)
+        axis.set(title=title, xlabel="step")
+        axis.legend()
+        axis.grid(alpha=0.3)
+    for axis in list(axes.flat)[len(shown):]:
+        axis.remove()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return True

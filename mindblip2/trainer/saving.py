@@ -1,0 +1,123 @@
+"""Checkpoints of a training run: whole or not at all, and enough in them to go on as if nothing had happened.
+
+A checkpoint is a folder ``step_0000100`` of ``model.ckpt``, ``optimizer.ckpt`` and ``state.json``.  It is written under another name
+and renamed when all of it has reached the disk, so a run killed at any moment leaves the checkpoints that it had.
+"""
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from mindspore import Tensor
+
+from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
+
+NAME = "step_{:07d}"
+PARTIAL = ".partial_"
+BEST = "best.json"
+
+
+def save(folder, model, optimizer, state, keep=3):
+    """Write the checkpoint of ``state["step"]`` into ``folder`` and delete all but the last ``keep`` and the best; returns
+    its path.
+
+    Where ``state["frozen"]`` names the file of what is not trained, only what is trained is written."""
+    folder = Path(folder)
+    final, partial = folder / NAME.format(state["step"]), folder / (PARTIAL + NAME.format(state["step"]))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    parameters = {name: p for name, p in model.parameters_dict().items() if p.requires_grad or not state.get("frozen")}
+    write_checkpoint(partial / "model.ckpt", _entries(parameters))
+    write_checkpoint(partial / "optimizer.ckpt", _entries(optimizer.state()))
+    _write_json(partial / "state.json", state)
+    _sync(partial)
+    if final.exists():
+        _delete(final)
+    partial.rename(final)
+    _sync(folder)
+    spared = {path.name for path in saved(folder)[-keep:]} | {best(folder).get("checkpoint")}
+    for old in saved(folder):
+        if old.name not in spared:
+            _delete(old)
+    return final
+
+
+def saved(folder):
+    """The complete checkpoints of a run, oldest first."""
+    found = [path for path in Path(folder).glob("step_*") if re.fullmatch(r"step_\d+", path.name) and (path / "state.json").is_file()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def record_best(folder, checkpoint, name, value):
+    """Note that ``checkpoint`` has the best ``value`` of the run so far; it is kept when older ones are deleted."""
+    _write_json(Path(folder) / BEST, {"checkpoint": checkpoint.name, name: value})
+
+
+def best(folder):
+    """``{"checkpoint": "step_…", metric: value}``, or an empty dict."""
+    path = Path(folder) / BEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def find(resume, folder):
+    """The checkpoint to resume from: ``resume`` is its path, or True for the newest in ``folder``."""
+    if isinstance(resume, (str, Path)):
+        path = Path(resume)
+        path = path if (path / "state.json").is_file() else (saved(path) or [path])[-1]
+        if (path / "state.json").is_file():
+            return path
+        raise CheckpointError(f"{path.absolute()} is no checkpoint of a training run: expected a folder step_… with state.json, "
+                              "or a folder that holds such folders")
+    found = saved(folder)
+    if not found:
+        raise CheckpointError(f"nothing to resume: {Path(folder).absolute()} holds no checkpoint; give --resume_training FOLDER, or "
+                              "leave the flag out to start anew")
+    return found[-1]
+
+
+def read_state(path):
+    """``state.json`` of a checkpoint."""
+    try:
+        return json.loads((Path(path) / "state.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}/state.json is damaged ({error}): resume from another checkpoint") from None
+
+
+def restore_optimizer(path, optimizer):
+    """Moments and step count; raises CheckpointError where the file does not fit."""
+    stored, wanted = Checkpoint(Path(path) / "optimizer.ckpt"), optimizer.state()
+    wrong = [name for name in wanted | stored.shapes if name not in wanted or stored.shapes.get(name) != tuple(wanted[name].shape)]
+    if wrong:
+        raise CheckpointError(f"{stored.path} belongs to another model or to other trained parameters: {len(wrong)} do not fit, "
+                              f"first {wrong[0]}; resume with the configuration of the run")
+    for name, parameter in wanted.items():
+        parameter.set_data(Tensor.from_numpy(stored[name]))
+
+
+def _entries(parameters):
+    return ((name, str(p.dtype), p.asnumpy()) for name, p in parameters.items())
+
+
+def _delete(path):
+    doomed = path.with_name(PARTIAL + "deleted_" + path.name)
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)     # half a deleted checkpoint must not look like one
+    shutil.rmtree(doomed)
+
+
+def _write_json(path, content):
+    partial = path.with_name(PARTIAL + path.name)
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _sync(folder):
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,146 @@
+"""One training step in three graphs: gradients of a batch, their norm, the update.
+
+Between them the host decides: add the gradients of several batches, skip an update that overflowed, stop at a number that is
+not finite.
+"""
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from mindblip2.trainer.optim import AdamW
+
+VALUES = ("loss", "itc", "itm", "lm", "i2t_acc", "t2i_acc", "itm_acc", "temp")
+FIRST_SCALE, GROWTH_STEPS = 2.0 ** 16, 2000  # torch's GradScaler
+_square_sum = ops.MultitypeFuncGraph("square_sum")
+_add = ops.MultitypeFuncGraph("add")
+
+
+@_square_sum.register("Tensor")
+def _square_sum_of(gradient):
+    return ops.square(gradient.astype(ms.float32)).sum()
+
+
+@_add.register("Tensor", "Tensor")
+def _added(one, other):
+    return one + other
+
+
+class Gradients(nn.Cell):
+    """(values, gradients) of a batch: VALUES as one vector, and the gradients of loss · scale.
+
+    A frozen ViT has run before, in ``ViT.by_blocks``: no activation of it is kept, and ``picture`` is its output."""
+
+    def __init__(self, model, frozen_vision):
+        super().__init__(auto_prefix=False)
+        self.losses = _ScaledLoss(model, frozen_vision)
+        self.value_and_grad = ops.value_and_grad(self.losses, None, ms.ParameterTuple(model.trainable_params()), has_aux=True)
+
+    def construct(self, picture, input_ids, image_id, scale):
+        (_, values), gradients = self.value_and_grad(picture, input_ids, image_id, scale)
+        return values, gradients
+
+
+class _ScaledLoss(nn.Cell):
+    def __init__(self, model, frozen_vision):
+        super().__init__(auto_prefix=False)
+        self.model, self.frozen_vision = model, frozen_vision
+
+    def construct(self, picture, input_ids, image_id, scale):
+        vit_BPW = picture if self.frozen_vision else self.model.vit(picture)
+        loss, parts, accuracies = self.model.stage1(vit_BPW, input_ids, image_id)
+        return loss * scale, ops.stack((loss, *parts, *accuracies, self.model.temp * 1.0))  # a parameter itself cannot be stacked
+
+
+class _Norm(nn.Cell):
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.map = ops.HyperMap()
+
+    def construct(self, gradients):
+        return ops.sqrt(ops.addn(self.map(_square_sum, gradients)))
+
+
+class _Sum(nn.Cell):
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.map = ops.HyperMap()
+
+    def construct(self, one, other):
+        return self.map(_add, one, other)
+
+
+class LossScale:
+    """Keeps half precision gradients from becoming 0: the loss is multiplied by ``value``, which doubles after GROWTH_STEPS good
+    steps and halves after an overflow, as torch's GradScaler.  Without half precision it is 1 and stays so."""
+
+    def __init__(self, value=None):
+        self.value, self.dynamic, self.good = value or 1.0, value is not None, 0
+
+    def update(self, finite):
+        """After a step; returns whether its update may be made."""
+        if not self.dynamic:
+            return finite
+        self.good = self.good + 1 if finite else 0
+        self.value *= 0.5 if not finite else 2.0 if self.good % GROWTH_STEPS == 0 else 1.0
+        return finite
+
+    def state(self):
+        return {"value": self.value, "good": self.good}
+
+    def restore(self, state):
+        self.value, self.good = state["value"], state["good"]
+
+
+class TrainStep:
+    """Updates ``model`` from batches.  ``scales``: factor of the learning rate per trained parameter, 1 by default."""
+
+    def __init__(self, model, config, scales=None):
+        self.model = model
+        self.frozen_vision = not any(p.requires_grad for p in model.vit.get_parameters())
+        self.gradients, self.norm, self.sum = Gradients(model, self.frozen_vision), _Norm(), _Sum()
+        self.optimizer = AdamW(model.trainable_params(), config, scales)
+        self.max_norm = config.max_grad_norm
+        half = model.config.compute_dtype == "float16"
+        self.scale = LossScale(config.loss_scale or (FIRST_SCALE if half else None))
+
+    def __call__(self, batches, rate):
+        """One update from a list of batches (dicts of arrays), whose gradients are averaged.  Returns {name: number} of VALUES'
+        means, the gradients' norm before clipping, and whether the update was "skipped".
+
+        Raises FloatingPointError that names the first loss, or else the first gradient, that is not finite; with a dynamic
+        loss scale an overflow of gradients is skipped instead."""
+        sums, total = None, None
+        for batch in batches:
+            values, gradients = self._gradients(batch)
+            values = values.asnumpy()
+            _check_losses(values)
+            sums = values if sums is None else sums + values
+            total = gradients if total is None else self.sum(total, gradients)
+        divisor = self.scale.value * len(batches)
+        norm = float(self.norm(total)) / divisor
+        made = self.scale.update(norm - norm == 0)
+        if made:
+            clip = 1.0 if self.max_norm is None else min(1.0, self.max_norm / (norm + 1e-6))
+            self.optimizer(total, Tensor(rate, ms.float32), Tensor(clip / divisor, ms.float32))
+        elif not self.scale.dynamic or self.scale.value < 2.0 ** -14:
+            raise FloatingPointError(f"the gradient of {self._first_wrong(total)} is not finite; lower the learning rate or set "
+                                     "optimizer.max_grad_norm")
+        return {**dict(zip(VALUES, (sums / len(batches)).tolist())), "grad_norm": norm, "skipped": not made}
+
+    def _gradients(self, batch):
+        picture = Tensor(batch["image"])
+        if self.frozen_vision:
+            picture = self.model.vit.by_blocks(picture)
+        image_id = batch.get("image_id")
+        return self.gradients(picture, Tensor(batch["input_ids"]), None if image_id is None else Tensor(image_id),
+                              Tensor(self.scale.value, ms.float32))
+
+    def _first_wrong(self, gradients):
+        sizes = ((p.name, float(abs(g).sum().asnumpy())) for p, g in zip(self.optimizer.parameters, gradients))
+        return next((name for name, size in sizes if size - size != 0), "all parameters together")
+
+
+def _check_losses(values):
+    names = VALUES[1:4] + VALUES[:1]
+    for name, value in zip(names, (*values[1:4], values[0])):
+        if value - value != 0:
+            raise FloatingPointError(f"loss_{name} is {value}; lower the learning rate or set optimizer.max_grad_norm")

@@ -1,0 +1,41 @@
+"""A model small enough to train in a test, and batches for it."""
+import numpy as np
+
+from mindblip2.cells.blip2_qformer import Blip2Qformer
+from mindblip2.config import Blip2Config, load_config
+
+SIZES = {"max_txt_len": 8, "freeze_vision": False,
+         "vision_config": {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+                           "intermediate_size": 32, "drop_path_rate": 0.2},
+         "qformer_config": {"vocab_size": 30, "bos_token_id": 29, "sep_token_id": 3, "hidden_size": 16, "num_hidden_layers": 2,
+                            "query_length": 4, "num_attention_heads": 2, "intermediate_size": 32, "encoder_width": 16,
+                            "head_embed_dim": 8, "max_position_embeddings": 16}}
+
+
+class Batches:
+    """``count`` batches per epoch, a function of (epoch, place), as ``Feed`` gives them."""
+
+    def __init__(self, count=3, size=4):
+        self.count, self.size = count, size
+
+    def __len__(self):
+        return self.count
+
+    def epoch(self, epoch, start_step=0):
+        for place in range(start_step, self.count):
+            rng = np.random.default_rng([epoch, place])
+            yield {"image": rng.standard_normal((self.size, 3, 16, 16)).astype(np.float32),
+                   "input_ids": rng.integers(4, 29, (self.size, 8)).astype(np.int32),
+                   "image_id": np.arange(self.size, dtype=np.int32)}
+
+
+def small_model(**changes):
+    import mindspore as ms
+    ms.set_seed(3)
+    return Blip2Qformer(Blip2Config(**SIZES).replace(**changes))
+
+
+def run_config(**changes):
+    overrides = {"runner_config.epochs": 2, "runner_config.batch_size": 4, "runner_config.log_every": 2,
+                 "lr_schedule.warmup_steps": 2, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return load_config("blip2_digits", overrides)
