@@ -4,16 +4,15 @@ from pathlib import Path
 from PIL import Image
 
 from mindblip2.cells.blip2_qformer import Blip2Classifier, Blip2Qformer
-from mindblip2.data.batches import ahead, batches
 from mindblip2.data.image import load_image
+from mindblip2.data.labelled import PICTURE_SUFFIXES, LabelledSet
 from mindblip2.data.processor import Blip2Processor
 from mindblip2.data.sheet import score_sheet
 from mindblip2.hub import find_weights, no_init
-from mindblip2.trainer.loaders import labelled_sets, training_samples
+from mindblip2.trainer.loaders import labelled_sets, training_feed
 from mindblip2.trainer.loop import fit
 from mindblip2.zero_shot import TEMPLATE, ZeroShotClassifier
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 SHEET_LIMIT = 48    # pictures on one result page
 
 
@@ -26,18 +25,12 @@ class Pretrain:
         model = trainer.model or Blip2Qformer(config.model.model_config)
         if checkpoint:
             model.load_checkpoint(checkpoint)
-        processor = _processor(trainer)
         size, epochs = config.runner_config.batch_size, config.runner_config.epochs
-        samples = trainer.train_dataset or training_samples(
-            config.train_dataset.data_loader, config.seed, config.processor.image_processor.image_size, size)
-        steps = epochs * (len(samples) // size)
-        if steps < 1:
-            raise ValueError(f"{len(samples)} samples make no batch of {size}: lower runner_config.batch_size")
-        text = config.train_dataset.text_transforms
-        stream = (batch for _ in range(epochs) for batch in batches(samples, processor, size, text.prompt, text.max_words))
+        feed = training_feed(config, _processor(trainer), trainer.train_dataset)
+        steps = epochs * len(feed)
         print(f"training {trainer.name or 'a model'}: {steps} steps of {size} pairs ({size - 1} negatives each), "
               f"{sum(p.size for p in model.trainable_params()):,} trainable parameters")
-        log = fit(model, ahead(stream), steps, config, config.output_dir)
+        log = fit(model, (batch for epoch in range(epochs) for batch in feed.epoch(epoch)), steps, config, config.output_dir)
         path = Path(config.output_dir) / "checkpoint" / "rank_0" / f"{trainer.name or 'blip2'}.ckpt"
         model.save_checkpoint(path)
         trainer.model = model
@@ -68,6 +61,7 @@ class ZeroShot:
         figures, config = {}, trainer.config
         size = config.processor.image_processor.image_size
         sets = trainer.eval_dataset or labelled_sets(config.eval_dataset.data_loader, size)
+        sets = [sets] if isinstance(sets, LabelledSet) else sets
         for data in sets:
             classifier = _classifier(trainer, checkpoint, {"candidate_labels": data.labels,
                                                            "hypothesis_template": data.template, **options})
