@@ -59,13 +59,13 @@ class RandomHorizontalFlip:
 
 @dataclass(frozen=True)
 class RandAugment:
-    """``num_ops`` of the ten changes in ``OPS``, drawn with replacement, each made with probability one half (LAVIS's RandomAugment(2, 5)
-    of ``blip_image_train``, which it uses for Visual Genome).
+    """``num_ops`` of the ten changes in ``OPS``, drawn with replacement, each made with probability one half: LAVIS's RandomAugment(2, 5)
+    in ``blip_image_train``, its recipe for Visual Genome.
 
     At magnitude 5 of 10 brightness and sharpness have factor 1 and change nothing; it is so in LAVIS.  LAVIS moves pixels with
     OpenCV, whose bilinear weights are multiples of 1/32; here they are exact, so that a sheared or rotated pixel may be off by a
-    few levels.  The other operations give LAVIS's bytes (they are PIL's own, after which LAVIS's were made); sharpness is clipped
-    where LAVIS's would wrap around, at magnitudes other than 5."""
+    few levels.  The rest is PIL's own, which LAVIS's operations equal at magnitude 5; elsewhere its sharpness wraps around where
+    PIL's is clipped."""
     num_ops: int = 2
     magnitude: float = 5
 
