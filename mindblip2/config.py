@@ -229,7 +229,7 @@ class LoaderConfig(Section):
     dataset_dir: str = ""
     annotation_files: tuple = ()
     image_dirs: tuple = ()
-    stage: str = ""                     # "train" or "eval" (CIFAR-100, Flickr8k: also "test", "dev"); "": what the data set is used for
+    stage: str = ""                     # train, eval (CIFAR-100, Flickr8k: also test, dev); "": what the data set is used for
     column_names: tuple = ("image", "text")
     repeat_images: bool | None = None   # one sample per caption; None: in training, not in evaluation
     shuffle: bool | None = None         # None: in training
@@ -280,7 +280,7 @@ class DatasetConfig(Section):
     num_parallel_workers: int = 8       # at most the host's processors; 0: in a thread beside the training
     python_multiprocessing: bool = True  # workers are processes, else threads
     max_unreadable: float = 0.01        # share of the pictures that training may skip
-    drop_remainder: bool = True
+    drop_remainder: bool = True         # training always does: a batch with fewer negatives would weigh more
     batch_size: int = 1
     repeat: int = 1
     prefetch_size: int = 30

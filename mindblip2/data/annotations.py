@@ -39,8 +39,8 @@ def read_annotations(files, image_dirs):
     does).  Raises FileNotFoundError for a file, AnnotationError, naming file and row, for what it holds."""
     files, image_dirs = _listed(files), _listed(image_dirs)
     if not files or len(files) != len(image_dirs):
-        raise AnnotationError(f"{len(files)} annotation_files and {len(image_dirs)} image_dirs: expected at least one file, and for "
-                              "each the folder of its pictures (the same folder may be named twice)")
+        raise AnnotationError(f"{len(files)} annotation_files and {len(image_dirs)} image_dirs: expected at least one file, and "
+                              "for each the folder of its pictures (the same folder may be named twice)")
     ids = {}
     return [picture for file, folder in zip(files, image_dirs) for picture in _pictures(str(file), str(folder), ids)]
 

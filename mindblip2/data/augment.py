@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 BICUBIC = Image.Resampling.BICUBIC
 TRIES = 10                  # torchvision's, before the central crop
 GREY = 128                  # what a moved picture leaves behind (LAVIS)
+EDGE = 2                    # grey pixels put around a picture that is moved, for its edge to blend into
 MOST = 10                   # RandAugment's largest magnitude
 
 
@@ -59,8 +60,8 @@ class RandomHorizontalFlip:
 
 @dataclass(frozen=True)
 class RandAugment:
-    """``num_ops`` of the ten changes in ``OPS``, drawn with replacement, each made with probability one half: LAVIS's RandomAugment(2, 5)
-    in ``blip_image_train``, its recipe for Visual Genome.
+    """``num_ops`` of the ten changes in ``OPS``, drawn with replacement, each made with probability one half: LAVIS's
+    RandomAugment(2, 5) in ``blip_image_train``, its recipe for Visual Genome.
 
     At magnitude 5 of 10 brightness and sharpness have factor 1 and change nothing; it is so in LAVIS.  LAVIS moves pixels with
     OpenCV, whose bilinear weights are multiples of 1/32; here they are exact, so that a sheared or rotated pixel may be off by a
@@ -79,16 +80,13 @@ class RandAugment:
 def warp(image, matrix):
     """The picture moved by an affine map: the pixel at (x, y) goes to ``matrix`` (2 x 3) times (x, y, 1), pixel centres being whole
     numbers as in OpenCV.  Bilinear; outside the picture all is GREY, and its edge blends into that."""
-    linear, shift = np.asarray(matrix, float)[:, :2], np.asarray(matrix, float)[:, 2]
-    y, x = np.mgrid[:image.height, :image.width]
-    x, y = np.einsum("ij,jhw->ihw", np.linalg.inv(linear), np.stack([x - shift[0], y - shift[1]]))
-    x, y = np.clip(x, -1, image.width) + 1, np.clip(y, -1, image.height) + 1    # in the picture with an edge of one pixel
-    pixels = np.pad(np.asarray(image, np.float32), ((1, 2), (1, 2), (0, 0)), constant_values=GREY)
-    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
-    right, down = ((part - whole)[..., None].astype(np.float32) for part, whole in ((x, left), (y, top)))
-    upper = pixels[top, left] * (1 - right) + pixels[top, left + 1] * right
-    lower = pixels[top + 1, left] * (1 - right) + pixels[top + 1, left + 1] * right
-    return Image.fromarray(np.rint(upper * (1 - down) + lower * down).astype(np.uint8))
+    matrix = np.asarray(matrix, float)
+    inverse = np.linalg.inv(matrix[:, :2])
+    offset = 0.5 - inverse @ (0.5 + matrix[:, 2]) + EDGE        # to PIL pixel centres are halves
+    parts = (*inverse[0], offset[0], *inverse[1], offset[1])
+    bands = [band.convert("F").transform(image.size, Image.Transform.AFFINE, parts, Image.Resampling.BILINEAR, fillcolor=GREY)
+             for band in ImageOps.expand(image, EDGE, (GREY,) * 3).split()]     # "F": PIL cuts its 8-bit results off, OpenCV rounds
+    return Image.fromarray(np.rint(np.stack(bands, 2)).astype(np.uint8))
 
 
 # one change each: picture, level from 0 to 1, generator

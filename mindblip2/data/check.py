@@ -1,4 +1,6 @@
-"""Look at a data set before training on it: every file opened, every caption read, every oddity listed.  Needs no model, no MindSpore."""
+"""Look at a data set before training on it: every file opened, every caption read, every oddity listed.
+
+Needs no model and no MindSpore."""
 import json
 import os
 import statistics
@@ -28,7 +30,8 @@ def check_data(config, train_dataset=None, eval_dataset=None):
 
     Writes ``<output_dir>/check.json``: under "train_dataset" and "eval_dataset" the missing and unreadable pictures, captions that
     are empty after cleaning, image_ids shared by different files, repeated rows, lengths of the captions in tokens, how many are
-    cut, and the sizes of the pictures; under "ok" whether the first four are all empty.  Raises ConfigError if nothing is to check."""
+    cut, and the sizes of the pictures; under "ok" whether the first four are all empty.  Raises ConfigError if there is nothing
+    to check."""
     config = config if isinstance(config, RunConfig) else load_config(config)
     report = {}
     for name, given in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
@@ -40,7 +43,7 @@ def check_data(config, train_dataset=None, eval_dataset=None):
     if not report:
         raise ConfigError("nothing to check: neither train_dataset.data_loader nor eval_dataset.data_loader names files; pass "
                           "--train_dataset_dir or --eval_dataset_dir, or set data_loader.annotation_files")
-    report["ok"] = not any(part[key] for part in report.values() for key in WRONG)
+    report["ok"] = not any(part.get(key) for part in report.values() for key in WRONG)
     path = Path(config.output_dir) / "check.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -65,7 +68,8 @@ def check_pairs(data, config, section):
         "empty_captions": [f"{picture.source}: {caption!r}" for picture in data.pictures for caption in picture.captions
                            if not clean(caption)],
         "image_id_collisions": [files for files in by_id.values() if len(files) > 1],
-        "repeated_rows": [{"image": path, "caption": caption, "rows": count} for (path, caption), count in rows.items() if count > 1],
+        "repeated_rows": [{"image": path, "caption": caption, "rows": count}
+                          for (path, caption), count in rows.items() if count > 1],
         "caption_tokens": dict(sorted(lengths.items())),
         "truncated_captions": sum(count for length, count in lengths.items() if length > limit)}
 
@@ -73,9 +77,9 @@ def check_pairs(data, config, section):
 def check_labelled(data):
     """The report on pictures with labels, as a dict; pictures that are arrays already are taken as read."""
     if not isinstance(data, LabelledSet):
-        raise ConfigError(f"a {type(data).__name__} cannot be checked: expected a loader of mindblip2, such as MultiImgCapDataLoader")
+        raise ConfigError(f"a {type(data).__name__} cannot be checked: expected a loader of mindblip2, as MultiImgCapDataLoader")
     paths = [picture for picture in data.pictures if isinstance(picture, (str, os.PathLike))]
-    return {"pictures": len(data), "labels": dict(Counter(data.truths)), **look(paths), "empty_captions": [], "image_id_collisions": []}
+    return {"pictures": len(data), "labels": dict(Counter(data.truths)), **look(paths)}
 
 
 def look(paths):
@@ -98,10 +102,10 @@ def look(paths):
 def summary(name, report, limit):
     """The report in words: counts, the first entries of each list, the histogram of caption lengths."""
     lines = [f"{name}: {report['pictures']} pictures" + (f", {report['captions']} captions" if "captions" in report else "")
-             + "".join(f", {key} {side['min']} px at least, {side['median']:g} in the middle" for key, side in report["sizes"].items())]
-    for key in (*WRONG, "repeated_rows"):
-        entries = report.get(key, ())
-        lines += [f"  {key.replace('_', ' ')}: {len(entries)}"] if entries or key in WRONG else []
+             + "".join(f", {key} {side['min']} px at least, median {side['median']:g}" for key, side in report["sizes"].items())]
+    for key in filter(report.get, (*WRONG, "repeated_rows")):
+        entries = report[key]
+        lines.append(f"  {key.replace('_', ' ')}: {len(entries)}")
         lines += [f"    {entry}" for entry in entries[:SHOWN]] + (["    …"] if len(entries) > SHOWN else [])
     if report.get("caption_tokens"):
         lines.append(f"  tokens per caption ([CLS] and [SEP] included; {report['truncated_captions']} are cut at {limit}):")

@@ -12,7 +12,7 @@ from mindblip2.data.pixels import ImageError
 from mindblip2.data.processor import rgb
 from mindblip2.data.workers import ahead, columns, from_workers, stacked
 
-LENGTHS = 4         # texts of a batch are padded to a quarter, half, … of the full length: the same numbers, less work, few shapes
+LENGTHS = 4         # texts are padded to a quarter, half, … of the full length: the same numbers, less work, few shapes to compile
 TRIES = 16          # pictures tried for one place
 SOON = 100          # samples after which the share of unreadable pictures is looked at
 NAMED = 5           # unreadable pictures that messages name
@@ -28,27 +28,28 @@ class UnreadableError(ValueError):
 class Feed:
     """The training batches of one rank.
 
-        for batch in feed.epoch(3, start_step=70): …    # {"image" (B, 3, S, S) float32, "input_ids" (B, T) int32, "image_id" (B,) int32}
+        for batch in feed.epoch(3, start_step=70): …    # "image" (B, 3, S, S) float32, "input_ids" (B, T), "image_id" (B,) int32
 
     An epoch is a pure function of ``seed`` and its number: (epoch, step) is the whole cursor.  A batch does not depend on where
-    the epoch was entered, nor on ``workers``.  Over ``world`` ranks step s takes the samples from s * world * batch_size on, each rank
-    its slice of ``batch_size``; what is left at the end of an epoch is dropped.  "image_id" is there if the samples have one.
+    the epoch was entered, nor on ``workers``.  Over ``world`` ranks step s takes the samples from s * world * batch_size on, each
+    rank its slice of ``batch_size``; what is left at the end of an epoch is dropped.  "image_id" is there if the samples have one.
 
     ``samples``: indexable with a length (``MultiImgCapDataLoader``, a list), or only iterable, of dicts ``{"image", "caption",
     "image_id"?}`` with one caption each.  Iterables are read in their own order; one with ``epoch(e)`` or ``set_epoch(e)`` is asked
     for each epoch.  ``processor``: a ``Blip2Processor``; its image transform is used unless ``transforms`` has one callable
-    (picture, generator) → array for each of ``samples.sizes`` (see ``recipe``).  ``ratios``: see ``order``.  ``prompt`` goes before the
-    cleaned caption.  ``workers``: processes that make samples (threads if not ``processes``); 0 makes them in one thread of this
-    process, as it is done for iterables.
+    (picture, generator) → array for each of ``samples.sizes`` (see ``recipe``).  ``ratios``: see ``order``.  ``prompt`` goes before
+    the cleaned caption.  ``workers``: processes that make samples (threads if not ``processes``); 0 makes them in one thread of
+    this process, as it is done for iterables.
 
-    A picture that cannot be read is replaced by the sample at its place of the next batch, and counted: ``skipped``, ``skipped_names``.
-    UnreadableError is raised for more than ``max_unreadable`` of the samples."""
+    A picture that cannot be read is replaced by the sample at its place of the next batch (not by a neighbour: a batch shall not
+    hold the same picture twice), and counted: ``skipped``, and the first ``skipped_names``.  UnreadableError is raised for more
+    than ``max_unreadable`` of the samples."""
 
     def __init__(self, samples, processor, batch_size, seed, *, transforms=(), ratios=(), shuffle=True, prompt="", max_words=50,
                  max_length=None, rank=0, world=1, workers=0, processes=True, max_unreadable=0.01):
         if batch_size < 1 or not 0 <= rank < world:
-            raise ValueError(f"batch_size = {batch_size}, rank = {rank}, world = {world}: expected at least one pair per batch, and a "
-                             "rank from 0 below world")
+            raise ValueError(f"batch_size = {batch_size}, rank = {rank}, world = {world}: expected at least one pair per batch, and "
+                             "a rank from 0 below world")
         self.samples, self.processor, self.batch_size, self.seed = samples, processor, batch_size, seed
         self.transforms, self.ratios, self.shuffle = tuple(transforms), tuple(ratios), shuffle
         self.clean, self.max_length = BlipCaption(prompt, max_words), max_length
@@ -58,7 +59,8 @@ class Feed:
         self.sizes = tuple(getattr(samples, "sizes", None) or (len(samples),)) if self.indexable else ()
         self.seen, self.skipped, self.skipped_names = 0, 0, []
         if hasattr(samples, "__len__") and len(samples) < self.chunk:
-            raise ValueError(f"{len(samples)} samples make no batch of {batch_size} on {world} ranks: lower runner_config.batch_size")
+            raise ValueError(f"{len(samples)} samples make no batch of {batch_size} on {world} ranks: lower "
+                             "runner_config.batch_size")
         if len(self.transforms) > 1 and len(self.transforms) != len(self.sizes):
             raise ValueError(f"{len(self.transforms)} transforms for {len(self.sizes)} sets: expected one for each, or one for all")
 
@@ -91,9 +93,9 @@ class Feed:
 
     def arrays(self, sample, number, epoch, place):
         """The same of a sample in hand, which comes from set ``number``."""
-        missing = [key for key in ("image", "caption") if key not in sample]
-        if missing:
-            raise ValueError(f"a training sample needs 'image' and 'caption', this one has {sorted(sample)}")
+        if not isinstance(sample, dict) or not {"image", "caption"} <= set(sample):
+            got = sorted(sample) if isinstance(sample, dict) else f"a {type(sample).__name__}"
+            raise ValueError(f"a training sample is a dict with 'image' and 'caption', this one has {got}")
         if self.transforms:
             rng = np.random.default_rng([self.seed, epoch, place])
             image = self.transforms[number if len(self.transforms) > 1 else 0](rgb(sample["image"], "the picture"), rng)
@@ -117,8 +119,8 @@ class Feed:
             step += 1
             window.forget(step * self.chunk)
         if step < (len(self) if hasattr(self.samples, "__len__") else 1):
-            raise ValueError(f"the samples end after step {step} of epoch {epoch} ({window.count} samples, {self.chunk} per step).  A "
-                             "generator can be read once: pass a list, or an object with epoch(e); and __len__ must be right")
+            raise ValueError(f"the samples end after step {step} of epoch {epoch} ({window.count} samples, {self.chunk} per step).  "
+                             "A generator can be read once: pass a list, or an object with epoch(e); and __len__ must be right")
 
     def _readable(self, window, epoch, place, skipped):
         tried = []
@@ -138,8 +140,8 @@ class Feed:
         self.skipped_names += skipped[:max(NAMED - len(self.skipped_names), 0)]
         share = self.skipped / (self.seen + self.skipped)
         if self.seen >= SOON and share > self.max_unreadable:
-            raise UnreadableError(f"{self.skipped} of {self.seen + self.skipped} pictures ({share:.1%}) could not be read, more than "
-                                  f"max_unreadable = {self.max_unreadable:g}: {_some(self.skipped_names)}{ADVICE}")
+            raise UnreadableError(f"{self.skipped} of {self.seen + self.skipped} pictures ({share:.1%}) could not be read, more "
+                                  f"than max_unreadable = {self.max_unreadable:g}: {_some(self.skipped_names)}{ADVICE}")
 
     def _trimmed(self, made):
         full = made["input_ids"].shape[1]
@@ -152,14 +154,15 @@ class Feed:
 
 
 class _Places:
-    """This rank's samples of an epoch, in order: indexable, as GeneratorDataset wants it.  Row: the arrays of COLUMNS, the last being the
-    indices of the samples tried in vain, -1 where there are no more."""
+    """This rank's samples of an epoch, in order: indexable, as GeneratorDataset wants it.  Row: the arrays of COLUMNS, the last
+    being the indices of the samples tried in vain, -1 where there are no more."""
 
     def __init__(self, feed, epoch, start_step):
         self.feed, self.epoch, self.start_step = feed, epoch, start_step
         self.indices = order(feed.sizes, feed.seed, epoch, feed.chunk, feed.ratios, feed.shuffle)
         if not 0 <= start_step <= len(feed):
-            raise ValueError(f"start_step = {start_step}: an epoch has {len(feed)} steps; was the cursor saved with another batch size?")
+            raise ValueError(f"start_step = {start_step}: an epoch has {len(feed)} steps; was the cursor saved with another batch "
+                             "size?")
 
     def __len__(self):
         return (len(self.feed) - self.start_step) * self.feed.batch_size
@@ -169,7 +172,7 @@ class _Places:
         place = (self.start_step + step) * self.feed.chunk + self.feed.rank * self.feed.batch_size + row
         tried = np.full(TRIES, -1)
         for turn in range(TRIES):
-            there = place + turn * self.feed.chunk      # the same place, turn batches later; beyond the end one further each time
+            there = place + turn * self.feed.chunk      # the same place, turn batches later; beyond the end, one further on
             index = self.indices[(there + there // len(self.indices)) % len(self.indices)]
             try:
                 return *self.feed.sample(index, self.epoch, place), tried

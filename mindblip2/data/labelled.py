@@ -34,8 +34,8 @@ class ImageFolder(LabelledSet):
         folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         found = [(path, folder.name.replace("_", " ")) for folder in folders for path in pictures_in(folder)]
         if not found:
-            raise FileNotFoundError(f"no pictures ({', '.join(PICTURE_SUFFIXES)}) in sub-folders of {root.absolute()}; expected one "
-                                    "sub-folder per label: cat/1.jpg, dog/1.jpg")
+            raise FileNotFoundError(f"no pictures ({', '.join(PICTURE_SUFFIXES)}) in sub-folders of {root.absolute()}; expected "
+                                    "one sub-folder per label: cat/1.jpg, dog/1.jpg")
         paths, truths = map(list, zip(*found))
         super().__init__(root.absolute().name, paths, truths, tuple(dict.fromkeys(truths)), hypothesis_template or TEMPLATE)
 

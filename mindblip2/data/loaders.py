@@ -29,4 +29,5 @@ def labelled_sets(loader, image_size):
         return [Cifar100DataLoader(loader.dataset_dir, loader.stage or "test", loader.fine_label, loader.hypothesis_template)]
     if loader.type == "ImageFolder":
         return [ImageFolder(loader.dataset_dir, loader.hypothesis_template)]
-    raise ValueError(f"data_loader.type = {loader.type!r}: pictures with labels come from 'DigitScenes', {', '.join(map(repr, LABELLED))}")
+    raise ValueError(f"data_loader.type = {loader.type!r}: pictures with labels come from {', '.join(map(repr, LABELLED))}, "
+                     "'DigitScenes'")

@@ -7,8 +7,8 @@ RATIO_DRAWS = 1     # tells the generator that draws sets from the one that perm
 def order(sizes, seed, epoch, batch, ratios=(), shuffle=True):
     """Indices of the samples of an epoch, whole batches only: int64 (steps * batch,).
 
-    ``sizes``: samples of each set; they stand behind one another.  Without ``ratios`` every sample comes once, but for the rest that
-    makes no batch.  With ``ratios`` each batch comes from one set, drawn by its ratio (LAVIS's MultiIterLoader), whose samples
+    ``sizes``: samples of each set; they stand behind one another.  Without ``ratios`` every sample comes once, but for the rest
+    that makes no batch.  With ``ratios`` each batch comes from one set, drawn by its ratio (LAVIS's MultiIterLoader), whose samples
     come in a random order and again from the start when they are used up.  Without ``shuffle`` samples keep their order."""
     total = sum(sizes)
     steps = total // batch

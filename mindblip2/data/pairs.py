@@ -30,7 +30,7 @@ class Pairs:
         self.names, self.sizes = tuple(sets), tuple(sets.values())
         self.ratios = tuple(map(float, ratios or ()))
         if self.ratios and (len(self.ratios) != len(self.sizes) or min(self.ratios) < 0 or not sum(self.ratios)):
-            raise ValueError(f"ratios = {list(ratios)}: expected one number from 0 for each of the {len(self.sizes)} annotation files")
+            raise ValueError(f"ratios = {list(ratios)}: expected a number from 0 for each of the {len(self.sizes)} annotation files")
 
     def __len__(self):
         return int(self._ends[-1])
@@ -67,8 +67,8 @@ class MultiImgCapDataLoader(Pairs):
         if len(column_names) != 2:
             raise ValueError(f"column_names = {list(column_names)}: expected two, of the picture and of the text")
         if not annotation_files:
-            raise AnnotationError(f"no annotation_files: name the JSON files under {os.path.abspath(dataset_dir)}, and for each its "
-                                  "folder of pictures in image_dirs")
+            raise AnnotationError(f"no annotation_files: name the JSON files under {os.path.abspath(dataset_dir)}, and for each "
+                                  "its folder of pictures in image_dirs")
         under = [[os.path.join(dataset_dir, name) for name in names or ()] for names in (annotation_files, image_dirs)]
         train = stage == "train"
         super().__init__(read_annotations(*under), train if repeat_images is None else repeat_images,

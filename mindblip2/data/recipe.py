@@ -76,16 +76,16 @@ def recipe(words, size, mean=CLIP_MEAN, std=CLIP_STD):
             steps.append(_made(kind, options))
     last = next((step for step in reversed(steps) if hasattr(step, "size")), None)
     if last is None or last.size != size or not getattr(last, "square", True):
-        raise ConfigError(f"transforms end with {last}, which does not make squares of processor.image_processor.image_size = {size} "
-                          f"pixels: end them with a crop or a Resize to [{size}, {size}]")
+        raise ConfigError(f"transforms end with {last}, which does not make squares of processor.image_processor.image_size = "
+                          f"{size} pixels: end them with a crop or a Resize to [{size}, {size}]")
     return Recipe(tuple(steps), **norm)
 
 
 def recipes(transforms, names, size, mean=CLIP_MEAN, std=CLIP_STD):
     """One :class:`Recipe` for each of the sets ``names``, from ``train_dataset.transforms``.
 
-    ``transforms``: MindFormers' list of dicts, or one LAVIS name, for all sets; a LAVIS name for each set; or nothing, which is what
-    LAVIS pretrained with: blip_image_train for what is named after Visual Genome (VG), blip2_image_train for the others."""
+    ``transforms``: MindFormers' list of dicts, or one LAVIS name, for all sets; a LAVIS name for each set; or nothing, which is
+    what LAVIS pretrained with: blip_image_train for what is named after Visual Genome (VG), blip2_image_train for the others."""
     transforms = list(transforms or [default(name) for name in names])
     if not all(isinstance(one, str) for one in transforms):
         return (recipe(transforms, size, mean, std),) * len(names)

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def stacked(rows, batch_size, names):
-    """An indexable of rows (tuples of arrays) → dicts of columns (``batch_size``, …); last rows that do not fill one are dropped."""
+    """An indexable of rows (tuples of arrays) → dicts of columns (``batch_size``, …); last rows that fill none are dropped."""
     for start in range(0, len(rows) - batch_size + 1, batch_size):
         yield columns([rows[i] for i in range(start, start + batch_size)], names)
 
@@ -21,8 +21,8 @@ def from_workers(rows, batch_size, names, workers, processes, errors=()):
     """The same as :func:`stacked`, made by processes or threads of MindSpore.  An exception in a worker is raised here as one of
     ``errors``, if its name is among theirs, else as ValueError.
 
-    A data set is made for each call, because its sampler has no cursor; that takes 0.15 s.  Its processes end when this generator is
-    closed, and within seconds if this process is killed."""
+    A data set is made for each call, because its sampler has no cursor; that takes 0.15 s.  Its processes end when this generator
+    is closed, and within seconds if this process is killed; if one of them is killed, MindSpore ends this process."""
     from mindspore import dataset  # here, because importing MindSpore takes seconds
     made = dataset.GeneratorDataset(rows, list(names), shuffle=False, num_parallel_workers=workers,
                                     python_multiprocessing=processes).batch(batch_size, drop_remainder=True)

@@ -17,8 +17,8 @@ def training_samples(loader, seed, image_size, batch_size):
 def training_feed(config, processor, samples=None, rank=0, world=1):
     """The :class:`~mindblip2.data.feed.Feed` of a RunConfig.
 
-    ``samples``: what ``Trainer(train_dataset=…)`` was given, else those of ``train_dataset.data_loader``.  A loader of ours gets the
-    transforms of the configuration, or by default LAVIS's for training (see ``recipes``); any other samples get those of the
+    ``samples``: what ``Trainer(train_dataset=…)`` was given, else those of ``train_dataset.data_loader``.  A loader of ours gets
+    the transforms of the configuration, or by default LAVIS's for training (see ``recipes``); any other samples get those of the
     configuration, or else only the processor's resize.  Batches hold ``runner_config.batch_size`` pairs per rank."""
     data, size = config.train_dataset, config.runner_config.batch_size
     image, text = processor.image_processor, data.text_transforms

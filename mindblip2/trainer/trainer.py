@@ -51,7 +51,7 @@ class Trainer:
         return self.train(checkpoint)
 
     def check(self):
-        """Look at the data sets before any training (see ``check_data``); returns the report, whose "ok" says whether all is well."""
+        """Look at the data sets before any training; returns the report of ``check_data``, whose "ok" says if all is well."""
         return check_data(self.config, self.train_dataset, self.eval_dataset)
 
     def evaluate(self, eval_checkpoint=None, **options):

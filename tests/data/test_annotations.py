@@ -11,7 +11,8 @@ COCO_TRAIN = [{"image": "val2014/COCO_val2014_000000522418.jpg", "caption": "A w
               {"image": "val2014/COCO_val2014_000000522418.jpg", "caption": "A cake.", "image_id": "coco_522418"}]
 COCO_TEST = [{"image": "val2014/a.jpg", "caption": ["one", "two", "three", "four", "five"]},
              {"image": "val2014/COCO_val2014_000000522418.jpg", "caption": ["1", "2", "3", "4", "5", "6", "7"]}]
-VG = [{"image": "VG_100K/2.jpg", "caption": "a tree", "dataset": "vg"}, {"image": "VG_100K/7.jpg", "caption": "sky", "dataset": "vg"},
+VG = [{"image": "VG_100K/2.jpg", "caption": "a tree", "dataset": "vg"},
+      {"image": "VG_100K/7.jpg", "caption": "sky", "dataset": "vg"},
       {"image": "VG_100K/2.jpg", "caption": "a road", "dataset": "vg"}]
 PLAIN = [{"image": "x.png", "caption": "left", "image_id": 7}, {"image": "y.png", "caption": ["right", "wrong"], "image_id": 8}]
 
@@ -72,7 +73,8 @@ def test_one_id_for_two_files_is_kept_as_a_collision(write):
     ("[{", "is not a JSON file"),
     ([], "expected a list of"),
     ({"images": [], "annotations": []}, "holds a mapping with the keys ['annotations', 'images']"),
-    ([PLAIN[0], {"image": "x.png", "text": "y"}], "row 1: expected {\"image\", \"caption\", \"image_id\"?}, got the keys ['image', 'text']"),
+    ([PLAIN[0], {"image": "x.png", "text": "y"}],
+     "row 1: expected {\"image\", \"caption\", \"image_id\"?}, got the keys ['image', 'text']"),
     ([PLAIN[0], PLAIN[1], "x.png"], "row 2: expected"),
     ([{"image": "", "caption": "y"}], "row 0: image = ''"),
     ([{"image": "x", "caption": []}], "row 0: caption = []: expected a text or a list of texts"),

@@ -44,7 +44,8 @@ def test_a_shape_that_does_not_fit_is_drawn_again():
     assert RandomResizedCrop(8).box(100, 100, draws) == (0, 0, 77, 77)
 
 
-@pytest.mark.parametrize("size, box", [((400, 100), (133, 0, 133, 100)), ((30, 100), (0, 30, 30, 40)), ((100, 90), (0, 0, 100, 90))])
+@pytest.mark.parametrize("size, box", [((400, 100), (133, 0, 133, 100)), ((30, 100), (0, 30, 30, 40)),
+                                       ((100, 90), (0, 0, 100, 90))])
 def test_after_ten_tries_the_middle_is_taken(size, box):
     draws = Draws(uniform=[100.0, 0.0] * 10)
     assert RandomResizedCrop(8).box(*size, draws) == box

@@ -82,13 +82,13 @@ def hostile(path):
 
 def test_a_hostile_pickle_is_refused_and_nothing_runs(tmp_path):
     made = tmp_path / "made"
-    for number, content in enumerate(hostile(made)):
+    for content in hostile(made):
         (tmp_path / "test").write_bytes(content)
         with pytest.raises(ValueError, match="Nothing in it was run"):
             read_pickle(tmp_path / "test")
         assert not made.exists(), content
     pickle.loads(next(hostile(made)))       # control: the plain unpickler runs it
-    assert made.exists() and number == 7
+    assert made.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({"data": np.zeros(3)}, 2),

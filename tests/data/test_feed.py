@@ -17,6 +17,7 @@ from mindblip2.data.recipe import recipe
 from mindblip2.data.scenes import TrainingScenes
 
 ROOT = Path(__file__).resolve().parents[2]
+LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are seen in /proc, which only Linux has")
 PICTURE = recipe("blip_image_train", 48)
 
 
@@ -26,8 +27,8 @@ def processor():
 
 
 def samples(count, **more):
-    return [{"image": np.random.default_rng(i).integers(0, 256, (20 + i, 30, 3), dtype=np.uint8), "caption": f"A red, {'seven ' * (i % 9)}!",
-             "image_id": i, **more} for i in range(count)]
+    pictures = [np.random.default_rng(i).integers(0, 256, (20 + i, 30, 3), dtype=np.uint8) for i in range(count)]
+    return [{"image": picture, "caption": f"A red, {'seven ' * (i % 9)}!", "image_id": i, **more} for i, picture in enumerate(pictures)]
 
 
 def equal(one, other):
@@ -146,8 +147,10 @@ def test_a_sample_that_cannot_be_used_is_an_error(processor, more, words, worker
 
 
 def test_settings_that_cannot_work_are_named(processor):
-    with pytest.raises(ValueError, match="needs 'image' and 'caption', this one has \\['image'\\]"):
+    with pytest.raises(ValueError, match="a dict with 'image' and 'caption', this one has \\['image'\\]"):
         list(Feed([{"image": 1}], processor, 1, 0).epoch(0))
+    with pytest.raises(ValueError, match="this one has a tuple"):
+        list(Feed([("x.png", "a one")], processor, 1, 0).epoch(0))
     with pytest.raises(ValueError, match="3 samples make no batch of 2 on 2 ranks"):
         Feed(samples(3), processor, 2, 0, world=2)
     with pytest.raises(ValueError, match="2 transforms for 1 sets"):
@@ -195,7 +198,7 @@ def test_more_unreadable_pictures_than_allowed_are_an_error_that_names_them(proc
     rows = files(60, broken=(5, 20))
     feed = Feed(rows, processor, 10, 1, shuffle=False, max_unreadable=0.04)
     assert len([batch for epoch in (0, 1) for batch in feed.epoch(epoch)]) == 12 and feed.skipped == 4      # 2 of 62
-    with pytest.raises(UnreadableError, match=r"of 10\d pictures .* more than max_unreadable = 0.01: .*5.png, .*20.png.* --run_mode check"):
+    with pytest.raises(UnreadableError, match=r"of 10\d pictures .* max_unreadable = 0.01: .*5.png, .*20.png.* --run_mode check"):
         feed = Feed(rows, processor, 10, 1, shuffle=False)
         list(feed.epoch(0))                                             # 60 samples say little yet
         list(feed.epoch(1))
@@ -230,7 +233,7 @@ def gone(pids, seconds=20):
     return False
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see processes")
+@LINUX
 def test_a_dropped_epoch_ends_its_processes(processor):
     before = len(children(os.getpid()))
     batches = Feed(samples(14), processor, 2, 5, workers=2).epoch(0)
@@ -247,20 +250,39 @@ KILLED = """
 import os, numpy as np
 from mindblip2.data.feed import Feed
 from mindblip2.data.processor import Blip2Processor
-rows = [{"image": np.zeros((9, 9, 3), np.uint8), "caption": "a one"}] * 64
+rows = [{"image": np.zeros((9, 9, 3), np.uint8), "caption": "a one"}] * 4000
 batches = Feed(rows, Blip2Processor.from_pretrained("blip2_digits"), 2, 0, workers=2).epoch(0)
 next(batches)
-pids = [p for p in os.listdir("/proc") if p.isdigit() and open(f"/proc/{p}/stat").read().rpartition(")")[2].split()[1] == str(os.getpid())]
-print(*pids, flush=True)
+parents = {p: open(f"/proc/{p}/stat").read().rpartition(")")[2].split()[1] for p in os.listdir("/proc") if p.isdigit()}
+print(*(child for child, parent in parents.items() if parent == str(os.getpid())), flush=True)
 input()
+sum(1 for batch in batches)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see processes")
-def test_a_killed_run_leaves_no_processes():
-    run = subprocess.Popen([sys.executable, "-c", KILLED], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def run():
+    """A process in the middle of an epoch, and the ids of its workers."""
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    run = subprocess.Popen([sys.executable, "-c", KILLED], cwd=ROOT, text=True, **pipes)
     pids = [int(pid) for pid in run.stdout.readline().split()]
     assert len(pids) >= 2 and not gone(pids, 0.3)               # control: they do live
+    yield run, pids
+    run.kill()
+    run.communicate()
+
+
+@LINUX
+def test_a_killed_run_leaves_no_processes(run):
+    run, pids = run
     run.send_signal(signal.SIGKILL)
-    run.wait()
+    assert gone(pids)
+
+
+@LINUX
+def test_a_killed_worker_ends_the_run_and_the_other_workers(run):
+    run, pids = run
+    os.kill(pids[0], signal.SIGKILL)
+    _, words = run.communicate("go on\n", timeout=30)           # no hanging
+    assert run.returncode != 0 and f"Dataset worker process {pids[0]} was killed" in words
     assert gone(pids)

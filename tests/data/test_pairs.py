@@ -53,7 +53,7 @@ def test_mindformers_import_path_leads_here():
 
 @pytest.mark.parametrize("options, words", [
     ({"stage": "training"}, "stage = 'training': expected one of 'train', 'eval'"),
-    ({"ratios": [1]}, "expected one number from 0 for each of the 2 annotation files"),
+    ({"ratios": [1]}, "expected a number from 0 for each of the 2 annotation files"),
     ({"ratios": [0, 0]}, "ratios = \\[0, 0\\]"),
     ({"column_names": ["image"]}, "column_names"),
 ])

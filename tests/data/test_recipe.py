@@ -32,7 +32,8 @@ def test_the_evaluation_recipe_is_the_processors(noise):
 
 
 def test_resize_and_centre_crop_as_in_mindformers_generation_file(noise):
-    made = recipe([{"type": "Resize", "size": 16, "interpolation": "linear"}, {"type": "CenterCrop", "size": 16}], 16, (0,) * 3, (1,) * 3)
+    steps = [{"type": "Resize", "size": 16, "interpolation": "linear"}, {"type": "CenterCrop", "size": 16}]
+    made = recipe(steps, 16, (0,) * 3, (1,) * 3)
     small = np.asarray(noise.resize((24, 16), 2), np.float32) / 255            # 30 x 20: the shorter side to 16
     assert (made(noise, None) == small[:, 4:20].transpose(2, 0, 1)).all()
 
@@ -69,7 +70,8 @@ def test_visual_genome_is_known_by_its_name(name, expected):
 def test_each_set_gets_its_recipe():
     names = ("vg/vg_caption.json", "coco/train.json")
     assert recipes((), names, 8) == (recipe("blip_image_train", 8), recipe("blip2_image_train", 8))
-    assert recipes(("blip2_image_train", "blip_image_eval"), names, 8) == (recipe("blip2_image_train", 8), recipe("blip_image_eval", 8))
+    chosen = ("blip2_image_train", "blip_image_eval")
+    assert recipes(chosen, names, 8) == tuple(recipe(name, 8) for name in chosen)
     assert recipes(("blip_image_eval",), names, 8) == (recipe("blip_image_eval", 8),) * 2
     assert recipes(STAGE_1, names, 224) == (recipe(STAGE_1, 224),) * 2
     with pytest.raises(ConfigError, match="3 recipes for 2 sets"):
