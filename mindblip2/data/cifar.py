@@ -53,12 +53,12 @@ def read_pickle(path):
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
-        makers = {"_reconstruct": lambda *_: _Array(), "ndarray": "ndarray", "dtype": lambda kind, *_: _Kind(kind),
-                  "encode": lambda text, _: text.encode("latin1")}
-        module = "numpy" if module.split(".")[0] == "numpy" else module
-        if (module, name) in (("numpy", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")):
-            return makers[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no such file needs")
+        known = {"numpy._reconstruct": lambda *_: _Array(), "numpy.ndarray": None, "numpy.dtype": lambda kind, *_: _Kind(kind),
+                 "_codecs.encode": lambda text, _: text.encode("latin1")}   # made anew each time: a pickle may write to what it gets
+        name = f"{'numpy' if module.split('.')[0] == 'numpy' else module}.{name}"   # NumPy has moved its modules
+        if name not in known:
+            raise pickle.UnpicklingError(f"it asks for {name}, which no such file needs")
+        return known[name]
 
 
 class _Kind:

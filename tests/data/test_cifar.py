@@ -92,6 +92,8 @@ def test_a_hostile_pickle_is_refused_and_nothing_runs(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({"data": np.zeros(3)}, 2),
+                                     old_pickle({"data": np.zeros((2, 3), np.int8)}),
+                                     old_pickle({"data": np.asfortranarray(np.zeros((2, 3), np.uint8))}),
                                      old_pickle({"data": np.zeros((2, 3072), np.uint8)})[:-900]])
 def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "train").write_bytes(content)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,8 @@ def test_an_epoch_is_a_function_of_seed_and_number(processor):
         return list(Feed(samples(11), processor, 3, seed, transforms=[PICTURE]).epoch(epoch, start))
     assert len(made(1, 0)) == 3 and equal(made(1, 2), made(1, 2))
     assert not equal(made(1, 2), made(1, 3)) and not equal(made(1, 2), made(2, 2))
+    in_order = Feed(samples(4), processor, 4, 1, transforms=[PICTURE], shuffle=False)
+    assert (next(in_order.epoch(0))["image"] != next(in_order.epoch(1))["image"]).any()     # augmented anew
     for start in (1, 2, 3):
         assert equal(made(1, 2)[start:], made(1, 2, start))         # bit for bit, augmentations too
     with pytest.raises(ValueError, match="start_step = 4: an epoch has 3 steps"):
@@ -134,6 +137,22 @@ def test_any_iterable_is_read_in_its_own_order(processor):
     assert ids(once.epoch(0)) == [[0, 1], [2, 3]]
     with pytest.raises(ValueError, match="the samples end after step 0 of epoch 1 .* A generator can be read once"):
         list(once.epoch(1))
+
+
+def test_an_iterable_is_not_kept_in_memory(processor):
+    class Sample(dict):
+        __hash__ = object.__hash__
+
+    made = weakref.WeakSet()
+
+    def stream():
+        for sample in samples(4) * 50:
+            sample = Sample(sample)
+            made.add(sample)
+            yield sample
+
+    most = max(len(made) for _ in Feed(stream(), processor, 2, 0).epoch(0))
+    assert 2 <= most < 30       # of 200: the first batch, those made ahead, the one at hand
 
 
 # ------------------------------------------------------------------------------------------------ wrong samples
