@@ -39,7 +39,7 @@ def check_data(config, train_dataset=None, eval_dataset=None):
         data = given if given is not None else _from_files(section.data_loader, "train" if name == "train_dataset" else "eval")
         if data is not None:
             report[name] = check_pairs(data, config, section) if isinstance(data, Pairs) else check_labelled(data)
-            print(summary(name, report[name], section.text_transforms.max_length))
+            print(summary(name, report[name]))
     if not report:
         raise ConfigError("nothing to check: neither train_dataset.data_loader nor eval_dataset.data_loader names files; pass "
                           "--train_dataset_dir or --eval_dataset_dir, or set data_loader.annotation_files")
@@ -70,7 +70,7 @@ def check_pairs(data, config, section):
         "image_id_collisions": [files for files in by_id.values() if len(files) > 1],
         "repeated_rows": [{"image": path, "caption": caption, "rows": count}
                           for (path, caption), count in rows.items() if count > 1],
-        "caption_tokens": dict(sorted(lengths.items())),
+        "caption_tokens": dict(sorted(lengths.items())), "max_length": limit,
         "truncated_captions": sum(count for length, count in lengths.items() if length > limit)}
 
 
@@ -99,7 +99,7 @@ def look(paths):
             "sizes": {key: {"min": min(side), "median": statistics.median(side)} for key, side in of.items() if side}}
 
 
-def summary(name, report, limit):
+def summary(name, report):
     """The report in words: counts, the first entries of each list, the histogram of caption lengths."""
     lines = [f"{name}: {report['pictures']} pictures" + (f", {report['captions']} captions" if "captions" in report else "")
              + "".join(f", {key} {side['min']} px at least, median {side['median']:g}" for key, side in report["sizes"].items())]
@@ -108,7 +108,7 @@ def summary(name, report, limit):
         lines.append(f"  {key.replace('_', ' ')}: {len(entries)}")
         lines += [f"    {entry}" for entry in entries[:SHOWN]] + (["    …"] if len(entries) > SHOWN else [])
     if report.get("caption_tokens"):
-        lines.append(f"  tokens per caption ([CLS] and [SEP] included; {report['truncated_captions']} are cut at {limit}):")
+        lines.append(f"  tokens per caption ([CLS] and [SEP] included; {report['truncated_captions']} are cut at {report['max_length']}):")
         most = max(report["caption_tokens"].values())
         lines += [f"    {length:4d} {'#' * -(-count * BAR // most)} {count}" for length, count in report["caption_tokens"].items()]
     return "\n".join(lines)

@@ -132,4 +132,5 @@ def test_trainer_and_doorbell_give_the_same_report(folder):
                           "--train_dataset.data_loader.type", "MultiImgCapDataLoader", "--output_dir", "out",
                           "--train_dataset.data_loader.annotation_files", "[well.json]",
                           "--train_dataset.data_loader.image_dirs", "[.]"])
-    assert made["ok"] and load_config("blip2_digits").run_mode == "predict"
+    assert made["ok"] and made["train_dataset"]["max_length"] == 18     # the tokenizer's, which is less than the 32 of the text
+    assert load_config("blip2_digits").run_mode == "predict"
