@@ -1,4 +1,4 @@
-"""The doorbell: ``python run_blip2.py --config PRESET|FILE --run_mode train|finetune|eval|predict …``; see README.md."""
+"""The doorbell: ``python run_blip2.py --config PRESET|FILE --run_mode train|finetune|eval|predict|check …``; see README.md."""
 import argparse
 import os
 import sys
@@ -7,7 +7,7 @@ os.environ.setdefault("GLOG_v", "3")    # MindSpore's own warnings are about its
 
 import yaml  # noqa: E402
 
-from mindblip2 import CheckpointError, ConfigError, Trainer, load_config, presets  # noqa: E402
+from mindblip2 import CheckpointError, ConfigError, check_data, load_config, presets  # noqa: E402
 
 # flag → configuration key; a flag that is given overrides the file
 KEYS = {"mode": "context.mode", "device_id": "context.device_id", "device_target": "context.device_target",
@@ -28,7 +28,7 @@ def arguments(argv):
     parser = argparse.ArgumentParser(prog="run_blip2.py", description=__doc__, allow_abbrev=False, epilog=(
         f"presets: {', '.join(presets())}.  Any key of the configuration can be set as --a.b.c value."))
     parser.add_argument("--config", required=True, help="a preset's name or a YAML file")
-    parser.add_argument("--run_mode", choices=("train", "finetune", "eval", "predict", "export"))
+    parser.add_argument("--run_mode", choices=("train", "finetune", "eval", "predict", "export", "check"))
     parser.add_argument("--device_target", choices=("CPU", "GPU", "Ascend"), help="default: what the host has")
     parser.add_argument("--mode", type=int, choices=(0, 1), help="0 graph, 1 PyNative")
     parser.add_argument("--load_checkpoint", help="the .ckpt to start from or to use")
@@ -83,6 +83,9 @@ def run(argv=None):
     config = load_config(options.config, overrides)
     if config.run_mode == "export":
         raise NotImplementedError("export is not implemented")
+    if config.run_mode == "check":
+        return check_data(config)
+    from mindblip2 import Trainer  # here, because importing MindSpore takes seconds
     trainer = Trainer(args=config)
     if config.run_mode == "eval":
         return trainer.evaluate(use_itm=options.use_itm)
@@ -98,6 +101,7 @@ def run(argv=None):
 
 if __name__ == "__main__":
     try:
-        run()
+        result = run()
     except (ConfigError, CheckpointError, ValueError, OSError, NotImplementedError) as error:
         sys.exit(f"error: {error}")
+    sys.exit(isinstance(result, dict) and result.get("ok") is False)     # of a check

@@ -9,6 +9,8 @@ _PUBLIC = {
     "Blip2Qformer": "cells.blip2_qformer", "Blip2Classifier": "cells.blip2_qformer",
     "Blip2Processor": "data.processor", "Blip2ImageProcessor": "data.processor", "BertTokenizer": "data.tokenizer",
     "BlipCaption": "data.captions", "load_image": "data.image",
+    "MultiImgCapDataLoader": "data.pairs", "Flickr8kDataLoader": "data.pairs", "Cifar100DataLoader": "data.cifar",
+    "ImageFolder": "data.labelled", "read_annotations": "data.annotations", "check_data": "data.check",
     "Trainer": "trainer", "pipeline": "pipeline", "ZeroShotImageClassificationPipeline": "pipeline",
 }
 __all__ = sorted(_PUBLIC)

@@ -242,9 +242,11 @@ class LoaderConfig(Section):
     dataset_dir: str = ""
     annotation_files: tuple = ()
     image_dirs: tuple = ()
-    stage: str = "train"
+    stage: str = ""                     # train, eval (CIFAR-100, Flickr8k: also test, dev); "": what the data set is used for
     column_names: tuple = ("image", "text")
-    shuffle: bool | None = None
+    repeat_images: bool | None = None   # one sample per caption; None: in training, not in evaluation
+    shuffle: bool | None = None         # None: in training
+    ratios: tuple = ()                  # how often to draw from each annotation file; (): every sample once per epoch
     fine_label: bool = True
     hypothesis_template: str = ""
     scenes: int = 0                     # DigitScenes: scenes per epoch
@@ -258,7 +260,7 @@ class TextTransformConfig(Section):
     type: str = "CaptionTransform"
     prompt: str = ""                    # put before the cleaned caption, as LAVIS
     max_words: int = 50
-    max_length: int = 32
+    max_length: int = 32                # tokens; captions are never longer than the tokenizer's max_length either
     padding: str = "max_length"
     random_seed: int = 2022
     truncation: bool = True
@@ -285,12 +287,13 @@ class TokenizerConfig(Section):
 @section
 class DatasetConfig(Section):
     data_loader: LoaderConfig = field(default_factory=LoaderConfig)
-    transforms: tuple = ()
+    transforms: tuple = ()              # steps of MindFormers, or names of LAVIS's, one for all annotation files or one for each
     text_transforms: TextTransformConfig = field(default_factory=TextTransformConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    num_parallel_workers: int = 8
-    python_multiprocessing: bool = False
-    drop_remainder: bool = True
+    num_parallel_workers: int = 8       # at most the host's processors; 0: in a thread beside the training
+    python_multiprocessing: bool = True  # workers are processes, else threads
+    max_unreadable: float = 0.01        # share of the pictures that training may skip
+    drop_remainder: bool = True         # training always does: a batch with fewer negatives would weigh more
     batch_size: int = 1
     repeat: int = 1
     prefetch_size: int = 30
@@ -378,7 +381,7 @@ class RunConfig(Section):
     layer_decay: float | None = None    # learning rate of a trained ViT: times this per layer, from its end to its begin
 
     def __post_init__(self):
-        one_of(self, "run_mode", ("train", "finetune", "eval", "predict", "export"))
+        one_of(self, "run_mode", ("train", "finetune", "eval", "predict", "export", "check"))
 
 
 # ------------------------------------------------------------------------------------------------ presets

@@ -53,9 +53,7 @@ class Blip2ImageProcessor:
         return f"Blip2ImageProcessor(image_size={self.image_size}, mean={self.mean}, std={self.std})"
 
     def _process(self, picture, name):
-        if isinstance(picture, np.ndarray):
-            return self.transform(array_to_rgb(_channels_last(picture), name))
-        return self.transform(load_image(picture))
+        return self.transform(rgb(picture, name))
 
     def _pass(self, picture, name):
         size = self.image_size
@@ -119,6 +117,13 @@ class Blip2Processor:
 
     def __repr__(self):
         return f"Blip2Processor(image_processor={self.image_processor!r}, tokenizer={self.tokenizer!r})"
+
+
+def rgb(picture, name):
+    """Anything that :class:`Blip2ImageProcessor` takes as one picture, as an RGB PIL picture; ``name`` is for messages."""
+    if isinstance(picture, np.ndarray):
+        return array_to_rgb(_channels_last(picture), name)
+    return load_image(picture)
 
 
 def _listed(images):

@@ -3,20 +3,20 @@
     python -m mindblip2.data.scenes FOLDER      draws some of the held-out pictures as PNG files
 """
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from mindblip2.data import digits
+from mindblip2.data.labelled import LabelledSet
 
 DETAIL_ODDS = ((0, 0.7, 0.3), (0.85, 0.15, 0))  # captions with colour and digit, digit, colour: at first, and later
 SHOWN = 12                      # held-out pictures that the demo draws
 
 
 class TrainingScenes:
-    """``count`` scenes per pass, never the same twice.
+    """``count`` scenes per epoch, never the same twice; an epoch depends only on the seed and its number.
 
     Up to ``property_passes`` captions name only the digit or only the colour, later mostly both: were they together from the start,
     the model would learn colours, which suffice for a long while.  Up to ``single_passes`` a scene has one digit."""
@@ -26,32 +26,21 @@ class TrainingScenes:
             raise ValueError(f"train_dataset.data_loader.scenes = {count}: expected the number of scenes per epoch")
         self.count, self.seed, self.size = count, seed, size
         self.property_passes, self.single_passes, self.batch = property_passes, single_passes, batch
-        self.passes = 0
 
     def __len__(self):
         return self.count
 
-    def __iter__(self):
-        rng = np.random.default_rng([self.seed, self.passes])
-        one = 1 if self.passes < self.single_passes else None
-        odds = DETAIL_ODDS[0 if self.passes < self.property_passes else 1]
-        self.passes += 1
+    def epoch(self, number):
+        """The samples of epoch ``number``, from 0."""
+        rng = np.random.default_rng([self.seed, number])
+        one = 1 if number < self.single_passes else None
+        odds = DETAIL_ODDS[0 if number < self.property_passes else 1]
         for i in range(self.count):
             if i % self.batch == 0:  # one kind of caption per batch: "a handwritten seven" fits every other seven there is
                 detail = str(rng.choice(digits.DETAILS, p=odds))
             scene = digits.sample_scene(rng, count=one)
             text = digits.caption(scene, detail)
             yield {"image": digits.render(scene, self.size), "caption": text, "image_id": digits.caption_id(text)}
-
-
-@dataclass(frozen=True)
-class LabelledSet:
-    """Pictures with one right label each, and the labels to choose from."""
-    name: str
-    pictures: list
-    truths: list
-    labels: tuple
-    template: str
 
 
 def labelled_sets(size=digits.SIZE):

@@ -1,21 +1,37 @@
-"""Data loaders by the name that the configuration gives them."""
-from mindblip2.data import scenes
+"""The training batches that a configuration describes."""
+from mindblip2.data.feed import Feed
+from mindblip2.data.loaders import captioned
+from mindblip2.data.loaders import labelled_sets as labelled_sets
+from mindblip2.data.pairs import Pairs
+from mindblip2.data.recipe import recipes
+from mindblip2.data.scenes import TrainingScenes
 
 
 def training_samples(loader, seed, image_size, batch_size):
-    """The training samples of a ``LoaderConfig``: an iterable with a length of ``{"image", "caption", "image_id"?}``."""
+    """The training samples of a ``LoaderConfig``: ``{"image", "caption", "image_id"?}`` as ``Feed`` takes them."""
     if loader.type == "DigitScenes":
-        return scenes.TrainingScenes(loader.scenes, seed, loader.property_epochs, loader.single_epochs, image_size, batch_size)
-    raise NotImplementedError(f"train_dataset.data_loader.type = {loader.type!r}: this version trains on 'DigitScenes' "
-                              "or on what Trainer(train_dataset=…) is given; the loaders of COCO, VG and Flickr come with a later one")
+        return TrainingScenes(loader.scenes, seed, loader.property_epochs, loader.single_epochs, image_size, batch_size)
+    return captioned(loader, "train")
 
 
-def labelled_sets(loader, image_size):
-    """The sets of a ``LoaderConfig`` to classify: each has name, pictures, truths, labels and template."""
-    if loader.type == "DigitScenes":
-        return scenes.labelled_sets(image_size)
-    raise NotImplementedError(f"eval_dataset.data_loader.type = {loader.type!r}: this version evaluates 'DigitScenes'")
+def training_feed(config, processor, samples=None, rank=0, world=1):
+    """The :class:`~mindblip2.data.feed.Feed` of a RunConfig.
 
-
-def training_feed(config, processor, samples=None):
-    raise NotImplementedError  # replaced by the data branch
+    ``samples``: what ``Trainer(train_dataset=…)`` was given, else those of ``train_dataset.data_loader``.  A loader of ours gets
+    the transforms of the configuration, or by default LAVIS's for training (see ``recipes``); any other samples get those of the
+    configuration, or else only the processor's resize.  Batches hold ``runner_config.batch_size`` pairs per rank."""
+    data, size = config.train_dataset, config.runner_config.batch_size
+    image, text = processor.image_processor, data.text_transforms
+    if data.repeat != 1:
+        raise ValueError(f"train_dataset.repeat = {data.repeat}: set runner_config.epochs instead")
+    if samples is None:
+        samples = training_samples(data.data_loader, config.seed, image.image_size, size * world)
+    ours = isinstance(samples, Pairs)
+    if ours and not samples.repeat_images:
+        raise ValueError("training takes one caption per sample: make the loader with stage='train'")
+    names = samples.names if ours else ("",)
+    transforms = recipes(data.transforms, names, image.image_size, image.mean, image.std) if ours or data.transforms else ()
+    return Feed(samples, processor, size, config.seed, transforms=transforms, ratios=getattr(samples, "ratios", ()),
+                shuffle=getattr(samples, "shuffle", True), prompt=text.prompt, max_words=text.max_words,
+                max_length=min(text.max_length, processor.max_length or processor.tokenizer.max_length), rank=rank, world=world,
+                workers=data.num_parallel_workers, processes=data.python_multiprocessing, max_unreadable=data.max_unreadable)

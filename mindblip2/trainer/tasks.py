@@ -5,13 +5,13 @@ from PIL import Image
 
 from mindblip2.cells.blip2_qformer import Blip2Classifier
 from mindblip2.data.image import load_image
+from mindblip2.data.labelled import PICTURE_SUFFIXES, LabelledSet
 from mindblip2.data.sheet import score_sheet
 from mindblip2.hub import find_weights, no_init
 from mindblip2.trainer.loaders import labelled_sets
 from mindblip2.trainer.pretrain import Pretrain
 from mindblip2.zero_shot import TEMPLATE, ZeroShotClassifier
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 SHEET_LIMIT = 48    # pictures on one result page
 
 
@@ -38,6 +38,7 @@ class ZeroShot:
         figures, config = {}, trainer.config
         size = config.processor.image_processor.image_size
         sets = trainer.eval_dataset or labelled_sets(config.eval_dataset.data_loader, size)
+        sets = [sets] if isinstance(sets, LabelledSet) else sets
         for data in sets:
             classifier = _classifier(trainer, checkpoint, {"candidate_labels": data.labels,
                                                            "hypothesis_template": data.template, **options})

@@ -7,6 +7,7 @@ import mindspore as ms
 
 from mindblip2 import device
 from mindblip2.config import RunConfig, load_config, presets, print_support_list
+from mindblip2.data.check import check_data
 from mindblip2.data.processor import Blip2Processor
 from mindblip2.sections import build
 from mindblip2.trainer.tasks import DEFAULT_MODEL, TASKS, task_named
@@ -49,6 +50,10 @@ class Trainer:
         if not checkpoint:
             raise ValueError("finetune starts from weights: pass finetune_checkpoint='x.ckpt' (or --load_checkpoint)")
         return self.train(checkpoint)
+
+    def check(self):
+        """Look at the data sets before any training; returns the report of ``check_data``, whose "ok" says if all is well."""
+        return check_data(self.config, self.train_dataset, self.eval_dataset)
 
     def evaluate(self, eval_checkpoint=None, **options):
         """The task's figures over ``eval_dataset``, printed and written to ``<output_dir>/<task>_evaluation.json``.

@@ -1,0 +1,97 @@
+"""One reader for every form of annotation file; ids that are numbers, equal for equal pictures only; errors that name the row."""
+import json
+import os
+
+import pytest
+
+from mindblip2.data.annotations import AnnotationError, Picture, read_annotations
+
+COCO_TRAIN = [{"image": "val2014/COCO_val2014_000000522418.jpg", "caption": "A woman.", "image_id": "coco_522418"},
+              {"image": "train2014/COCO_train2014_000000318219.jpg", "caption": "A boy.", "image_id": "coco_318219"},
+              {"image": "val2014/COCO_val2014_000000522418.jpg", "caption": "A cake.", "image_id": "coco_522418"}]
+COCO_TEST = [{"image": "val2014/a.jpg", "caption": ["one", "two", "three", "four", "five"]},
+             {"image": "val2014/COCO_val2014_000000522418.jpg", "caption": ["1", "2", "3", "4", "5", "6", "7"]}]
+VG = [{"image": "VG_100K/2.jpg", "caption": "a tree", "dataset": "vg"},
+      {"image": "VG_100K/7.jpg", "caption": "sky", "dataset": "vg"},
+      {"image": "VG_100K/2.jpg", "caption": "a road", "dataset": "vg"}]
+PLAIN = [{"image": "x.png", "caption": "left", "image_id": 7}, {"image": "y.png", "caption": ["right", "wrong"], "image_id": 8}]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write("a.json", content) → path."""
+    def written(name, content):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        return str(path)
+    return written
+
+
+def captions(pictures):
+    return [picture.captions for picture in pictures]
+
+
+def test_rows_of_one_picture_become_one_picture_in_file_order(write):
+    file = write("coco_karpathy_train.json", COCO_TRAIN)
+    woman, boy = read_annotations([file], ["images"])
+    assert woman == Picture(os.path.join("images", "val2014", "COCO_val2014_000000522418.jpg"), ("A woman.", "A cake."), 0, file, 0)
+    assert (boy.captions, boy.image_id, boy.source) == (("A boy.",), 1, f"{file}, row 1")
+
+
+def test_captions_of_a_test_file_stay_ragged(write):
+    pictures = read_annotations(write("test.json", COCO_TEST), "images")
+    assert [len(texts) for texts in captions(pictures)] == [5, 7] and pictures[1].captions[6] == "7"
+
+
+def test_visual_genome_has_no_ids_and_gets_them_by_file(write):
+    pictures = read_annotations(write("vg_caption.json", VG), "vg")
+    assert captions(pictures) == [("a tree", "a road"), ("sky",)] and [p.image_id for p in pictures] == [0, 1]
+
+
+def test_a_plain_list_takes_text_and_lists(write):
+    assert captions(read_annotations(write("mine.json", PLAIN), "here")) == [("left",), ("right", "wrong")]
+
+
+def test_ids_are_equal_for_equal_pictures_across_the_files_of_a_set_and_differ_between_sets(write):
+    files = [write("train.json", COCO_TRAIN), write("test.json", COCO_TEST), write("vg.json", VG), write("more.json", COCO_TRAIN)]
+    pictures = read_annotations(files, ["coco", "coco", "vg", "elsewhere"])
+    ids = {(picture.file, picture.path): picture.image_id for picture in pictures}
+    of = [[picture.image_id for picture in pictures if picture.file == file] for file in files]
+    assert of[1][1] == of[0][0]                                 # 522418: by its path, though only one file gives the id
+    assert len({i for numbers in of for i in numbers}) == len(pictures) - 1 == len(ids) - 1
+    assert not set(of[3]) & set(of[0])                          # control: the same "image_id" in another folder is another picture
+    assert all(isinstance(i, int) and 0 <= i < 2**31 for i in ids.values())
+
+
+def test_one_id_for_two_files_is_kept_as_a_collision(write):
+    twice = [{"image": "a.jpg", "caption": "a", "image_id": 1}, {"image": "b.jpg", "caption": "b", "image_id": 1}]
+    pictures = read_annotations(write("a.json", twice), "")
+    assert [(p.path, p.image_id) for p in pictures] == [("a.jpg", 0), ("b.jpg", 0)]
+
+
+@pytest.mark.parametrize("content, words", [
+    ("[{", "is not a JSON file"),
+    ([], "expected a list of"),
+    ({"images": [], "annotations": []}, "holds a mapping with the keys ['annotations', 'images']"),
+    ([PLAIN[0], {"image": "x.png", "text": "y"}],
+     "row 1: expected {\"image\", \"caption\", \"image_id\"?}, got the keys ['image', 'text']"),
+    ([PLAIN[0], PLAIN[1], "x.png"], "row 2: expected"),
+    ([{"image": "", "caption": "y"}], "row 0: image = ''"),
+    ([{"image": "x", "caption": []}], "row 0: caption = []: expected a text or a list of texts"),
+    ([{"image": "x", "caption": ["a", 3]}], "row 0: caption = ['a', 3]"),
+    ([{"image": "x", "caption": "a", "image_id": 1.5}], "row 0: image_id = 1.5"),
+])
+def test_an_unusable_file_is_named_with_its_row(write, content, words):
+    path = write("bad.json", content)
+    with pytest.raises(AnnotationError) as error:
+        read_annotations([path], [""])
+    assert words in str(error.value) and path in str(error.value)
+
+
+def test_a_missing_file_is_named_absolutely(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no annotation file .*nowhere.json: the folder exists.*--train_dataset_dir"):
+        read_annotations([tmp_path / "nowhere.json"], [tmp_path])
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        read_annotations([tmp_path / "none" / "nowhere.json"], [tmp_path])
+    with pytest.raises(AnnotationError, match="1 annotation_files and 2 image_dirs"):
+        read_annotations(["a.json"], ["a", "b"])
