@@ -15,3 +15,11 @@ def labelled_sets(loader, image_size):
     if loader.type == "DigitScenes":
         return scenes.labelled_sets(image_size)
     raise NotImplementedError(f"eval_dataset.data_loader.type = {loader.type!r}: this version evaluates 'DigitScenes'")
+
+
+def captioned_pictures(loader, image_size):
+    """The pictures of a ``LoaderConfig`` with all their captions, for retrieval: samples of ``data.captioned``."""
+    if loader.type == "DigitScenes":
+        return scenes.captioned(image_size)
+    raise NotImplementedError(f"eval_dataset.data_loader.type = {loader.type!r}: this version searches 'DigitScenes' or what "
+                              "Trainer(eval_dataset=…) is given")

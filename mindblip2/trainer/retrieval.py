@@ -226,6 +226,11 @@ def report(scores, text_image_T, recipe, **facts):
     return {**figures, "recipe": {**facts, "pictures": images, "texts": texts, **asdict(recipe), **speed}}
 
 
+def best(scores, count=5):
+    """The first hits of one row of scores: [(index, score), …], without those that were not ranked again."""
+    return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:count] if scores[i] > FILL]
+
+
 def table(figures):
     """The figures and their recipe for people to read."""
     lines = [f"{'':24}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'mean':>8}"]
