@@ -74,7 +74,7 @@ def score(model, image_processor, pictures, ids_TL, recipe):
     best_IT, best_TI = candidates(itc_IT, recipe.k_test), candidates(itc_IT.T, recipe.k_test)
     rows = np.arange(len(pictures))     # of this process; the rows of others would be added to the same array
     wanted_IT = best_IT | best_TI.T
-    itm_IT = match(model, kept, rows, wanted_IT, ids_TL, lengths_T)
+    itm_IT = match(Match(model), kept, rows, wanted_IT, ids_TL, lengths_T)
     if recipe.rerank == "itm+itc":
         itm_IT += itc_IT
     i2t, t2i = np.where(best_IT, itm_IT, np.float32(FILL)), np.where(best_TI, itm_IT.T, np.float32(FILL))
@@ -99,9 +99,11 @@ def text_features(model, ids_TL, lengths_T):
     return Tensor(text_TE)
 
 
-def match(model, kept, rows, wanted_IT, ids_TL, lengths_T):
-    """ITM logits of "yes" of the wanted pairs of the pictures ``rows``: (I, T) float32, 0 for all other pairs."""
-    net, itm_IT = Match(model), np.zeros(wanted_IT.shape, np.float32)
+def match(net, kept, rows, wanted_IT, ids_TL, lengths_T):
+    """ITM logits of "yes" of the wanted pairs of the pictures ``rows``: (I, T) float32, 0 for all other pairs.
+
+    ``net``: a :class:`Match`; ``kept[i]``: the memory of picture i."""
+    itm_IT = np.zeros(wanted_IT.shape, np.float32)
     size = min(CHUNK, int(wanted_IT[rows].sum(1).max()))
     with tqdm(total=int(wanted_IT[rows].sum()), desc="match", unit="pair", smoothing=0.05) as bar:
         for i in rows:
