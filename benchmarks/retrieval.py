@@ -2,8 +2,8 @@
 
     python benchmarks/retrieval.py [--rounds 3] [--pictures 4] [--texts 16] [--graph_kernel] [--small] [--markdown out.md]
 
-Both sides score the same pairs, every picture with ``--texts`` texts, from the same given ViT-g embeddings (257 x 1408) with a random
-Q-Former of the published size.  torch does what LAVIS does: the embeddings are repeated per text, every pair makes keys and values
+Both sides score the same pairs, every picture with ``--texts`` texts, from the same given ViT-g embeddings (257 x 1408) with a
+random Q-Former of the published size.  torch does what LAVIS does: the embeddings are repeated per text, every pair makes keys and values
 of its picture, every text is padded to 35 tokens.  mindblip2 runs its evaluator's loop.  Two kinds of texts: all of 35 tokens, and
 of 8 to 20, as captions are.  What mindblip2 gains by scoring a pair once that both directions want is not in these figures.
 Paired as in bench.py: the sides take turns, ratios are medians of the ratios within a round.
@@ -32,7 +32,8 @@ def report(figures, pairs, memory):
     for title, sides in figures.items():
         ours = np.array(sides[names[0]])
         ratios = [f"{np.median(np.array(sides[n]) / ours):.2f}" for n in names[1:]]
-        lines.append(f"| {title} | " + " | ".join(f"{pairs / np.median(sides[n]):.1f}" for n in names) + " | " + " | ".join(ratios) + " |")
+        speeds = [f"{pairs / np.median(sides[n]):.1f}" for n in names]
+        lines.append(f"| {title} | {' | '.join(speeds)} | {' | '.join(ratios)} |")
     return "\n".join(lines + ["", "Peak memory: " + ", ".join(f"{n} {memory[n] / 1e9:.2f} GB" for n in names) + "."])
 
 
@@ -48,7 +49,8 @@ def main():
     head = f"# Re-ranking against PyTorch, {date.today()}\n\n{hardware()}\n\nCommand: `{' '.join(sys.argv)}`\n"
     with tempfile.TemporaryDirectory() as folder:
         library = intel_answer(folder)
-        sides = {"mindblip2": Side("mindspore", MINDBLIP2_GRAPH_KERNEL="1" if options.graph_kernel else "0"), "torch": Side("torch")}
+        sides = {"mindblip2": Side("mindspore", MINDBLIP2_GRAPH_KERNEL="1" if options.graph_kernel else "0"),
+                 "torch": Side("torch")}
         if library:
             sides["torch, MKL freed"] = Side("torch", LD_PRELOAD=library)
         cases = {f"rerank {options.pictures} {options.texts} {tokens}": title for title, tokens in LENGTHS.items()}

@@ -64,8 +64,8 @@ class ZeroShotClassifier:
 def accuracy(classifier, pictures, truths, batch_size=8):
     """Examine a classifier: figures, and the (L, L) counts of truth (rows) and answer (columns).
 
-    ``pictures``: a sequence of what ``load_image`` takes, ``truths``: the right label of each.  The figures: ``top1`` and ``top5``, shares
-    of pictures whose label is the best or among the best five (a label of the same probability counts as better);
+    ``pictures``: a sequence of what ``load_image`` takes, ``truths``: the right label of each.  The figures: ``top1`` and ``top5``,
+    shares of pictures whose label is the best or among the best five (a label of the same probability counts as better);
     ``per_class``, the share of right answers per label that occurs.  Raises ValueError for a truth that is no label, and for
     probabilities that are not finite."""
     unknown = sorted(set(truths) - set(classifier.labels))
@@ -73,9 +73,9 @@ def accuracy(classifier, pictures, truths, batch_size=8):
         raise ValueError(f"{len(pictures)} pictures with {len(truths)} truths: expected one of the labels for each"
                          + (f"; {unknown[0]!r} is none" if unknown else ""))
     truth_I = np.array([classifier.labels.index(label) for label in truths])
-    starts = tqdm(range(0, len(truths), batch_size), desc="classify", unit="batch")
-    probability_IL = np.concatenate([classifier.probabilities([pictures[i] for i in range(start, min(start + batch_size, len(truths)))],
-                                                              batch_size) for start in starts])
+    parts = [range(start, min(start + batch_size, len(truths))) for start in range(0, len(truths), batch_size)]
+    probability_IL = np.concatenate([classifier.probabilities([pictures[i] for i in part], batch_size)
+                                     for part in tqdm(parts, desc="classify", unit="batch")])
     if not np.isfinite(probability_IL).all():
         raise ValueError("probabilities are not finite: the weights are damaged or belong to another model")
     rank_I = (probability_IL >= probability_IL[np.arange(len(truths)), truth_I][:, None]).sum(1) - 1

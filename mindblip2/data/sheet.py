@@ -33,8 +33,8 @@ def score_sheet(pictures, results, truths=None, columns=4, title=""):
 
 
 def hit_sheet(image_rows, text_rows, title=""):
-    """What was found, best first: ``image_rows`` are (PIL picture, [(text, score, is right), …]), ``text_rows`` (text, [(PIL picture,
-    score, is right), …]).  Right hits are green with a tick, wrong ones red with a cross."""
+    """What was found, best first: ``image_rows`` are (PIL picture, [(text, score, is right), …]), ``text_rows`` are (text,
+    [(PIL picture, score, is right), …]).  Right hits are green with a tick, wrong ones red with a cross."""
     hits = max([len(found) for _, found in text_rows], default=0)
     width = max(HIT + LINE, hits * (HIT + MARGIN)) + 2 * MARGIN
     heights = [max(HIT, len(found) * ROW) + MARGIN for _, found in image_rows], [HIT + 2 * ROW + MARGIN for _ in text_rows]

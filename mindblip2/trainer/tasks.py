@@ -103,7 +103,7 @@ class Retrieval:
         scores = retrieval.score(trainer.model, processor.image_processor, pictures, ids_TL, recipe)
         figures = retrieval.report(scores, owners, recipe, weights=weights, image_size=processor.image_processor.image_size)
         print(retrieval.table(figures))
-        title = f"picture to text R@1 {figures['txt_r1']:.1f} %, text to picture R@1 {figures['img_r1']:.1f} %, score {recipe.rerank}"
+        title = "picture to text R@1 {txt_r1:.1f} %, text to picture R@1 {img_r1:.1f} %".format(**figures)
         _save(_hits_page(pictures, texts, owners, scores, title), Path(config.output_dir) / f"{trainer.task}_hits.png")
         return figures
 

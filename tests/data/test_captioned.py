@@ -28,7 +28,8 @@ def test_arrays_and_pictures_are_pictures():
     ([], "no samples"),
     ([{"image": "a.png", "captions": []}], "sample 0 has no caption"),
     ([{"caption": "x"}], "sample 0 has no picture"),
-    ([{"image": "a.png", "caption": "x"}, {"image": "a.png", "caption": "y"}], r"samples 0 and 1 are the same picture \(file a.png\)"),
+    ([{"image": "a.png", "caption": "x"}, {"image": "a.png", "caption": "y"}],
+     r"samples 0 and 1 are the same picture \(file a.png\)"),
     ([{"image": "a.png", "caption": "x", "image_id": 3}, {"image": "b.png", "caption": "y", "image_id": 3}], "image_id 3"),
     ([{"image": "a.png", "captions": ["x", "!!"]}], "nothing is left of the caption '!!'")])
 def test_samples_that_would_spoil_the_figures_are_refused(samples, words):

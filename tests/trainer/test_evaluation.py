@@ -159,8 +159,9 @@ def test_accuracy_per_class_and_confusions():
     assert shifted["top1"] == 0                 # control
 
 
-@pytest.mark.parametrize("truths, rows, words", [(["cow"], [[1, 0]], "'cow' is none"), (["cat", "dog"], [[1, 0]], "1 pictures with 2"),
-                                                 (["cat"], [[np.nan, 0]], "not finite"), ([], [], "0 pictures")])
+@pytest.mark.parametrize("truths, rows, words", [
+    (["cow"], [[1, 0]], "'cow' is none"), (["cat", "dog"], [[1, 0]], "1 pictures with 2"), ([], [], "0 pictures"),
+    (["cat"], [[np.nan, 0]], "not finite")])
 def test_an_examination_that_means_nothing_is_refused(truths, rows, words):
     with pytest.raises(ValueError, match=words):
         accuracy(Answers(rows, ["cat", "dog"]), range(len(rows)), truths)
@@ -182,7 +183,8 @@ def test_pictures_may_come_from_any_sequence_and_labels_are_read_once(monkeypatc
     exam = digits.held_out("digits")[::30]
     read, real = [], ZeroShotClassifier.label_features
     monkeypatch.setattr(ZeroShotClassifier, "label_features", lambda self: read.append(self._label_LE is None) or real(self))
-    data = LabelledSet("every 30th", Lazy(exam), [digits.DIGITS[scene.digits[0]] for scene in exam], digits.DIGITS, "a handwritten {}")
+    truths = [digits.DIGITS[scene.digits[0]] for scene in exam]
+    data = LabelledSet("every 30th", Lazy(exam), truths, digits.DIGITS, "a handwritten {}")
     config = demo(**{"eval_dataset.batch_size": 4})
     figures = Trainer(args=config, eval_dataset=[data]).evaluate()
     assert figures["every 30th"]["top1"] >= 0.8 and set(figures["every 30th"]["per_class"]) <= set(digits.DIGITS)
