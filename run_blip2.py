@@ -16,6 +16,7 @@ KEYS = {"mode": "context.mode", "device_id": "context.device_id", "device_target
         "resume_training": "resume_training", "seed": "seed", "use_parallel": "use_parallel", "epochs": "runner_config.epochs",
         "batch_size": "runner_config.batch_size", "gradient_accumulation_steps": "runner_config.accumulation_steps",
         "sink_mode": "runner_config.sink_mode", "output_dir": "output_dir",
+        "k_test": "eval_dataset.k_test", "rerank": "eval_dataset.rerank",
         "candidate_labels": "eval_dataset.data_loader.candidate_labels",
         "hypothesis_template": "eval_dataset.data_loader.hypothesis_template"}
 # MindFormers' flags for machinery that does not exist here: taken, and said
@@ -32,12 +33,15 @@ def arguments(argv):
     parser.add_argument("--device_target", choices=("CPU", "GPU", "Ascend"), help="default: what the host has")
     parser.add_argument("--mode", type=int, choices=(0, 1), help="0 graph, 1 PyNative")
     parser.add_argument("--load_checkpoint", help="the .ckpt to start from or to use")
-    parser.add_argument("--predict_data", nargs="+", help="pictures: files, folders, URLs")
+    parser.add_argument("--predict_data", nargs="+", help="pictures: files, folders, URLs; for feature_extraction also .txt files "
+                                                          "with a caption per line")
     parser.add_argument("--predict_batch_size", type=int, default=8)
     parser.add_argument("--candidate_labels", nargs="+", help="the labels to choose from")
     parser.add_argument("--hypothesis_template", help="the label's text, with {} for the label")
     parser.add_argument("--top_k", type=int, default=5, help="labels reported per picture")
     parser.add_argument("--use_itm", action="store_true", help="score with the ITM head instead of the similarity")
+    parser.add_argument("--k_test", type=int, help="retrieval: candidates that the ITM head ranks again")
+    parser.add_argument("--rerank", choices=("itm+itc", "itm", "none"), help="retrieval: the score of a candidate")
     parser.add_argument("--output_dir")
     for name in ("train_dataset_dir", "eval_dataset_dir"):
         parser.add_argument(f"--{name}")
@@ -88,15 +92,17 @@ def run(argv=None):
     from mindblip2 import Trainer  # here, because importing MindSpore takes seconds
     trainer = Trainer(args=config)
     if config.run_mode == "eval":
-        return trainer.evaluate(use_itm=options.use_itm)
+        return trainer.evaluate(**{"use_itm": True} if options.use_itm else {})
     if config.run_mode != "predict":
         return {"train": trainer.train, "finetune": trainer.finetune}[config.run_mode]()
     if not options.predict_data:
         raise ValueError("--run_mode predict needs --predict_data: files, folders or URLs of pictures")
     folder = config.output_dir if options.output_dir else "."
     name = os.path.join(folder, f"{trainer.task}_result")
-    return trainer.predict(options.predict_data, save_file=f"{name}.txt", save_picture=f"{name}.png", top_k=options.top_k,
-                           use_itm=options.use_itm, batch_size=options.predict_batch_size)
+    extra = {"save_picture": f"{name}.png", "top_k": options.top_k, "use_itm": options.use_itm}
+    if trainer.task == "feature_extraction":
+        extra = {"save_arrays": f"{name}.npz"}
+    return trainer.predict(options.predict_data, save_file=f"{name}.txt", batch_size=options.predict_batch_size, **extra)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/worker.py torch|mindspore
 
 Reads a case per line from standard input and answers with one JSON line: seconds per call, or the process's peak memory.
-Cases: gemm · vit BATCH · see BATCH · match BATCH · classify LABELS · memory.
+Cases: gemm · vit BATCH · see BATCH · match BATCH · classify LABELS · rerank PICTURES TEXTS TOKENS · memory.
+MINDBLIP2_BENCH_SMALL=1 makes the Q-Former of rerank small, to try the script.
 """
 import json
 import os
@@ -16,7 +17,19 @@ os.environ.setdefault("GLOG_v", "3")
 import numpy as np  # noqa: E402
 
 ROWS, WIDTH, CHAIN = 1028, 2048, 10
+TEXT_LENGTH = 35    # LAVIS pads every text of an evaluation to it
+SMALL = os.environ.get("MINDBLIP2_BENCH_SMALL") == "1"
 SECONDS = 1.0   # a case is repeated for about this long per request
+
+
+def rerank_inputs(pictures, texts, tokens):
+    """Image embeddings (P, 257, 1408) and texts (T, 35); all of ``tokens`` tokens, or with 0 of 8 to 20, as captions are."""
+    rng = np.random.default_rng(0)
+    image_BPD = rng.standard_normal((pictures, 257, 1408), dtype=np.float32)
+    ids = rng.integers(1000, 20000, (texts, TEXT_LENGTH)).astype(np.int32)
+    lengths = np.full(texts, tokens) if tokens else rng.integers(8, 21, texts)
+    ids[np.arange(TEXT_LENGTH) >= lengths[:, None]] = 0
+    return image_BPD, ids
 
 
 class Torch:
@@ -62,6 +75,15 @@ class Torch:
             similarity = (twin.image_feats(query) @ label_LE.T).amax(1)
             return (similarity / twin.temp).softmax(-1)
         return run
+
+    def rerank(self, pictures, texts, tokens):
+        """What LAVIS does: a picture's embeddings are repeated for its texts, and every pair makes its keys and values."""
+        from parity.twin import Twin
+        from parity.twin_config import TwinConfig
+        twin = Twin(TwinConfig(vit_depth=0, **({"layers": 2, "width": 64, "heads": 4, "ffn": 128} if SMALL else {}))).eval()
+        image_BPD, ids = map(self.torch.from_numpy, rerank_inputs(pictures, texts, tokens))
+        ids = ids.long()
+        return lambda: [twin.itm_logits(ids, one.repeat(texts, 1, 1))[:, 1] for one in image_BPD]
 
     def _vision(self):
         if not hasattr(self, "vision"):
@@ -116,6 +138,16 @@ class MindSpore:
             return model.probabilities(features, label_LE).asnumpy()
         return run
 
+    def rerank(self, pictures, texts, tokens):
+        """The evaluator's own loop, from the embeddings of the pictures."""
+        from mindblip2 import Blip2Config, Blip2Qformer
+        from mindblip2.trainer.retrieval import Match, match
+        small = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128} if SMALL else {}
+        model = Blip2Qformer(Blip2Config(vision_config={"num_hidden_layers": 1}, qformer_config=small)).set_train(False)
+        image_BPD, ids = rerank_inputs(pictures, texts, tokens)
+        net, kept, wanted = Match(model), _Embeddings(self.ms, model, image_BPD), np.ones((pictures, texts), bool)
+        return lambda: match(net, kept, range(pictures), wanted, ids, (ids != 0).sum(1))
+
     def _model(self):
         if not hasattr(self, "model"):
             from mindblip2 import Blip2Classifier
@@ -124,6 +156,16 @@ class MindSpore:
 
     def _normal(self, *shape):
         return self.ms.Tensor(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+
+
+class _Embeddings:
+    """The pictures' memories, each made of given embeddings when it is asked for (``mindblip2.trainer.retrieval.Kept``)."""
+
+    def __init__(self, ms, model, image_BPD):
+        self.ms, self.model, self.image_BPD = ms, model, image_BPD
+
+    def __getitem__(self, i):
+        return self.ms.mutable(self.model.qformer.memory(self.ms.Tensor(self.image_BPD[i:i + 1])))
 
 
 def seconds(run):

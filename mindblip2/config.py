@@ -299,7 +299,9 @@ class DatasetConfig(Section):
     prefetch_size: int = 30
     seed: int = 2022
     k_test: int = 128                   # candidates that the ITM head ranks again
-    add_extra_itm_score: bool = True
+    rerank: str = "itm+itc"             # score of a candidate: ITM logit + cosine as LAVIS, "itm", or "none" for the cosine alone
+    add_extra_itm_score: bool = True    # MindFormers; false is rerank "none"
+    memory_budget: float = 8.0          # GB kept of the pictures in retrieval, see mindblip2.trainer.retrieval.Kept
 
 
 @section

@@ -7,6 +7,7 @@ that BLIP-2 has made; another value would be a different model, so it is an erro
 PRESET_ALIASES = {
     "run_blip2_pretrain_stage_1": "blip2_stage1_vit_g",       # the card's own command; the file never existed upstream
     "run_blip2_stage1_vit_g_qformer_pretrain": "blip2_stage1_vit_g",
+    "run_blip2_stage1_vit_g_retrieval_flickr30k": "blip2_stage1_evaluator",
     "run_blip2_stage1_vit_g_zero_shot_image_classification_cifar100": "blip2_stage1_classification",
     "blip2_stage1_pretrained": "blip2_stage1_vit_g",          # MindFormers' name of the weights
 }

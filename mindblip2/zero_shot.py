@@ -18,7 +18,7 @@ class ZeroShotClassifier:
     without {}."""
 
     def __init__(self, model, processor, candidate_labels, hypothesis_template=TEMPLATE, max_length=None, use_itm=False):
-        _check_vocabulary(model, processor.tokenizer)
+        check_vocabulary(model, processor.tokenizer)
         self.model = model
         self.processor = processor
         self.labels = checked_labels(candidate_labels)
@@ -61,6 +61,31 @@ class ZeroShotClassifier:
         return self._label_LE
 
 
+def accuracy(classifier, pictures, truths, batch_size=8):
+    """Examine a classifier: figures, and the (L, L) counts of truth (rows) and answer (columns).
+
+    ``pictures``: a sequence of what ``load_image`` takes, ``truths``: the right label of each.  The figures: ``top1`` and ``top5``,
+    shares of pictures whose label is the best or among the best five (a label of the same probability counts as better);
+    ``per_class``, the share of right answers per label that occurs.  Raises ValueError for a truth that is no label, and for
+    probabilities that are not finite."""
+    unknown = sorted(set(truths) - set(classifier.labels))
+    if unknown or not truths or len(truths) != len(pictures):
+        raise ValueError(f"{len(pictures)} pictures with {len(truths)} truths: expected one of the labels for each"
+                         + (f"; {unknown[0]!r} is none" if unknown else ""))
+    truth_I = np.array([classifier.labels.index(label) for label in truths])
+    parts = [range(start, min(start + batch_size, len(truths))) for start in range(0, len(truths), batch_size)]
+    probability_IL = np.concatenate([classifier.probabilities([pictures[i] for i in part], batch_size)
+                                     for part in tqdm(parts, desc="classify", unit="batch")])
+    if not np.isfinite(probability_IL).all():
+        raise ValueError("probabilities are not finite: the weights are damaged or belong to another model")
+    rank_I = (probability_IL >= probability_IL[np.arange(len(truths)), truth_I][:, None]).sum(1) - 1
+    counts_LL = np.zeros((len(classifier.labels),) * 2, int)
+    np.add.at(counts_LL, (truth_I, probability_IL.argmax(1)), 1)
+    right = {label: float(counts_LL[i, i] / counts_LL[i].sum()) for i, label in enumerate(classifier.labels) if counts_LL[i].any()}
+    return {"top1": float((rank_I < 1).mean()), "top5": float((rank_I < 5).mean()), "pictures": len(truths),
+            "labels": len(classifier.labels), "per_class": right}, counts_LL
+
+
 def checked_labels(labels):
     """The labels as a list; raises ValueError where a user would get scores that mean nothing."""
     labels = [labels] if isinstance(labels, str) else list(labels or ())
@@ -89,7 +114,8 @@ def _checked_top_k(top_k):
     return top_k
 
 
-def _check_vocabulary(model, tokenizer):
+def check_vocabulary(model, tokenizer):
+    """Raises ValueError where the tokenizer's ids are not the model's words."""
     rows = model.config.qformer_config.vocab_size
     if len(tokenizer) != rows:
         raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, the model {rows}: use the processor of the same "

@@ -162,7 +162,7 @@ def positions_restart(model):
 
 def query_norm_skipped(model):
     yield replaced(qformer.QFormer, "_queries",
-                   lambda self, memory: ops.tile(self.query_tokens, (memory[0][0].shape[0], 1, 1)))
+                   lambda self, batch: ops.tile(self.query_tokens, (batch, 1, 1)))
 
 
 def feed_forwards_exchanged(model):

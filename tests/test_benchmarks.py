@@ -6,15 +6,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "bench.py"
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("bench", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("bench")
 
 
 class Clock:
@@ -72,3 +76,20 @@ def test_a_worker_that_ends_is_an_error_that_says_how_to_look(bench):
     side = bench.Side("nonsense")
     with pytest.raises(RuntimeError, match="worker ended at 'gemm'.*worker.py by hand"):
         side.ask("gemm")
+
+
+# ------------------------------------------------------------------------------------------------ re-ranking
+def test_re_ranking_is_reported_as_pairs_per_second():
+    figures = {"texts": {"mindblip2": [2.0, 4.0, 2.0], "torch": [6.0, 12.0, 2.0]}}
+    text = loaded("retrieval").report(figures, 64, {"mindblip2": 4e9, "torch": 5e9})
+    assert "| texts | 32.0 | 10.7 | 3.00 |" in text and "torch 5.00 GB" in text
+
+
+def test_both_sides_re_rank_the_same_texts_of_the_stated_lengths():
+    worker = loaded("worker")
+    image, ids = worker.rerank_inputs(2, 50, 0)
+    assert image.shape == (2, 257, 1408) and ids.shape == (50, 35)
+    lengths = (ids != 0).sum(1)
+    assert lengths.min() == 8 and lengths.max() == 20
+    assert ((worker.rerank_inputs(2, 50, 35)[1] != 0).sum(1) == 35).all()
+    assert (worker.rerank_inputs(2, 50, 0)[1] == ids).all()

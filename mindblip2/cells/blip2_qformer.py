@@ -116,13 +116,16 @@ class Blip2Qformer(Pretrained):
         return ms.mutable(self.qformer.memory(self.embed_image(image)))  # mutable: values change, the graph stays
 
     def match_logits(self, input_ids, memory):
-        """``itm_logits`` from image memories that are there already."""
+        """``itm_logits`` from image memories that are there already; of one picture, it meets all texts without a copy."""
         return self.itm_head(self.qformer.match(input_ids, memory)[0]).astype(ms.float32).mean(1)
 
     def itc_similarity(self, image, input_ids):
         """Cosine of every picture with every text, the best query counts, not divided by temp: (B_image, B_text)."""
-        image_BQE = self.extract_features({"image": image}, "image").image_embeds_proj
-        return losses.similarity(image_BQE, self.text_features(input_ids))
+        return losses.similarity(self.image_features(self.remember(image)), self.text_features(input_ids))
+
+    def image_features(self, memory):
+        """Unit vectors of the queries that have seen pictures: image memories → (B, Q, E)."""
+        return self._project(self.vision_proj, self.qformer.see(memory)[0])
 
     def text_features(self, input_ids):
         """Unit vectors of texts (B, T) → (B, E): the projected [CLS]."""
@@ -182,9 +185,7 @@ class Blip2Classifier(Blip2Qformer):
     def match_probabilities(self, image, label_ids):
         """The same question to the ITM head: softmax over labels of the log-odds that picture and label match."""
         batch, labels = image.shape[0], label_ids.shape[0]
-        memory = tuple((ops.repeat_interleave(key, labels, 0), ops.repeat_interleave(value, labels, 0))
-                       for key, value in self.remember(image))
-        logits = self.match_logits(ops.tile(label_ids, (batch, 1)), ms.mutable(memory))
+        logits = self.match_logits(ops.tile(label_ids, (batch, 1)), self.remember(image))
         return ops.softmax((logits[:, 1] - logits[:, 0]).reshape(batch, labels), -1)
 
 

@@ -4,8 +4,8 @@ It has four verbs, each one forward pass with its own mask: ``see`` the image wi
 text with an image, ``caption`` what was seen.  The image enters as a ``memory``: the keys and values of every cross-attention
 layer, made once and shared by all passes.
 
-B batch · Q queries · T text · L = Q + T · S = past + T keys · P image tokens · W image width · D width · H heads
-K head width · V vocab
+B batch · I images · R = (B / I) · Q rows of an image · Q queries · T text · L = Q + T · S = past + T keys · P image tokens
+W image width · D width · H heads · K head width · V vocab
 """
 import mindspore as ms
 from mindspore import Parameter, nn, ops
@@ -88,7 +88,10 @@ class SelfAttention(nn.Cell):
 
 
 class CrossAttention(nn.Cell):
-    """Queries (B, Q, D) read one layer's image memory (key, value), each (B, H, P, K).  All image tokens are seen."""
+    """Queries (B, Q, D) read one layer's image memory (key, value), each (I, H, P, K).  All image tokens are seen.
+
+    I = B, or fewer pictures with as many rows each, one picture's rows after the other: they are then more queries of one picture,
+    so that many texts meet a picture without a copy of its memory."""
 
     def __init__(self, config, dtype):
         super().__init__()
@@ -98,8 +101,9 @@ class CrossAttention(nn.Cell):
         self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def construct(self, query_BQD, memory):
-        context = attend(split_heads(self.query(query_BQD), self.heads), memory[0], memory[1], None, self.dropout)
-        return self.output(merge_heads(context))
+        query_IRD = self.query(query_BQD).reshape(memory[0].shape[0], -1, query_BQD.shape[2])
+        context = attend(split_heads(query_IRD, self.heads), memory[0], memory[1], None, self.dropout)
+        return self.output(merge_heads(context)).reshape(query_BQD.shape)
 
 
 class Memory(nn.Cell):
@@ -221,7 +225,7 @@ class QFormer(nn.Cell):
 
     def see(self, memory):
         """Queries look at the image.  Returns (B, Q, D) and the keys and values of the queries in every layer."""
-        query_BQD, _, cache = self.encoder(self._queries(memory), None, memory)
+        query_BQD, _, cache = self.encoder(self._queries(memory[0][0].shape[0]), None, memory)
         return query_BQD, cache
 
     def read(self, input_ids_BT):
@@ -230,8 +234,10 @@ class QFormer(nn.Cell):
         return self.encoder(None, self._text(input_ids_BT), None, None, bias)[1]
 
     def match(self, input_ids_BT, memory):
-        """Queries see the image and the text, the text sees the queries → queries (B, Q, D) and text (B, T, D)."""
-        query_BQD = self._queries(memory)
+        """Queries see the image and the text, the text sees the queries → queries (B, Q, D) and text (B, T, D).
+
+        The memory is of B pictures, or of fewer that each belong to as many texts, one after the other."""
+        query_BQD = self._queries(input_ids_BT.shape[0])
         bias = match_bias(pad_mask(input_ids_BT, self.pad_id), query_BQD.shape[1])
         return self.encoder(query_BQD, self._text(input_ids_BT), memory, None, bias)[:2]
 
@@ -246,8 +252,8 @@ class QFormer(nn.Cell):
         text_B1D, own = self.encoder(None, self._text(token_B1, position), None, cache, bias)[1:]
         return self.lm_head(text_B1D, self.embeddings.word.embedding_table)[:, 0], own
 
-    def _queries(self, memory):
-        query_BQD = ops.tile(self.query_tokens, (memory[0][0].shape[0], 1, 1))
+    def _queries(self, batch):
+        query_BQD = ops.tile(self.query_tokens, (batch, 1, 1))
         return self.query_dropout(self.embedding_norm(query_BQD))  # the norm of BERT's embeddings is for queries too
 
     def _text(self, input_ids_BT, start=0):

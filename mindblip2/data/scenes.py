@@ -54,6 +54,11 @@ def labelled_sets(size=digits.SIZE):
                         [_pair(s.digits[0], s.colours[0]) for s in pairs], all_pairs, "{}")]
 
 
+def captioned(size=digits.SIZE):
+    """The retrieval examination: 500 held-out scenes of two or three digits, one caption each, no caption twice."""
+    return [{"image": digits.render(scene, size), "captions": [digits.caption(scene)]} for scene in digits.held_out("scenes")]
+
+
 def _pair(digit, colour):
     return digits.caption(digits.Scene((digit,), (colour,), (0,), "black"))
 

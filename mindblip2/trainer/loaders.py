@@ -1,16 +1,16 @@
 """The training batches that a configuration describes."""
+from mindblip2.data import scenes
 from mindblip2.data.feed import Feed
 from mindblip2.data.loaders import captioned
 from mindblip2.data.loaders import labelled_sets as labelled_sets
 from mindblip2.data.pairs import Pairs
 from mindblip2.data.recipe import recipes
-from mindblip2.data.scenes import TrainingScenes
 
 
 def training_samples(loader, seed, image_size, batch_size):
     """The training samples of a ``LoaderConfig``: ``{"image", "caption", "image_id"?}`` as ``Feed`` takes them."""
     if loader.type == "DigitScenes":
-        return TrainingScenes(loader.scenes, seed, loader.property_epochs, loader.single_epochs, image_size, batch_size)
+        return scenes.TrainingScenes(loader.scenes, seed, loader.property_epochs, loader.single_epochs, image_size, batch_size)
     return captioned(loader, "train")
 
 
@@ -35,3 +35,8 @@ def training_feed(config, processor, samples=None, rank=0, world=1):
                 shuffle=getattr(samples, "shuffle", True), prompt=text.prompt, max_words=text.max_words,
                 max_length=min(text.max_length, processor.max_length or processor.tokenizer.max_length), rank=rank, world=world,
                 workers=data.num_parallel_workers, processes=data.python_multiprocessing, max_unreadable=data.max_unreadable)
+
+
+def captioned_pictures(loader, image_size):
+    """The pictures of a ``LoaderConfig`` with all their captions, for retrieval: samples of ``data.captioned``."""
+    return scenes.captioned(image_size) if loader.type == "DigitScenes" else captioned(loader, "eval")

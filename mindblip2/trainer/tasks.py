@@ -1,18 +1,26 @@
 """What a task does for each verb of ``Trainer``.  A task is a class of functions; ``TASKS`` is the registry."""
+import re
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from mindblip2.cells.blip2_qformer import Blip2Classifier
+from mindblip2.cells.blip2_qformer import Blip2Classifier, Blip2Qformer
+from mindblip2.data.captioned import check_readable, pictures_and_texts
+from mindblip2.data.captions import BlipCaption
 from mindblip2.data.image import load_image
 from mindblip2.data.labelled import PICTURE_SUFFIXES, LabelledSet
-from mindblip2.data.sheet import score_sheet
+from mindblip2.data.sheet import confusion_sheet, hit_sheet, score_sheet
 from mindblip2.hub import find_weights, no_init
-from mindblip2.trainer.loaders import labelled_sets
+from mindblip2.legacy import PRESET_ALIASES
+from mindblip2.trainer import retrieval
+from mindblip2.trainer.features import extract
+from mindblip2.trainer.loaders import captioned_pictures, labelled_sets
 from mindblip2.trainer.pretrain import Pretrain
-from mindblip2.zero_shot import TEMPLATE, ZeroShotClassifier
+from mindblip2.zero_shot import TEMPLATE, ZeroShotClassifier, accuracy, check_vocabulary
 
 SHEET_LIMIT = 48    # pictures on one result page
+QUERIES = 6         # pictures, and texts, whose hits are drawn
 
 
 class ZeroShot:
@@ -36,25 +44,87 @@ class ZeroShot:
     @staticmethod
     def evaluate(trainer, checkpoint, options):
         figures, config = {}, trainer.config
-        size = config.processor.image_processor.image_size
-        sets = trainer.eval_dataset or labelled_sets(config.eval_dataset.data_loader, size)
+        sets = trainer.eval_dataset
+        if sets is None:
+            sets = labelled_sets(config.eval_dataset.data_loader, config.processor.image_processor.image_size)
         sets = [sets] if isinstance(sets, LabelledSet) else sets
         for data in sets:
             classifier = _classifier(trainer, checkpoint, {"candidate_labels": data.labels,
                                                            "hypothesis_template": data.template, **options})
-            figures[data.name] = _accuracy(classifier, data, config.eval_dataset.batch_size)
-            line = ", ".join(f"{key} {value:.2%}" if isinstance(value, float) else f"{key} {value}"
-                             for key, value in figures[data.name].items())
+            figures[data.name], counts_LL = accuracy(classifier, data.pictures, data.truths, max(config.eval_dataset.batch_size, 1))
+            line = "top-1 {top1:.2%}, top-5 {top5:.2%} of {pictures} pictures, {labels} labels".format(**figures[data.name])
             print(f"{data.name}: {line}")
+            _save(confusion_sheet(counts_LL, classifier.labels, f"{data.name}: {line}"),
+                  Path(config.output_dir) / f"{trainer.task}_{re.sub(r'[^a-z0-9]+', '_', data.name.lower())}_confusion.png")
         return figures
 
 
-TASKS = {"contrastive_language_image_pretrain": Pretrain, "zero_shot_image_classification": ZeroShot}
+class Retrieval:
+    """Which text belongs to a picture, and which picture to a text?"""
+
+    @staticmethod
+    def evaluate(trainer, checkpoint, options):
+        config, data, text = trainer.config, trainer.config.eval_dataset, trainer.config.eval_dataset.text_transforms
+        recipe = retrieval.Recipe(**{
+            "k_test": data.k_test, "rerank": data.rerank if data.add_extra_itm_score else "none", "text_length": text.max_length,
+            "batch_size": max(data.batch_size, 1), "memory_budget": data.memory_budget, **options})
+        samples = trainer.eval_dataset
+        if samples is None:
+            samples = captioned_pictures(data.data_loader, config.processor.image_processor.image_size)
+        pictures, texts, owners = pictures_and_texts(samples, text.prompt, text.max_words)
+        check_readable(pictures)
+        weights = _load(trainer, Blip2Qformer, checkpoint)
+        processor = trainer.processor()
+        check_vocabulary(trainer.model, processor.tokenizer)
+        ids_TL = _token_ids(trainer.model, processor.tokenizer, texts, recipe.text_length)
+        scores = retrieval.score(trainer.model, processor.image_processor, pictures, ids_TL, recipe)
+        figures = retrieval.report(scores, owners, recipe, weights=weights, image_size=processor.image_processor.image_size)
+        print(retrieval.table(figures))
+        title = "picture to text R@1 {txt_r1:.1f} %, text to picture R@1 {img_r1:.1f} %".format(**figures)
+        _save(_hits_page(pictures, texts, owners, scores, title), Path(config.output_dir) / f"{trainer.task}_hits.png")
+        return figures
+
+
+class Features:
+    """Embeddings of pictures and captions, as arrays in one file."""
+
+    @staticmethod
+    def predict(trainer, input_data, checkpoint, options):
+        """Pictures, folders, and ``.txt`` files that hold one caption per line; or ``captions=[…]``."""
+        path = Path(options.pop("save_arrays", f"{trainer.task}_result.npz"))
+        captions, batch_size = list(options.pop("captions", ())), options.pop("batch_size", 8)
+        if options:
+            raise TypeError(f"unknown option {sorted(options)[0]!r}; {trainer.task} takes captions, batch_size, save_arrays")
+        pictures = []
+        for one in _pictures(input_data):
+            if isinstance(one, (str, Path)) and Path(one).suffix.lower() == ".txt":
+                captions += [line for line in Path(one).read_text(encoding="utf-8").splitlines() if line.strip()]
+            else:
+                pictures.append(one)
+        check_readable(pictures)
+        _load(trainer, Blip2Qformer, checkpoint)
+        processor, text = trainer.processor(), trainer.config.eval_dataset.text_transforms
+        check_vocabulary(trainer.model, processor.tokenizer)
+        cleaned = [BlipCaption(text.prompt, text.max_words)(caption) for caption in captions]
+        ids_TL = _token_ids(trainer.model, processor.tokenizer, cleaned, text.max_length) if cleaned else None
+        arrays = extract(trainer.model, processor.image_processor, pictures, ids_TL, batch_size)
+        names = {"paths": [str(one) if isinstance(one, (str, Path)) else f"picture {i}" for i, one in enumerate(pictures)],
+                 "captions": captions}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **arrays, **{name: np.array(values) for name, values in names.items() if values})
+        return {"file": str(path), **{name: list(array.shape) for name, array in arrays.items()}}
+
+
+TASKS = {"contrastive_language_image_pretrain": Pretrain, "zero_shot_image_classification": ZeroShot,
+         "image_to_text_retrieval": Retrieval, "feature_extraction": Features}
 DEFAULT_MODEL = {"contrastive_language_image_pretrain": "blip2_stage1_vit_g",
-                 "zero_shot_image_classification": "blip2_stage1_classification"}
+                 "zero_shot_image_classification": "blip2_stage1_classification",
+                 "image_to_text_retrieval": "blip2_stage1_evaluator", "feature_extraction": "blip2_stage1_vit_g"}
 ALIASES = {"ContrastiveLanguageImagePretrainTrainer": "contrastive_language_image_pretrain",
-           "ZeroShotImageClassificationTrainer": "zero_shot_image_classification"}
-LATER = ("image_to_text_retrieval", "image_to_text_generation")
+           "ZeroShotImageClassificationTrainer": "zero_shot_image_classification",
+           "ImageToTextRetrievalTrainer": "image_to_text_retrieval", "blip2_retrieval": "image_to_text_retrieval",
+           "blip2_retireval": "image_to_text_retrieval"}     # the card's spelling
+LATER = ("image_to_text_generation",)
 
 
 def task_named(name):
@@ -66,17 +136,23 @@ def task_named(name):
     raise ValueError(f"no task {name!r}{later}; there is: {', '.join(TASKS)}")
 
 
-def _classifier(trainer, checkpoint, options):
-    config = trainer.config
+def _load(trainer, cell, checkpoint):
+    """See that ``trainer.model`` is there, with ``checkpoint`` or the preset's weights; returns what these are called."""
+    config = trainer.config.model.model_config
     if trainer.model is None:
+        name = config.checkpoint_name_or_path or trainer.name or DEFAULT_MODEL[trainer.task]
+        checkpoint = checkpoint or (name if Path(name).suffix == ".ckpt" else find_weights(PRESET_ALIASES.get(name, name)))
         with no_init():
-            trainer.model = Blip2Classifier(config.model.model_config)
-        trainer.model.load_checkpoint(checkpoint or config.model.model_config.checkpoint_name_or_path
-                                      or find_weights(trainer.name or "blip2_stage1_classification"))
-    elif checkpoint:
+            trainer.model = cell(config)
+    if checkpoint:
         trainer.model.load_checkpoint(checkpoint)
     trainer.model.set_train(False)
-    data = config.eval_dataset.data_loader
+    return str(checkpoint or "those of trainer.model")
+
+
+def _classifier(trainer, checkpoint, options):
+    _load(trainer, Blip2Classifier, checkpoint)
+    data = trainer.config.eval_dataset.data_loader
     options = {**options}
     options["candidate_labels"] = options.get("candidate_labels") or trainer.candidate_labels or data.candidate_labels
     options["hypothesis_template"] = (options.get("hypothesis_template") or trainer.hypothesis_template
@@ -84,13 +160,12 @@ def _classifier(trainer, checkpoint, options):
     return ZeroShotClassifier(trainer.model, trainer.processor(), **options)
 
 
-def _accuracy(classifier, data, batch_size):
-    """Share of pictures whose label is the best, and among the best five."""
-    probabilities = classifier.probabilities(data.pictures, max(batch_size, 1))
-    truth = [classifier.labels.index(label) for label in data.truths]
-    ranks = [int((row > row[index]).sum()) for row, index in zip(probabilities, truth)]
-    return {"top1": sum(rank < 1 for rank in ranks) / len(ranks), "top5": sum(rank < 5 for rank in ranks) / len(ranks),
-            "pictures": len(ranks), "labels": len(classifier.labels)}
+def _token_ids(model, tokenizer, texts, length):
+    positions = model.config.qformer_config.max_position_embeddings
+    if length > positions:
+        raise ValueError(f"texts of {length} tokens, but the model has {positions} positions: lower "
+                         "eval_dataset.text_transforms.max_length")
+    return tokenizer(texts, max_length=length, padding="max_length", return_tensors="np")["input_ids"]
 
 
 def _pictures(data):
@@ -109,7 +184,26 @@ def _pictures(data):
 
 
 def _save_sheet(pictures, result, path):
-    shown = [one if isinstance(one, Image.Image) else load_image(one) for one in pictures[:SHEET_LIMIT]]
+    _save(score_sheet([_shown(one) for one in pictures[:SHEET_LIMIT]], result), path)
+
+
+def _hits_page(pictures, texts, owners, scores, title):
+    """The first hits of a few pictures and texts, evenly spread over the set."""
+    def few(count):
+        return np.unique(np.linspace(0, count - 1, QUERIES).astype(int))
+
+    image_rows = [(_shown(pictures[i]), [(texts[t], value, owners[t] == i) for t, value in retrieval.best(scores.i2t[i])])
+                  for i in few(len(pictures))]
+    text_rows = [(texts[t], [(_shown(pictures[i]), value, owners[t] == i) for i, value in retrieval.best(scores.t2i[t])])
+                 for t in few(len(texts))]
+    return hit_sheet(image_rows, text_rows, title)
+
+
+def _shown(picture):
+    return picture if isinstance(picture, Image.Image) else load_image(picture)
+
+
+def _save(page, path):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    score_sheet(shown, result).save(path)
+    page.save(path)
     print(f"picture of the result is saved at: {path}")

@@ -38,3 +38,30 @@ def test_pages_grow_by_rows_and_take_any_mode_and_many_labels():
                  for n in (1, 9))
     assert nine.width == 4 * one.width and nine.height > 2 * one.height
     assert sheet.score_sheet([PICTURE.convert("RGBA"), PICTURE.convert("P")], [RESULT, RESULT]).mode == "RGB"
+
+
+def test_hits_are_marked_by_colour_and_by_sign():
+    right = sheet.hit_sheet([(PICTURE, [("a red seven", 3.25, True)])], [])
+    wrong = sheet.hit_sheet([(PICTURE, [("a red seven", 3.25, False)])], [])
+    assert pixels(right, sheet.RIGHT) and not pixels(right, sheet.WRONG)
+    assert pixels(wrong, sheet.WRONG) and not pixels(wrong, sheet.RIGHT)
+    shapes = [(np.asarray(page) == ImageColor.getrgb(colour)).all(-1)[:, :sheet.HIT + 2 * sheet.MARGIN + 14]
+              for page, colour in ((right, sheet.RIGHT), (wrong, sheet.WRONG))]
+    assert (shapes[0] != shapes[1]).sum() > 20      # told apart without colours
+
+
+def test_a_page_of_hits_has_room_for_both_directions():
+    hits = [("text " * 60, -1.5, False)] * 5
+    images = sheet.hit_sheet([(PICTURE, hits)] * 3, [])
+    both = sheet.hit_sheet([(PICTURE, hits)] * 3, [("query " * 60, [(PICTURE.convert("L"), 2.5, True)] * 5)] * 2, "title " * 60)
+    assert both.height > images.height + 2 * sheet.HIT and both.width == images.width
+    assert (np.asarray(both)[:, -sheet.MARGIN:] == 255).all()       # long texts are cut, not written over the edge
+
+
+def test_confusions_are_red_and_right_answers_green():
+    counts = np.array([[3, 0], [1, 1]])
+    page = sheet.confusion_sheet(counts, ["cat", "dog"])
+    assert pixels(page, sheet.RIGHT) > 500 and not pixels(page, sheet.WRONG)    # cat was always right, dog not always wrong
+    assert pixels(sheet.confusion_sheet(counts[:, ::-1], ["cat", "dog"]), sheet.WRONG) > 500
+    large = sheet.confusion_sheet(np.eye(100, dtype=int), [f"class {i}" for i in range(100)], "t" * 500)
+    assert large.width < 1200 and pixels(large, sheet.RIGHT) > 100 * 36
