@@ -7,6 +7,7 @@ PIP := $(BIN) -m pip install --disable-pip-version-check --only-binary=:all:
 
 RUN := $(BIN) run_blip2.py --config blip2_digits
 PICTURES := output/digits/pictures
+TRAINED := output/digits_training/checkpoint/rank_0/blip2_digits.ckpt
 BENCH := $(BIN) benchmarks/bench.py
 
 .DEFAULT_GOAL := help
@@ -26,8 +27,10 @@ demo: .venv/.demo  ## the embedded model looks at pictures of digits: seconds, n
 	$(RUN) --mode 1 --run_mode eval
 
 train-demo: .venv/.demo  ## train the embedded model again from nothing, then its figures: 15 minutes on two cores
-	$(RUN) --run_mode train --trainer.type contrastive_language_image_pretrain
-	$(RUN) --mode 1 --run_mode eval --load_checkpoint output/digits/checkpoint/rank_0/blip2_digits.ckpt
+	rm -rf output/digits_training
+	$(RUN) --run_mode train --trainer.type contrastive_language_image_pretrain --output_dir output/digits_training
+	$(RUN) --mode 1 --run_mode eval --load_checkpoint $(TRAINED) --output_dir output/digits_training
+	$(RUN) --mode 1 --run_mode eval --load_checkpoint $(TRAINED) --output_dir output/digits_training --trainer.type image_to_text_retrieval
 
 test: .venv/.dev  ## the tests; the slow ones too with ARGS="-m 'slow or not slow'"
 	$(BIN) -m pytest -q $(ARGS)

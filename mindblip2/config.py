@@ -233,6 +233,8 @@ class ScheduleConfig(Section):
     total_steps: int = -1               # -1: epochs times steps per epoch
 
     def __post_init__(self):
+        if self.type == "CosineWithWarmUpLR":   # MindFormers' name
+            object.__setattr__(self, "type", "cosine")
         one_of(self, "type", ("cosine", "cosine_epoch"))  # per step as the paper, per epoch as LAVIS
 
 
@@ -251,7 +253,6 @@ class LoaderConfig(Section):
     hypothesis_template: str = ""
     scenes: int = 0                     # DigitScenes: scenes per epoch
     property_epochs: int = 0            # DigitScenes: the first epochs' captions name the digit or the colour, not both
-    single_epochs: int = 0              # DigitScenes: the first epochs show one digit each
     candidate_labels: tuple = ()
 
 
@@ -298,6 +299,7 @@ class DatasetConfig(Section):
     repeat: int = 1
     prefetch_size: int = 30
     seed: int = 2022
+    use_image_id: bool = True           # captions of the same picture are not each other's negatives
     k_test: int = 128                   # candidates that the ITM head ranks again
     rerank: str = "itm+itc"             # score of a candidate: ITM logit + cosine as LAVIS, "itm", or "none" for the cosine alone
     add_extra_itm_score: bool = True    # MindFormers; false is rerank "none"

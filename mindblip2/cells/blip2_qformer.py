@@ -1,6 +1,6 @@
 """Stage 1 (paper section 3.2): the frozen ViT, the Q-Former and its three losses; and the zero-shot classifier made of them.
 
-B batch · G batch over all cards · L labels · P image tokens · Q queries · T text · S buffer slots · D width · E embed
+B batch · G batch over all cards · L labels · P image tokens · Q queries · T text · S buffer slots · W image width · D width · E embed
 V vocab · N rows = batch × beams
 """
 import dataclasses

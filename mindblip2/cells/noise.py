@@ -4,6 +4,8 @@ MindSpore's CPU kernels keep the state of their random numbers to themselves, so
 repeated in the other mode.  On a CPU a draw here is a function of the model's key, the place of the draw and the shape:
 multiply-shift hashing (Dietzfelbinger et al. 1997) of a table of random words.  A training loop sets the key at every step;
 otherwise it moves on by itself.  Other devices draw with MindSpore's own operators.
+
+R rows of the table's width · B batch
 """
 import mindspore as ms
 import numpy as np

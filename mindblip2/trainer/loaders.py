@@ -10,7 +10,7 @@ from mindblip2.data.recipe import recipes
 def training_samples(loader, seed, image_size, batch_size):
     """The training samples of a ``LoaderConfig``: ``{"image", "caption", "image_id"?}`` as ``Feed`` takes them."""
     if loader.type == "DigitScenes":
-        return scenes.TrainingScenes(loader.scenes, seed, loader.property_epochs, loader.single_epochs, image_size, batch_size)
+        return scenes.TrainingScenes(loader.scenes, seed, loader.property_epochs, image_size, batch_size)
     return captioned(loader, "train")
 
 

@@ -33,6 +33,8 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None):
     every, losses = runner.save_steps or epoch_steps, []
     try:
         for step, batches in zip(range(start, total), _steps(feed, epoch_steps, runner.accumulation_steps, start)):
+            if not config.train_dataset.use_image_id:
+                batches = [{name: array for name, array in batch.items() if name != "image_id"} for batch in batches]
             rate = learning_rate(config.lr_schedule, step, total, epoch_steps)
             model.noise.set(config.seed, step)
             numbers = step_of(batches, rate)

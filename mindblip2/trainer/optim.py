@@ -3,7 +3,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
 _ADAM = ops.Adam()
-_update = ops.MultitypeFuncGraph("update")  # one function mapped over all parameters: a loop would be unrolled call by call
+_update = ops.MultitypeFuncGraph("update")  # mapped over the parameters of a group: loops are unrolled and compile ten times as long
 
 
 @_update.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
@@ -30,36 +30,48 @@ def _layer(name):
     return int(parts[2]) + 1 if parts[1] == "blocks" else 0
 
 
-class AdamW(nn.Cell):
-    """One update of all parameters.  ``construct(gradients, rate, factor)``: the gradients count ``factor`` times; the learning
-    rate comes from the caller, step by step, and counts ``scales`` times per parameter."""
+class AdamW:
+    """One update of all parameters: called with their gradients, which count ``factor`` times, and the step's learning rate, which
+    counts ``scales`` times per parameter."""
 
     def __init__(self, parameters, config, scales=None):
-        super().__init__(auto_prefix=False)
-        self.parameters = ms.ParameterTuple(parameters)
-        self.moment1 = self.parameters.clone("moment1", init="zeros")
-        self.moment2 = self.parameters.clone("moment2", init="zeros")
-        self.beta1, self.beta2 = Tensor(config.beta1, ms.float32), Tensor(config.beta2, ms.float32)
-        self.eps, self.weight_decay = config.eps, config.weight_decay
         groups = list(zip(scales or [1.0] * len(parameters), [decayed(p) for p in parameters]))
-        self.groups = sorted(set(groups))
-        self.group_of = [self.groups.index(group) for group in groups]
-        self.step = Parameter(Tensor(0.0, ms.float32), name="step", requires_grad=False)
-        self.map = ops.HyperMap()
+        self.parameters = parameters
+        self.members = [[i for i, own in enumerate(groups) if own == group] for group in sorted(set(groups))]
+        self.update = _Update(sorted(set(groups)), [[parameters[i] for i in members] for members in self.members], config)
+
+    def __call__(self, gradients, rate, factor):
+        # mutable: as constants they would make a new graph of every step
+        self.update(ms.mutable(tuple(tuple(gradients[i] for i in members) for members in self.members)), rate, factor)
 
     def state(self):
         """Name → Parameter of what has to be saved."""
-        return {p.name: p for p in (*self.moment1, *self.moment2, self.step)}
+        moments = (p for group in (*self.update.moment1, *self.update.moment2) for p in group)
+        return {p.name: p for p in (*moments, self.update.step)}
+
+
+class _Update(nn.Cell):
+    """``groups``: (scale of the rate, decayed?) of each tuple of parameters."""
+
+    def __init__(self, groups, parameters, config):
+        super().__init__(auto_prefix=False)
+        self.groups = groups
+        self.parameters = tuple(ms.ParameterTuple(group) for group in parameters)
+        self.moment1 = tuple(group.clone("moment1", init="zeros") for group in self.parameters)
+        self.moment2 = tuple(group.clone("moment2", init="zeros") for group in self.parameters)
+        self.beta1, self.beta2 = Tensor(config.beta1, ms.float32), Tensor(config.beta2, ms.float32)
+        self.eps, self.weight_decay = config.eps, config.weight_decay
+        self.step = Parameter(Tensor(0.0, ms.float32), name="step", requires_grad=False)
+        self.map = ops.HyperMap()
 
     def construct(self, gradients, rate, factor):
         step = self.step + 1.0
         power1, power2 = ops.pow(self.beta1, step), ops.pow(self.beta2, step)
         eps = self.eps * ops.sqrt(1.0 - power2)  # the primitive adds it before the bias correction, torch after
-        rates, keep = (), ()
-        for scale, is_decayed in self.groups:
-            rates += (rate * scale,)
-            keep += (1.0 - rate * (scale * self.weight_decay) if is_decayed else ops.ones_like(rate),)
-        rates, keep = tuple([rates[i] for i in self.group_of]), tuple([keep[i] for i in self.group_of])
-        update = ops.partial(_update, power1, power2, self.beta1, self.beta2, eps, factor)
-        updated = self.map(update, rates, keep, self.parameters, self.moment1, self.moment2, gradients)
+        updated = ()
+        for (scale, is_decayed), parameters, moment1, moment2, own in zip(self.groups, self.parameters, self.moment1, self.moment2,
+                                                                          gradients):
+            keep = 1.0 - rate * (scale * self.weight_decay) if is_decayed else ops.ones_like(rate)
+            update = ops.partial(_update, power1, power2, self.beta1, self.beta2, eps, factor, rate * scale, keep)
+            updated += (self.map(update, parameters, moment1, moment2, own),)
         return ops.depend(ops.assign(self.step, step), updated)

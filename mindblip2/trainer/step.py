@@ -1,4 +1,4 @@
-"""One training step in three graphs: gradients of a batch, their norm, the update.
+"""One training step in two graphs: the gradients of a batch, and the update.
 
 Between them the host decides: add the gradients of several batches, skip an update that overflowed, stop at a number that is
 not finite.
@@ -25,7 +25,7 @@ def _added(one, other):
 
 
 class Gradients(nn.Cell):
-    """(values, gradients) of a batch: VALUES as one vector, and the gradients of loss · scale.
+    """(values, norm, gradients) of a batch: VALUES as one vector, and the gradients of loss · scale with their norm.
 
     A frozen ViT has run before, in ``ViT.by_blocks``: no activation of it is kept, and ``picture`` is its output."""
 
@@ -33,10 +33,11 @@ class Gradients(nn.Cell):
         super().__init__(auto_prefix=False)
         self.losses = _ScaledLoss(model, frozen_vision)
         self.value_and_grad = ops.value_and_grad(self.losses, None, ms.ParameterTuple(model.trainable_params()), has_aux=True)
+        self.norm = _Norm()
 
     def construct(self, picture, input_ids, image_id, scale):
         (_, values), gradients = self.value_and_grad(picture, input_ids, image_id, scale)
-        return values, gradients
+        return values, self.norm(gradients), gradients
 
 
 class _ScaledLoss(nn.Cell):
@@ -60,12 +61,15 @@ class _Norm(nn.Cell):
 
 
 class _Sum(nn.Cell):
+    """Two lots of gradients as one, and its norm."""
+
     def __init__(self):
         super().__init__(auto_prefix=False)
-        self.map = ops.HyperMap()
+        self.map, self.norm = ops.HyperMap(), _Norm()
 
     def construct(self, one, other):
-        return self.map(_add, one, other)
+        added = self.map(_add, one, other)
+        return self.norm(added), added
 
 
 class LossScale:
@@ -96,7 +100,7 @@ class TrainStep:
     def __init__(self, model, config, scales=None):
         self.model = model
         self.frozen_vision = not any(p.requires_grad for p in model.vit.get_parameters())
-        self.gradients, self.norm, self.sum = Gradients(model, self.frozen_vision), _Norm(), _Sum()
+        self.gradients, self.sum = Gradients(model, self.frozen_vision), _Sum()
         self.optimizer = AdamW(model.trainable_params(), config, scales)
         self.max_norm = config.max_grad_norm
         half = model.config.compute_dtype == "float16"
@@ -110,13 +114,15 @@ class TrainStep:
         loss scale an overflow of gradients is skipped instead."""
         sums, total = None, None
         for batch in batches:
-            values, gradients = self._gradients(batch)
+            values, norm, gradients = self._gradients(batch)
             values = values.asnumpy()
             _check_losses(values)
             sums = values if sums is None else sums + values
-            total = gradients if total is None else self.sum(total, gradients)
+            if total is not None:
+                norm, gradients = self.sum(ms.mutable(total), ms.mutable(gradients))
+            total = gradients
         divisor = self.scale.value * len(batches)
-        norm = float(self.norm(total)) / divisor
+        norm = float(norm) / divisor
         made = self.scale.update(norm - norm == 0)
         if made:
             clip = 1.0 if self.max_norm is None else min(1.0, self.max_norm / (norm + 1e-6))
