@@ -1,6 +1,6 @@
 """mindblip2 against PyTorch at the published size, paired: the sides are timed in turn in one run, two threads each.
 
-    python benchmarks/bench.py [--rounds 5] [--cases vit,see,match,classify] [--graph_kernel] [--markdown out.md]
+    python benchmarks/bench.py [--rounds 5] [--cases vit,see,match,classify,step] [--graph_kernel] [--markdown out.md]
 
 torch runs twice, as installed and with MKL's check for an Intel processor answered "yes" (a library of one line, preloaded: on AMD
 hosts MKL takes a slow path without it; on Intel hosts the two are the same).  Figures are medians over the rounds; ratios are
@@ -22,7 +22,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 CASES = {"vit": ("vit 1", "vit 4"), "see": ("see 1", "see 4"), "match": ("match 1", "match 4"),
-         "classify": ("classify 5", "classify 100")}
+         "classify": ("classify 5", "classify 100"), "step": ("step 8",)}
 # multiplications and additions of 39 ViT-g blocks per token: qkv, proj, mlp; and attention over 257 tokens
 VIT_FLOP = 2 * 39 * 257 * (4 * 1408 * 1408 + 2 * 1408 * 6144 + 2 * 257 * 1408)
 GEMM_FLOP = 2 * 10 * 1028 * 2048 * 2048

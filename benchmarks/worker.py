@@ -3,7 +3,8 @@
     python benchmarks/worker.py torch|mindspore
 
 Reads a case per line from standard input and answers with one JSON line: seconds per call, or the process's peak memory.
-Cases: gemm · vit BATCH · see BATCH · match BATCH · classify LABELS · rerank PICTURES TEXTS TOKENS · memory.
+Cases: gemm · vit BATCH · see BATCH · match BATCH · classify LABELS · rerank PICTURES TEXTS TOKENS ·
+step BATCH · memory.
 MINDBLIP2_BENCH_SMALL=1 makes the Q-Former of rerank small, to try the script.
 """
 import json
@@ -19,6 +20,8 @@ import numpy as np  # noqa: E402
 ROWS, WIDTH, CHAIN = 1028, 2048, 10
 TEXT_LENGTH = 35    # LAVIS pads every text of an evaluation to it
 SMALL = os.environ.get("MINDBLIP2_BENCH_SMALL") == "1"
+SMALL_TWIN = {"layers": 2, "width": 64, "heads": 4, "ffn": 128}
+SMALL_QFORMER = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128} if SMALL else {}
 SECONDS = 1.0   # a case is repeated for about this long per request
 
 
@@ -30,6 +33,14 @@ def rerank_inputs(pictures, texts, tokens):
     lengths = np.full(texts, tokens) if tokens else rng.integers(8, 21, texts)
     ids[np.arange(TEXT_LENGTH) >= lengths[:, None]] = 0
     return image_BPD, ids
+
+
+def step_inputs(batch):
+    """Output of the ViT (B, 257, 1408) and captions of 8 to 20 tokens, padded to 32."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1000, 20000, (batch, 32)).astype(np.int32)
+    ids[np.arange(32) >= rng.integers(8, 21, batch)[:, None]] = 0
+    return rng.standard_normal((batch, 257, 1408), dtype=np.float32), ids
 
 
 class Torch:
@@ -80,10 +91,27 @@ class Torch:
         """What LAVIS does: a picture's embeddings are repeated for its texts, and every pair makes its keys and values."""
         from parity.twin import Twin
         from parity.twin_config import TwinConfig
-        twin = Twin(TwinConfig(vit_depth=0, **({"layers": 2, "width": 64, "heads": 4, "ffn": 128} if SMALL else {}))).eval()
+        twin = Twin(TwinConfig(vit_depth=0, **(SMALL_TWIN if SMALL else {}))).eval()
         image_BPD, ids = map(self.torch.from_numpy, rerank_inputs(pictures, texts, tokens))
         ids = ids.long()
         return lambda: [twin.itm_logits(ids, one.repeat(texts, 1, 1))[:, 1] for one in image_BPD]
+
+    def step(self, batch):
+        """A training step of the Q-Former as LAVIS computes it: texts of 32 tokens, keys and values made in every pass."""
+        from parity.twin import Twin, decay_groups
+        from parity.twin_config import TwinConfig
+        self.torch.set_grad_enabled(True)
+        twin = Twin(TwinConfig(vit_depth=0, **(SMALL_TWIN if SMALL else {})))
+        optimizer = self.torch.optim.AdamW(decay_groups(twin), lr=1e-4)
+        image_BPW, ids = map(self.torch.from_numpy, step_inputs(batch))
+        twin.vit = lambda image: image
+        ids = ids.long()
+
+        def run():
+            optimizer.zero_grad()
+            twin(image_BPW, ids).loss.backward()
+            optimizer.step()
+        return run
 
     def _vision(self):
         if not hasattr(self, "vision"):
@@ -142,11 +170,24 @@ class MindSpore:
         """The evaluator's own loop, from the embeddings of the pictures."""
         from mindblip2 import Blip2Config, Blip2Qformer
         from mindblip2.trainer.retrieval import Match, match
-        small = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128} if SMALL else {}
-        model = Blip2Qformer(Blip2Config(vision_config={"num_hidden_layers": 1}, qformer_config=small)).set_train(False)
+        model = Blip2Qformer(Blip2Config(vision_config={"num_hidden_layers": 1}, qformer_config=SMALL_QFORMER)).set_train(False)
         image_BPD, ids = rerank_inputs(pictures, texts, tokens)
         net, kept, wanted = Match(model), _Embeddings(self.ms, model, image_BPD), np.ones((pictures, texts), bool)
         return lambda: match(net, kept, range(pictures), wanted, ids, (ids != 0).sum(1))
+
+    def step(self, batch):
+        """The training loop's own step, from the output of the frozen ViT; texts are cut to a quarter, half … of 32 tokens."""
+        from mindblip2 import Blip2Config, Blip2Qformer
+        from mindblip2.config import OptimizerConfig
+        from mindblip2.trainer.step import TrainStep
+        no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        model = Blip2Qformer(Blip2Config(vision_config={"num_hidden_layers": 1}, qformer_config={**SMALL_QFORMER, **no_dropout}))
+        image_BPW, ids = step_inputs(batch)
+        model.set_train()
+        model.vit.by_blocks = lambda image: image
+        step = TrainStep(model, OptimizerConfig())
+        length = -(-int((ids != 0).sum(1).max()) // 8) * 8
+        return lambda: step([{"image": image_BPW, "input_ids": ids[:, :length]}], 1e-4)
 
     def _model(self):
         if not hasattr(self, "model"):
