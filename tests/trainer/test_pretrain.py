@@ -1,0 +1,109 @@
+"""Stage-1 training through its door: what is printed, written, resumed, and refused."""
+import numpy as np
+import pytest
+from PIL import Image
+
+from mindblip2 import Trainer
+from mindblip2.checkpoint import Checkpoint
+from mindblip2.config import load_config
+from mindblip2.trainer import loop, saving
+from mindblip2.trainer.pretrain import activation_bytes, with_callbacks
+
+SMALL = {"model.model_config.vision_config.num_hidden_layers": 1, "model.model_config.qformer_config.num_hidden_layers": 2,
+         "context.mode": 1, "runner_config.batch_size": 2, "runner_config.epochs": 2, "runner_config.log_every": 1,
+         "trainer.type": "contrastive_language_image_pretrain"}
+
+
+def pairs():
+    rng = np.random.default_rng(0)
+    words = ("red", "green", "blue", "pink", "white", "orange")
+    return [{"image": Image.fromarray(rng.integers(0, 255, (48, 48, 3), np.uint8)), "caption": f"a {word} seven"} for word in words]
+
+
+def train(path, **changes):
+    overrides = {key.replace("__", "."): value for key, value in changes.items()}
+    trainer = Trainer(args=load_config("blip2_digits", {**SMALL, "output_dir": str(path), **overrides}), train_dataset=pairs())
+    return trainer, trainer.train()
+
+
+def weights(path):
+    stored = Checkpoint(path)
+    return {name: stored[name] for name in stored}
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole")
+    train(path)
+    return path / "checkpoint" / "rank_0"
+
+
+def test_a_python_dataset_is_trained_on_and_the_start_says_what_will_happen(tmp_path, capsys):
+    trainer, log = train(tmp_path)
+    out = capsys.readouterr().out
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
+    count = sum(p.size for p in trainer.model.trainable_params())
+    assert "6 steps of 2 pairs, 1 negatives for each pair" in out and f"trained parameters: {count:,} of {count:,}" in out
+    assert "memory: weights 0.00 GB" in out and "blip2_digits.ckpt" in out.splitlines()[-1]
+    assert (tmp_path / "log" / "loss_curve.png").is_file()
+    assert [one.name for one in saving.saved(tmp_path / "checkpoint" / "rank_0")] == ["step_0000003", "step_0000006"]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, whole, monkeypatch):
+    add = loop.Monitor.add
+
+    def interrupted(self, numbers, pictures):
+        if self.step == 4:
+            raise KeyboardInterrupt
+        return add(self, numbers, pictures)
+    monkeypatch.setattr(loop.Monitor, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    monkeypatch.setattr(loop.Monitor, "add", add)
+    train(tmp_path, resume_training=True)
+    folder = tmp_path / "checkpoint" / "rank_0"
+    assert same(weights(folder / "blip2_digits.ckpt"), weights(whole / "blip2_digits.ckpt"))
+
+
+def test_what_is_frozen_stays_in_the_file_it_came_from(tmp_path, whole, capsys):
+    changes = {"model__model_config__freeze_vision": True, "load_checkpoint": str(whole / "blip2_digits.ckpt")}
+    trainer, _ = train(tmp_path, **changes)
+    last = saving.saved(tmp_path / "checkpoint" / "rank_0")[-1]
+    assert f"{last} (what was trained; the rest is in {whole / 'blip2_digits.ckpt'})" in capsys.readouterr().out
+    assert not [name for name in weights(last / "model.ckpt") if name.startswith("vit.")]
+    everything, _ = train(tmp_path / "all", **changes, runner_config__save_trainable_only=False)
+    assert [name for name in weights(saving.saved(tmp_path / "all" / "checkpoint" / "rank_0")[-1] / "model.ckpt")
+            if name.startswith("vit.")]
+    for name, array in weights(last / "model.ckpt").items():
+        assert np.array_equal(everything.model.parameters_dict()[name].asnumpy(), array), name
+
+
+def test_warnings_before_a_run_that_can_learn_nothing(tmp_path, capsys):
+    train(tmp_path, model__model_config__freeze_vision=True, runner_config__batch_size=1, runner_config__epochs=1)
+    out = capsys.readouterr().out
+    assert "the frozen ViT has random weights" in out and "with one pair per batch there are no negatives" in out
+
+
+def test_callbacks_of_mindformers_mean_what_they_meant():
+    config = load_config("blip2_digits").replace(callbacks=[
+        {"type": "MFLossMonitor", "per_print_times": 7}, {"type": "SummaryMonitor"}, {"type": "ObsMonitor"},
+        {"type": "CheckpointMointor", "prefix": "x", "save_checkpoint_steps": 11, "keep_checkpoint_max": 2}])
+    runner = with_callbacks(config)
+    assert (runner.log_every, runner.save_steps, runner.keep_checkpoint_max, runner.summary) == (7, 11, 2, True)
+    assert runner.replace(log_every=50, save_steps=0, keep_checkpoint_max=3, summary=False) == config.runner_config
+    with pytest.raises(ValueError, match="callbacks: unknown type 'LossMonitor'; known: CheckpointMointor"):
+        with_callbacks(config.replace(callbacks=[{"type": "LossMonitor"}]))
+
+
+def test_the_estimate_of_activations_grows_with_the_batch():
+    config = load_config("blip2_stage1_vit_g").model.model_config
+    assert activation_bytes(config, 8) == 2 * activation_bytes(config, 4) > 1e9
+
+
+def test_summary_files_are_written_when_asked_for(tmp_path):
+    train(tmp_path, runner_config__summary=True, runner_config__epochs=1)
+    assert list((tmp_path / "log" / "summary").glob("*"))
