@@ -172,8 +172,8 @@ class Blip2Classifier(Blip2Qformer):
 
     def construct(self, image, label_ids):
         """Pictures (B, 3, S, S) and label texts (L, T) → probabilities (B, L)."""
-        return self.probabilities(self.extract_features({"image": image}, "image").image_embeds_proj,
-                                  self.text_features(label_ids))
+        memory = self.qformer.memory(self.ln_vision(self.vit(image)))
+        return self.probabilities(self.image_features(memory), self.text_features(label_ids))
 
     def probabilities(self, image_BQE, label_LE):
         """softmax over labels of similarity / temp.  The best query counts, or with ``query_reduce: first`` the first, as
