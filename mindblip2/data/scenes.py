@@ -12,7 +12,7 @@ from mindblip2.data import digits
 from mindblip2.data.labelled import LabelledSet
 
 DETAIL_ODDS = ((0, 0.7, 0.3), (0.87, 0.13, 0))  # captions with colour and digit, digit, colour: at first, and later
-SEVERAL = 0.8                   # share of the later batches whose scenes may have several digits
+SEVERAL = 0.4                   # share of the later batches with both whose scenes may have several digits
 SHOWN = 12                      # held-out pictures that the demo draws
 
 
