@@ -108,6 +108,6 @@ def run(argv=None):
 if __name__ == "__main__":
     try:
         result = run()
-    except (ConfigError, CheckpointError, ValueError, OSError, NotImplementedError) as error:
+    except (ConfigError, CheckpointError, ValueError, OSError, FloatingPointError, NotImplementedError) as error:
         sys.exit(f"error: {error}")
     sys.exit(isinstance(result, dict) and result.get("ok") is False)     # of a check

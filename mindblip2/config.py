@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from mindblip2 import legacy
-from mindblip2.sections import ConfigError, Section, build, divides, one_of, positive, section
+from mindblip2.sections import ConfigError, Section, build, divides, one_of, positive, section, within
 
 logger = logging.getLogger("mindblip2")
 
@@ -196,7 +196,7 @@ class ContextConfig(Section):
 class RunnerConfig(Section):
     epochs: int = 10
     batch_size: int = 100               # per card; LAVIS's stage 1
-    image_size: int | None = None       # None: vision_config.image_size
+    image_size: int | None = None       # MindFormers' keys, without effect: vision_config.image_size, the loop and resume decide
     sink_mode: bool = False
     sink_size: int = -1
     initial_epoch: int = 0
@@ -222,6 +222,15 @@ class OptimizerConfig(Section):
     max_grad_norm: float | None = None  # None: no clipping, as LAVIS
     loss_scale: float | None = None     # first value of the dynamic loss scale; None: 65536 in float16, else none
 
+    def __post_init__(self):
+        one_of(self, "type", ("adamw", "AdamW", "FP32StateAdamWeightDecay"))    # one optimizer, and MindFormers' names of it
+        within(self, "beta1", 0, 1)
+        within(self, "beta2", 0, 1)
+        for name in ("eps", "max_grad_norm", "loss_scale"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ConfigError(f"optimizer.{name} = {getattr(self, name)}: expected a number above 0"
+                                  + (", or null for none" if name != "eps" else ""))
+
 
 @section
 class ScheduleConfig(Section):
@@ -233,6 +242,8 @@ class ScheduleConfig(Section):
     total_steps: int = -1               # -1: epochs times steps per epoch
 
     def __post_init__(self):
+        if self.warmup_steps < 0:
+            raise ConfigError(f"lr_schedule.warmup_steps = {self.warmup_steps}: expected 0 or more")
         if self.type == "CosineWithWarmUpLR":   # MindFormers' name
             object.__setattr__(self, "type", "cosine")
         one_of(self, "type", ("cosine", "cosine_epoch"))  # per step as the paper, per epoch as LAVIS
@@ -385,6 +396,8 @@ class RunConfig(Section):
     layer_decay: float | None = None    # learning rate of a trained ViT: times this per layer, from its end to its begin
 
     def __post_init__(self):
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay = {self.layer_decay}: expected a factor above 0, at most 1")
         one_of(self, "run_mode", ("train", "finetune", "eval", "predict", "export", "check"))
 
 

@@ -101,7 +101,12 @@ class Pretrained(nn.Cell):
 
         A training run saves what it trains, and the name and fingerprint of the file that holds the rest; ``frozen_path`` says
         where that file is now, if it has moved."""
-        path = Path(path) / "model.ckpt" if Path(path).is_dir() else Path(path)
+        path = Path(path)
+        if path.is_dir():
+            inside = sorted(one.name for one in path.glob("step_*"))
+            if inside:
+                raise CheckpointError(f"{path.absolute()} holds the checkpoints of a run, the newest {inside[-1]}: give one of them")
+            path = path / "model.ckpt"
         stored, parameters = Checkpoint(path), self.parameters_dict()
         frozen = _frozen(stored, parameters, frozen_path)
         _check_names({**stored.shapes, **frozen}, parameters, path)
@@ -125,14 +130,20 @@ def fingerprint(names, read):
     return crc
 
 
+def frozen_record(path):
+    """``{"path", "crc32"}`` of the file that holds what a training run's checkpoint does not, or None."""
+    record = (Path(path) if Path(path).is_dir() else Path(path).parent) / "state.json"
+    return json.loads(record.read_text(encoding="utf-8")).get("frozen") if record.is_file() else None
+
+
 def _frozen(stored, parameters, frozen_path):
     """Name → Checkpoint for what a training run's checkpoint leaves to the file that it started from; else empty."""
-    record = stored.path.parent / "state.json"
-    known = json.loads(record.read_text(encoding="utf-8")).get("frozen") if record.is_file() else None
+    known = frozen_record(stored.path)
     missing = [name for name in parameters if name not in stored]
     if not known or not missing:
         return {}
     path = Path(frozen_path or known["path"])
+    path = Path((frozen_record(path) or {"path": path})["path"])    # a checkpoint of another run names the file in its turn
     if not path.is_file():
         raise CheckpointError(f"{stored.path} holds what was trained; the rest is in {path}, which is not there: give the file as "
                               "frozen_path (--load_checkpoint when resuming)")

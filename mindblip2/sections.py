@@ -96,6 +96,12 @@ def divides(config, divisor, of, advice):
                           f"(nearest: {large // small * small or small} or {(large // small + 1) * small})")
 
 
+def within(config, name, low, high):
+    """Check that a field is at least ``low`` and less than ``high``."""
+    if not low <= getattr(config, name) < high:
+        raise ConfigError(f"{type(config).__name__}.{name} = {getattr(config, name)}: expected from {low} to less than {high}")
+
+
 def one_of(config, name, allowed):
     """Check that a field has one of the allowed values."""
     if getattr(config, name) not in allowed:

@@ -61,11 +61,11 @@ class ViTBlock(nn.Cell):
         self.attn = ViTAttention(config, dtype)
         self.norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = FeedForward(config.hidden_size, config.intermediate_size, dtype, config.initializer_range)
-        self.drop_path = DropPath(drop_path)
+        self.attn_drop, self.mlp_drop = DropPath(drop_path), DropPath(drop_path)
 
     def construct(self, x_BPD):
-        x_BPD = x_BPD + self.drop_path(self.attn(self.norm1(x_BPD)))
-        return x_BPD + self.drop_path(self.mlp(self.norm2(x_BPD)))
+        x_BPD = x_BPD + self.attn_drop(self.attn(self.norm1(x_BPD)))
+        return x_BPD + self.mlp_drop(self.mlp(self.norm2(x_BPD)))
 
 
 class ViT(nn.Cell):

@@ -65,4 +65,4 @@ def _parts(sample, i):
 def _names(picture, image_id):
     """What tells a picture from the others."""
     names = [("file", str(picture))] if isinstance(picture, (str, Path)) else []
-    return names + ([("image_id", int(image_id))] if image_id is not None else [])
+    return names + ([("image_id", str(image_id))] if image_id is not None else [])

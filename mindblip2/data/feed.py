@@ -65,7 +65,10 @@ class Feed:
             raise ValueError(f"{len(self.transforms)} transforms for {len(self.sizes)} sets: expected one for each, or one for all")
 
     def __len__(self):
-        """Steps of an epoch.  Raises TypeError where the samples do not say how many they are."""
+        """Steps of an epoch.  Raises ValueError where the samples do not say how many they are."""
+        if not hasattr(self.samples, "__len__"):
+            raise ValueError(f"the training samples are a {type(self.samples).__name__} without a length, which decides the learning rate "
+                             "and the end: pass a list, or give the object __len__")
         return len(self.samples) // self.chunk
 
     def epoch(self, epoch, start_step=0):
@@ -101,7 +104,10 @@ class Feed:
             image = self.transforms[number if len(self.transforms) > 1 else 0](rgb(sample["image"], "the picture"), rng)
         else:
             image = self.processor.image_processor([sample["image"]], return_tensors="np")[0]
-        text = self.processor.tokenizer([self.clean(sample["caption"])], max_length=self.max_length, padding="max_length",
+        caption = sample["caption"]
+        if isinstance(caption, (list, tuple)) and caption:      # one of them, the same whenever this place is made again
+            caption = caption[np.random.default_rng([self.seed, epoch, place, 1]).integers(len(caption))]
+        text = self.processor.tokenizer([self.clean(caption)], max_length=self.max_length, padding="max_length",
                                         return_tensors="np")
         return image, text["input_ids"][0], np.int32(text["attention_mask"].sum()), _checked_id(sample.get("image_id", -1))
 

@@ -96,8 +96,8 @@ def recipes(transforms, names, size, mean=CLIP_MEAN, std=CLIP_STD):
 
 
 def default(name):
-    """LAVIS's recipe for the set that an annotation file is named after."""
-    return "blip_image_train" if VISUAL_GENOME.search(name) else "blip2_image_train"
+    """LAVIS's recipe for the set that an annotation file is named after: its name and the two folders above it count."""
+    return "blip_image_train" if VISUAL_GENOME.search("/".join(re.split(r"[/\\]", name)[-3:])) else "blip2_image_train"
 
 
 NAMED = {

@@ -11,7 +11,8 @@ from mindblip2.trainer.schedule import learning_rate
 from mindblip2.trainer.step import TrainStep
 
 logger = logging.getLogger("mindblip2")
-SAME = ("seed", "batch_size", "epoch_steps", "total_steps", "model_config")  # a resumed run must not differ in these
+# What may differ in a resumed run: where things lie, and how fast they are read.
+FREE = ("dataset_dir", "num_parallel_workers", "python_multiprocessing", "prefetch_size", "max_unreadable", "checkpoint_name_or_path")
 
 
 def fit(model, feed, config, output_dir, resume=None, frozen=None):
@@ -26,11 +27,11 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None):
     total = planned_steps(config, epoch_steps)
     model.set_train()
     step_of = TrainStep(model, config.optimizer, _scales(model, config))
-    facts = {"seed": config.seed, "batch_size": runner.batch_size * runner.accumulation_steps, "epoch_steps": epoch_steps,
-             "total_steps": total, "model_config": model.config.to_dict(), "frozen": frozen}
-    start = _restored(resume, facts, step_of) if resume else _fresh(folder)
+    facts = _facts(model, config, epoch_steps, total) | {"frozen": frozen}
+    start = _restored(resume, facts, step_of, folder) if resume else _fresh(folder)
+    saving.clean(folder)
     monitor = Monitor(Path(output_dir) / "log", total, runner.log_every, start, runner.summary)
-    every, losses = runner.save_steps or epoch_steps, []
+    every, losses, unreadable = runner.save_steps or epoch_steps, [], 0
     try:
         for step, batches in zip(range(start, total), _steps(feed, epoch_steps, runner.accumulation_steps, start)):
             if not config.train_dataset.use_image_id:
@@ -40,6 +41,7 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None):
             numbers = step_of(batches, rate)
             losses.append(numbers["loss"])
             monitor.add({**numbers, "lr": rate}, sum(len(batch["input_ids"]) for batch in batches))
+            unreadable = _told(feed, unreadable)
             if (step + 1) % every == 0 or step + 1 == total:
                 state = {"step": step + 1, "epoch": (step + 1) // epoch_steps, "loss_scale": step_of.scale.state(), **facts}
                 _save(folder, model, step_of.optimizer, state, runner.keep_checkpoint_max, losses)
@@ -48,6 +50,14 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None):
         monitor.close()
         model.set_train(False)
     return monitor.log
+
+
+def _facts(model, config, epoch_steps, total_steps):
+    """What decides the numbers of a run."""
+    runner, sections = config.runner_config, ("optimizer", "lr_schedule", "train_dataset")
+    return {"seed": config.seed, "epoch_steps": epoch_steps, "total_steps": total_steps, "batch_size": runner.batch_size,
+            "accumulation_steps": runner.accumulation_steps, "layer_decay": config.layer_decay, "model_config": model.config.to_dict(),
+            **{name: getattr(config, name).to_dict() for name in sections}}
 
 
 def planned_steps(config, epoch_steps):
@@ -79,24 +89,46 @@ def _fresh(folder):
     return 0
 
 
-def _restored(checkpoint, facts, step_of):
+def _told(feed, before):
+    """Say so when more pictures could not be read than ``before``; returns how many it are."""
+    skipped = getattr(feed, "skipped", 0)
+    if skipped > before:
+        logger.warning("%d pictures could not be read so far and were replaced by others: %s; run_blip2.py --run_mode check lists all",
+                       skipped, ", ".join(map(str, feed.skipped_names)))
+    return skipped
+
+
+def _flat(facts, name=""):
+    """Nested dicts as {dotted name: value}, without what is FREE."""
+    if not isinstance(facts, dict):
+        return {name: facts}
+    flat = {}
+    for key, value in facts.items():
+        if key not in FREE:
+            flat.update(_flat(value, f"{name}.{key}" if name else key))
+    return flat
+
+
+def _restored(checkpoint, facts, step_of, folder):
     """Optimizer, loss scale and the number of steps made; the model's weights have been loaded already."""
     state = saving.read_state(checkpoint)
-    for name in SAME:
-        if state[name] != facts[name]:
-            raise CheckpointError(f"{checkpoint} belongs to a run with {name} = {_short(state[name])}, this one has "
-                                  f"{_short(facts[name])}: resume with the configuration of the run")
+    then, now = ({name: value for name, value in _flat(one).items() if not name.startswith("frozen")} for one in (state, facts))
+    wrong = [name for name in now if name not in then or then[name] != now[name]]
+    if wrong:
+        raise CheckpointError(f"{checkpoint} belongs to a run with {wrong[0]} = {then.get(wrong[0])!r}, this one has "
+                              f"{now[wrong[0]]!r}: resume with the configuration of the run, or begin a new one with --load_checkpoint "
+                              f"{checkpoint} and another --output_dir")
+    if Path(checkpoint).resolve().parent != Path(folder).resolve():
+        _fresh(folder)
     if (state["frozen"] or {}).get("crc32") != (facts["frozen"] or {}).get("crc32"):
         raise CheckpointError(f"{checkpoint} was trained on other frozen weights ({(state['frozen'] or {}).get('path', 'none')}): give "
                               "that file as --load_checkpoint")
     saving.restore_optimizer(checkpoint, step_of.optimizer)
     step_of.scale.restore(state["loss_scale"])
+    for path in saving.set_aside(folder, state["step"]):
+        print(f"a later checkpoint of the earlier course is kept as {path.name}")
     print(f"resumed from {checkpoint}: step {state['step']} of {state['total_steps']}")
     return state["step"]
-
-
-def _short(value):
-    return value if len(str(value)) < 60 else "other values"
 
 
 def _save(folder, model, optimizer, state, keep, losses):

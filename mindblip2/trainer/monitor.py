@@ -12,6 +12,7 @@ logger = logging.getLogger("mindblip2")
 CURVES = (("losses", ("itc", "itm", "lm")), ("accuracy in the batch", ("i2t_acc", "t2i_acc", "itm_acc")),
           ("temperature", ("temp",)), ("learning rate", ("lr",)), ("norm of the gradients", ("grad_norm",)))
 CHANCE = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)   # 0.6365: ITM that always answers "one in three is a pair"
+SHOWN = ("itc", "itm", "lm", "i2t_acc", "t2i_acc", "itm_acc", "temp", "lr", "grad_norm", "samples_per_second")
 STUCK_AFTER, STUCK_WITHIN = 1000, 0.003
 
 
@@ -24,8 +25,10 @@ class Monitor:
         self.folder, self.every, self.step = Path(folder), every, start
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = _earlier(self.folder / "train.jsonl", start)
-        self._file = open(self.folder / "train.jsonl", "w", encoding="utf-8")
-        self._file.writelines(json.dumps(entry) + "\n" for entry in self.log)
+        partial = self.folder / ".train.jsonl"      # the old lines are never gone, wherever the run is killed
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.log), encoding="utf-8")
+        partial.replace(self.folder / "train.jsonl")
+        self._file = open(self.folder / "train.jsonl", "a", encoding="utf-8")
         self._bar = tqdm(total=total_steps, initial=start, desc="train", unit="step", dynamic_ncols=True)
         self._summary = _summary_record(self.folder / "summary") if summary else None
         self._total_steps, self._window, self._since, self._warned = total_steps, [], time.perf_counter(), False
@@ -41,7 +44,7 @@ class Monitor:
         self.log.append(entry)
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
-        self._bar.set_postfix_str(" ".join(f"{name} {entry[name]:.3g}" for name in _shown(entry)), refresh=False)
+        self._bar.set_postfix_str(" ".join(f"{name} {entry[name]:.3g}" for name in SHOWN if entry.get(name) is not None), refresh=False)
         self._record(entry)
         self._warn()
         return entry
@@ -57,16 +60,18 @@ class Monitor:
     def _entry(self):
         seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
         window, self._window = self._window, []
-        means = {name: sum(float(numbers[name]) for numbers, _ in window) / len(window) for name in window[0][0]}
-        skipped = means.pop("skipped", 0.0) * len(window)
+        skipped = sum(bool(numbers.get("skipped")) for numbers, _ in window)
+        made = [numbers for numbers, _ in window if not numbers.get("skipped")]
+        means = {name: _mean([numbers[name] for numbers in (made if name == "grad_norm" else [n for n, _ in window])])
+                 for name in window[0][0] if name != "skipped"}
         speed = sum(pictures for _, pictures in window) / max(seconds, 1e-9)
-        return {"step": self.step, **means, "samples_per_second": speed, "seconds": seconds, "skipped": round(skipped)}
+        return {"step": self.step, **means, "samples_per_second": speed, "seconds": seconds, "skipped": skipped}
 
     def _record(self, entry):
         if self._summary is None:
             return
         from mindspore import Tensor
-        for name, value in entry.items():
+        for name, value in ((name, value) for name, value in entry.items() if value is not None):
             self._summary.add_value("scalar", name, Tensor(float(value)))
         self._summary.record(self.step)
 
@@ -80,8 +85,9 @@ class Monitor:
                            "learning rate", CHANCE, STUCK_AFTER)
 
 
-def _shown(entry):
-    return [name for name in ("itc", "itm", "lm", "i2t_acc", "itm_acc", "temp", "lr", "grad_norm", "samples_per_second") if name in entry]
+def _mean(values):
+    """None where there are none: an overflowed step has no norm, and JSON no infinity."""
+    return sum(map(float, values)) / len(values) if values else None
 
 
 def _earlier(path, start):

@@ -1,17 +1,20 @@
 """The task of stage 1: what happens before and after the training loop."""
+import contextlib
 import os
 from pathlib import Path
 
 import mindspore as ms
 
+from mindblip2 import device
 from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.cells.layers import FeedForward
 from mindblip2.cells.vit import ViTAttention
-from mindblip2.hub import fingerprint
+from mindblip2.hub import fingerprint, frozen_record, no_init
 from mindblip2.sections import ConfigError
 from mindblip2.trainer import saving
 from mindblip2.trainer.loaders import training_feed
 from mindblip2.trainer.loop import fit, planned_steps
+from mindblip2.zero_shot import check_vocabulary
 
 GB = 1e9
 CALLBACKS = {  # MindFormers' callbacks → their keys that mean something here
@@ -26,16 +29,23 @@ class Pretrain:
     @staticmethod
     def train(trainer, checkpoint):
         config = trainer.config.replace(runner_config=with_callbacks(trainer.config))
-        model = trainer.model or Blip2Qformer(config.model.model_config)
-        resume, frozen = starting_weights(model, config, checkpoint)
+        if trainer.model is None:
+            device.use(config.context)
+        resume = saving.find(config.resume_training, _folder(config)) if config.resume_training else None
+        model = trainer.model or _model(config, bool(checkpoint or resume))
+        frozen = starting_weights(model, config, checkpoint, resume)
         if config.recompute_config.recompute:
             recompute(model)
-        feed = training_feed(config, trainer.processor(), trainer.train_dataset)
-        print("\n".join(summary(model, feed, config, trainer.name or "a model")))
+        processor = trainer.processor()
+        check_vocabulary(model, processor.tokenizer)
+        feed = training_feed(config, processor, trainer.train_dataset)
+        _check_sizes(model.config, feed.max_length, processor.image_processor.image_size)
+        print("\n".join(summary(model, feed, config, trainer.name or "a model", bool(checkpoint or resume or trainer.model))))
         log = fit(model, feed, config, config.output_dir, resume, frozen)
         trainer.model = model
         if frozen:
-            print(f"checkpoint is saved at: {saving.saved(_folder(config))[-1]} (what was trained; the rest is in {frozen['path']})")
+            last = (saving.saved(_folder(config)) or [resume])[-1]
+            print(f"checkpoint is saved at: {last} (what was trained; the rest is in {frozen['path']})")
         else:
             path = _folder(config) / f"{trainer.name or 'blip2'}.ckpt"
             model.save_checkpoint(path)
@@ -67,10 +77,24 @@ def with_callbacks(config):
     return config.runner_config.replace(**changes)
 
 
-def starting_weights(model, config, checkpoint):
-    """Load what the run starts from.  Returns the checkpoint to resume, or None, and ``{"path", "crc32"}`` of the file that holds
-    what is not trained, or None where there is no such file or everything is to be saved."""
-    resume = saving.find(config.resume_training, _folder(config)) if config.resume_training else None
+def _model(config, is_loaded):
+    """A new model; without random values where it ``is_loaded`` at once."""
+    with no_init() if is_loaded else contextlib.nullcontext():
+        return Blip2Qformer(config.model.model_config)
+
+
+def _check_sizes(config, text_length, image_size):
+    if text_length > config.qformer_config.max_position_embeddings:
+        raise ConfigError(f"texts of {text_length} tokens, but the model has {config.qformer_config.max_position_embeddings} positions: "
+                          "lower train_dataset.text_transforms.max_length")
+    if image_size != config.vision_config.image_size:
+        raise ConfigError(f"processor.image_processor.image_size = {image_size}, but model.model_config.vision_config.image_size = "
+                          f"{config.vision_config.image_size}: give both the same")
+
+
+def starting_weights(model, config, checkpoint, resume):
+    """Load what the run starts from.  Returns ``{"path", "crc32"}`` of the file that holds what is not trained, or None where there
+    is no such file or everything is to be saved."""
     source = checkpoint or ((saving.read_state(resume)["frozen"] or {}).get("path") if resume else None)
     if resume:
         model.load_checkpoint(resume, source)
@@ -78,11 +102,12 @@ def starting_weights(model, config, checkpoint):
         model.load_checkpoint(source)
     kept = {name: p for name, p in model.parameters_dict().items() if not p.requires_grad}
     if not (source and kept and config.runner_config.save_trainable_only):
-        return resume, None
-    return resume, {"path": os.path.abspath(source), "crc32": fingerprint(kept, lambda name: kept[name].asnumpy())}
+        return None
+    source = (frozen_record(source) or {"path": source})["path"]
+    return {"path": os.path.abspath(source), "crc32": fingerprint(kept, lambda name: kept[name].asnumpy())}
 
 
-def summary(model, feed, config, name):
+def summary(model, feed, config, name, is_loaded):
     """What is going to happen, in lines: sizes, negatives, parameters by part, memory."""
     runner = config.runner_config
     steps = planned_steps(config, -(-len(feed) // runner.accumulation_steps))
@@ -97,8 +122,11 @@ def summary(model, feed, config, name):
              f"trained parameters: {count:,} of {total:,} ({', '.join(f'{part} {size:,}' for part, size in parts.items())})",
              f"memory: weights {total * 4 / GB:.2f} GB, gradients and moments {count * 12 / GB:.2f} GB, activations about "
              f"{activation_bytes(model.config, runner.batch_size) / GB:.2f} GB"]
-    if config.model.model_config.freeze_vision and not config.load_checkpoint and not config.resume_training:
+    if model.config.freeze_vision and not is_loaded:
         lines.append("warning: the frozen ViT has random weights, from which nothing can be learnt: give --load_checkpoint")
+    if config.lr_schedule.warmup_steps >= steps:
+        lines.append(f"warning: the run ends within the warm-up of {config.lr_schedule.warmup_steps} steps and never reaches the learning "
+                     "rate: lower lr_schedule.warmup_steps")
     if runner.batch_size == 1:
         lines.append("warning: with one pair per batch there are no negatives: ITC is 0 and ITM learns nothing")
     return lines

@@ -36,7 +36,7 @@ def save(folder, model, optimizer, state, keep=3):
         _delete(final)
     partial.rename(final)
     _sync(folder)
-    spared = {path.name for path in saved(folder)[-keep:]} | {best(folder).get("checkpoint")}
+    spared = {path.name for path in saved(folder)[-keep:]} | {final.name, best(folder).get("checkpoint")}
     for old in saved(folder):
         if old.name not in spared:
             _delete(old)
@@ -47,6 +47,28 @@ def saved(folder):
     """The complete checkpoints of a run, oldest first."""
     found = [path for path in Path(folder).glob("step_*") if re.fullmatch(r"step_\d+", path.name) and (path / "state.json").is_file()]
     return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def clean(folder):
+    """Remove what killed saves and deletions have left."""
+    for rest in Path(folder).glob(PARTIAL + "*"):
+        shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+
+
+def set_aside(folder, step):
+    """Rename the checkpoints beyond ``step``, which another course of the run made; returns their new names."""
+    moved = []
+    for path in saved(folder):
+        if int(path.name[5:]) > step:
+            moved.append(_free(path.with_name("earlier_" + path.name)))
+            path.rename(moved[-1])
+            if best(folder).get("checkpoint") == path.name:
+                (Path(folder) / BEST).unlink()
+    return moved
+
+
+def _free(path):
+    return next(one for one in (path.with_name(path.name + tail) for tail in ("", *map("_{}".format, range(1, 1000)))) if not one.exists())
 
 
 def record_best(folder, checkpoint, name, value):

@@ -14,7 +14,7 @@ def learning_rate(config, step, total_steps, epoch_steps=None):
         if epoch == 0:
             return min(top, start + (top - start) * step / max(config.warmup_steps, 1))
         return low + (top - low) * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    warmup = min(config.warmup_steps, total_steps)
+    warmup = config.warmup_steps
     if step < warmup:
         return start + (top - start) * step / warmup
     progress = (step - warmup) / max(total_steps - warmup, 1)

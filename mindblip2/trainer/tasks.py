@@ -65,6 +65,10 @@ class Retrieval:
     @staticmethod
     def evaluate(trainer, checkpoint, options):
         config, data, text = trainer.config, trainer.config.eval_dataset, trainer.config.eval_dataset.text_transforms
+        unknown = set(options) - {"k_test", "rerank", "text_length", "batch_size", "memory_budget"}
+        if unknown:
+            raise ValueError(f"{trainer.task} has no option {sorted(unknown)[0]}; it takes k_test, rerank ('itm' for the matching head "
+                             "alone), text_length, batch_size, memory_budget")
         recipe = retrieval.Recipe(**{
             "k_test": data.k_test, "rerank": data.rerank if data.add_extra_itm_score else "none", "text_length": text.max_length,
             "batch_size": max(data.batch_size, 1), "memory_budget": data.memory_budget, **options})
@@ -141,7 +145,8 @@ def _load(trainer, cell, checkpoint):
     config = trainer.config.model.model_config
     if trainer.model is None:
         name = config.checkpoint_name_or_path or trainer.name or DEFAULT_MODEL[trainer.task]
-        checkpoint = checkpoint or (name if Path(name).suffix == ".ckpt" else find_weights(PRESET_ALIASES.get(name, name)))
+        is_file = Path(name).suffix == ".ckpt" or Path(name).is_dir()
+        checkpoint = checkpoint or (name if is_file else find_weights(PRESET_ALIASES.get(name, name)))
         with no_init():
             trainer.model = cell(config)
     if checkpoint:

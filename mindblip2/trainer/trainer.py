@@ -5,7 +5,7 @@ from pathlib import Path
 
 import mindspore as ms
 
-from mindblip2 import device
+from mindblip2 import comm, device
 from mindblip2.config import RunConfig, load_config, presets, print_support_list
 from mindblip2.data.check import check_data
 from mindblip2.data.processor import Blip2Processor
@@ -26,7 +26,10 @@ class Trainer:
 
     def __init__(self, args=None, task=None, model=None, model_name=None, train_dataset=None, eval_dataset=None,
                  tokenizer=None, image_processor=None, candidate_labels=None, hypothesis_template=None):
+        comm.world_size()   # refuses several processes
         self.config = _run_config(args, model, model_name, task)
+        if self.config.use_parallel:
+            logger.warning("use_parallel has no effect yet: this version runs on one process")
         self.task = task_named(task or self.config.trainer.type)
         if args is not None:
             device.use(self.config.context)

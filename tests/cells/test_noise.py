@@ -105,6 +105,17 @@ def test_drop_path_takes_or_leaves_whole_samples():
     assert (rows == rows[:, :1]).all() and set(np.unique(rows)) == {0, 2} and 15 < (rows[:, 0] > 0).sum() < 49
 
 
+def test_a_blocks_two_branches_are_dropped_apart():
+    from mindblip2.cells.vit import ViTBlock
+    from mindblip2.config import ViTConfig
+    block = ViTBlock(ViTConfig(hidden_size=8, num_attention_heads=2, intermediate_size=8), drop_path=0.5)
+    noise.bind(block)
+    block.set_train()
+    ones = Tensor(np.ones((64, 2, 8), np.float32))
+    first, second = (drop(ones).asnumpy()[:, 0, 0] for drop in (block.attn_drop, block.mlp_drop))
+    assert not np.array_equal(first, second) and np.array_equal(first, block.attn_drop(ones).asnumpy()[:, 0, 0])
+
+
 def tiny_model():
     ms.set_seed(1)
     return Blip2Qformer(Blip2Config(

@@ -124,6 +124,8 @@ def test_a_run_that_is_killed_again_and_again_loses_nothing(tmp_path):
         assert int(newest.name[5:]) >= last + 2
         last = int(newest.name[5:])
         small_model().load_checkpoint(newest)   # each file is whole
+        logged = [json.loads(line)["step"] for line in (killed / "log" / "train.jsonl").read_text().splitlines()[:-1]]
+        assert logged == list(range(1, len(logged) + 1)) and len(logged) >= last - 1
         assert all(Checkpoint(one / "optimizer.ckpt") for one in saving.saved(folder_of(killed)))
     assert started(killed).wait() == 0
     assert (killed / "end.ckpt").read_bytes() == (whole / "end.ckpt").read_bytes()
@@ -184,6 +186,20 @@ def test_what_is_frozen_is_saved_by_reference_and_found_again(half_trained):
     assert same(arrays(other), weights)
 
 
+def test_a_run_that_starts_from_a_checkpoint_names_the_file_behind_it(half_trained):
+    from mindblip2.hub import frozen_record
+    checkpoint, base, weights = half_trained
+    assert frozen_record(checkpoint)["path"] == str(base) and frozen_record(base) is None
+    model = small_model(freeze_vision=True)
+    model.load_checkpoint(checkpoint, checkpoint)   # --load_checkpoint FOLDER --resume_training true
+    assert same(arrays(model), weights)
+
+
+def test_the_folder_of_a_run_is_no_checkpoint(half_trained):
+    with pytest.raises(CheckpointError, match="holds the checkpoints of a run, the newest step_0000003: give one of them"):
+        small_model().load_checkpoint(half_trained[0].parent)
+
+
 def test_another_or_a_missing_frozen_file_is_refused(half_trained, tmp_path):
     checkpoint, base, weights = half_trained
     moved = base.rename(tmp_path / "moved.ckpt")
@@ -210,10 +226,33 @@ def test_a_folder_with_another_run_is_not_trained_into(whole):
 
 @pytest.mark.parametrize("changes, complaint", [({"seed": 7}, "seed = 42, this one has 7"),
                                                 ({"runner_config__epochs": 9}, "total_steps = 12, this one has 27"),
-                                                ({"runner_config__accumulation_steps": 2}, "batch_size = 4, this one has 8")])
+                                                ({"runner_config__accumulation_steps": 2}, "epoch_steps = 3, this one has 2"),
+                                                ({"optimizer__beta2": 0.5}, "optimizer.beta2 = 0.98, this one has 0.5"),
+                                                ({"train_dataset__use_image_id": False}, "train_dataset.use_image_id = True")])
 def test_a_run_with_another_configuration_is_not_resumed(whole, changes, complaint):
     with pytest.raises(CheckpointError, match=complaint):
         resumed(whole[0], run_config(**{"runner_config__epochs": 4, **changes}), Batches())
+
+
+def test_what_lies_elsewhere_or_is_read_faster_may_differ(tmp_path, whole):
+    import shutil
+    shutil.copytree(whole[0], tmp_path / "moved")
+    config = run_config(runner_config__epochs=4, train_dataset__num_parallel_workers=1,
+                        train_dataset__data_loader__dataset_dir="/elsewhere")
+    assert same(arrays(resumed(tmp_path / "moved", config, Batches())), whole[1])
+
+
+def test_resuming_from_an_older_checkpoint_keeps_the_later_ones_aside(tmp_path, whole):
+    config = run_config(runner_config__epochs=4, runner_config__save_steps=2, runner_config__keep_checkpoint_max=9)
+    fit(small_model(), Batches(), config, tmp_path)
+    folder, model = folder_of(tmp_path), small_model()
+    (folder / ".partial_step_0000099").mkdir()
+    model.load_checkpoint(folder / "step_0000006")
+    fit(model, Batches(), config, tmp_path, folder / "step_0000006")
+    names = sorted(one.name for one in folder.iterdir())
+    assert [name for name in names if name.startswith("earlier")] == [f"earlier_step_00000{n}" for n in ("08", "10", "12")]
+    assert [one.name for one in saving.saved(folder)][-3:] == ["step_0000008", "step_0000010", "step_0000012"]
+    assert not [name for name in names if name.startswith(saving.PARTIAL)] and same(arrays(model), whole[1])
 
 
 def test_nothing_to_resume_says_so(tmp_path, whole):

@@ -107,3 +107,40 @@ def test_the_estimate_of_activations_grows_with_the_batch():
 def test_summary_files_are_written_when_asked_for(tmp_path):
     train(tmp_path, runner_config__summary=True, runner_config__epochs=1)
     assert list((tmp_path / "log" / "summary").glob("*"))
+
+
+# ------------------------------------------------------------------------------------------------ refusals and warnings
+@pytest.mark.parametrize("changes, complaint", [
+    ({"processor__tokenizer__vocab_file": ""}, "the tokenizer knows 30523 tokens, the model 120"),
+    ({"processor__image_processor__image_size": 56}, "image_size = 56, but model.model_config.vision_config.image_size = 48"),
+    ({"model__model_config__qformer_config__max_position_embeddings": 18, "train_dataset__text_transforms__max_length": 32,
+      "processor__tokenizer__max_length": 20}, "texts of 20 tokens, but the model has 18 positions"),
+    ({"optimizer__type": "sgd"}, "'sgd': expected one of 'adamw'"), ({"optimizer__max_grad_norm": 0.0}, "max_grad_norm = 0.0: expected a"),
+    ({"optimizer__beta2": 1.0}, "beta2 = 1.0: expected from 0 to less than 1"), ({"layer_decay": 1.5}, "layer_decay = 1.5: expected a")])
+def test_what_does_not_fit_together_is_said_before_anything_is_computed(tmp_path, changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        train(tmp_path, **changes)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_samples_without_a_length_are_refused(tmp_path):
+    config = load_config("blip2_digits", {**SMALL, "output_dir": str(tmp_path)})
+    with pytest.raises(ValueError, match="the training samples are a generator without a length"):
+        Trainer(args=config, train_dataset=(one for one in pairs())).train()
+
+
+def test_of_several_captions_one_is_drawn(tmp_path):
+    config = load_config("blip2_digits", {**SMALL, "output_dir": str(tmp_path), "runner_config.epochs": 1})
+    samples = [{**one, "caption": [one["caption"], "a handwritten two"]} for one in pairs()]
+    assert len(Trainer(args=config, train_dataset=samples).train()) == 3
+
+
+def test_a_warm_up_longer_than_the_run_is_warned_of(tmp_path, capsys):
+    train(tmp_path, runner_config__epochs=1, lr_schedule__warmup_steps=5000)
+    assert "warning: the run ends within the warm-up of 5000 steps" in capsys.readouterr().out
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setenv("MS_WORKER_NUM", "2")
+    with pytest.raises(NotImplementedError, match="started on 2 processes, but this version runs on one"):
+        Trainer(task="contrastive_language_image_pretrain", model="blip2_digits")

@@ -122,7 +122,7 @@ def test_what_is_frozen_stays_as_it_is_and_in_evaluation_mode():
     assert not [name for name in changed if name.startswith(frozen)]
     assert "qformer.encoder.layers.1.attention.query.weight" in changed and "ln_vision.gamma" in changed
     modes = {name: cell.training for name, cell in model.cells_and_names()}
-    assert not modes["vit"] and not modes["vit.blocks.1.drop_path"] and not modes["qformer.encoder.layers.0.text_dropout"]
+    assert not modes["vit"] and not modes["vit.blocks.1.attn_drop"] and not modes["qformer.encoder.layers.0.text_dropout"]
     assert modes["qformer.encoder.layers.1.text_dropout"] and modes["qformer"]
 
 
