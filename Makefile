@@ -26,7 +26,7 @@ demo: .venv/.demo  ## the embedded model looks at pictures of digits: seconds, n
 	$(RUN) --mode 1 --run_mode predict --predict_data $(PICTURES) --output_dir output/digits
 	$(RUN) --mode 1 --run_mode eval
 
-train-demo: .venv/.demo  ## train the embedded model again from nothing, then its figures: 15 minutes on two cores
+train-demo: .venv/.demo  ## train the embedded model again from nothing, then its figures: 15 to 20 minutes on two cores
 	rm -rf output/digits_training
 	$(RUN) --run_mode train --trainer.type contrastive_language_image_pretrain --output_dir output/digits_training
 	$(RUN) --mode 1 --run_mode eval --load_checkpoint $(TRAINED) --output_dir output/digits_training

@@ -111,7 +111,7 @@ def test_mistakes_are_named_before_the_model_runs(few, monkeypatch):
         trainer([*few, {"image": "nowhere.png", "caption": "a red seven"}]).evaluate()
     with pytest.raises(ValueError, match="rerank = 'both'"):
         trainer(few).evaluate(rerank="both")
-    with pytest.raises(TypeError, match="k_tests"):
+    with pytest.raises(ValueError, match="k_tests"):
         trainer(few).evaluate(k_tests=3)
     assert not loaded
     monkeypatch.undo()
