@@ -25,7 +25,7 @@ class Slope(nn.Cell):
         self.config = SimpleNamespace(compute_dtype="float32")
         self.vit.by_blocks = lambda image: image
 
-    def stage1(self, picture, input_ids, image_id):
+    def stage1(self, picture, input_ids, image_id, negatives):
         loss = (self.weight * self.slope).sum() * picture.sum() + (picture.sum() - picture.sum())
         return loss, (loss, loss, loss), (loss, loss, loss)
 
