@@ -35,8 +35,8 @@ class Gradients(nn.Cell):
         self.value_and_grad = ops.value_and_grad(self.losses, None, ms.ParameterTuple(model.trainable_params()), has_aux=True)
         self.norm = _Norm()
 
-    def construct(self, picture, input_ids, image_id, scale):
-        (_, values), gradients = self.value_and_grad(picture, input_ids, image_id, scale)
+    def construct(self, picture, input_ids, image_id, negatives, scale):
+        (_, values), gradients = self.value_and_grad(picture, input_ids, image_id, negatives, scale)
         return values, self.norm(gradients), gradients
 
 
@@ -45,9 +45,9 @@ class _ScaledLoss(nn.Cell):
         super().__init__(auto_prefix=False)
         self.model, self.frozen_vision = model, frozen_vision
 
-    def construct(self, picture, input_ids, image_id, scale):
+    def construct(self, picture, input_ids, image_id, negatives, scale):
         vit_BPW = picture if self.frozen_vision else self.model.vit(picture)
-        loss, parts, accuracies = self.model.stage1(vit_BPW, input_ids, image_id)
+        loss, parts, accuracies = self.model.stage1(vit_BPW, input_ids, image_id, negatives)
         return loss * scale, ops.stack((loss, *parts, *accuracies, self.model.temp * 1.0))  # a parameter itself cannot be stacked
 
 
@@ -108,7 +108,8 @@ class TrainStep:
 
     def __call__(self, batches, rate):
         """One update from a list of batches (dicts of arrays), whose gradients are averaged.  Returns {name: number} of VALUES'
-        means, the gradients' norm before clipping, and whether the update was "skipped".
+        means, the gradients' norm before clipping, and whether the update was "skipped".  A batch holds "image", "input_ids", and
+        perhaps "image_id" and "negatives" (2, B): image_idx and text_idx that are used instead of sampling.
 
         Raises FloatingPointError that names the first loss, or else the first gradient, that is not finite; with a dynamic
         loss scale an overflow of gradients is skipped instead."""
@@ -136,9 +137,8 @@ class TrainStep:
         picture = Tensor(batch["image"])
         if self.frozen_vision:
             picture = self.model.vit.by_blocks(picture)
-        image_id = batch.get("image_id")
-        return self.gradients(picture, Tensor(batch["input_ids"]), None if image_id is None else Tensor(image_id),
-                              Tensor(self.scale.value, ms.float32))
+        image_id, negatives = (Tensor(batch[name]) if name in batch else None for name in ("image_id", "negatives"))
+        return self.gradients(picture, Tensor(batch["input_ids"]), image_id, negatives, Tensor(self.scale.value, ms.float32))
 
     def _first_wrong(self, gradients):
         sizes = ((p.name, float(abs(g).sum().asnumpy())) for p, g in zip(self.optimizer.parameters, gradients))
