@@ -1,7 +1,10 @@
 """Quiet, modest and clean; set before MindSpore or torch is imported, and inherited by commands that tests start."""
 import os
 import shutil
+import sys
 import tempfile
+
+import pytest
 
 DROPPINGS = tempfile.mkdtemp(prefix="mindblip2-tests-")
 
@@ -17,3 +20,12 @@ for name, value in {"GLOG_v": "3",                  # MindSpore's errors, not it
 
 def pytest_unconfigure():
     shutil.rmtree(DROPPINGS, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def same_mode():
+    """A test that runs a command in graph mode leaves it to no other: compiling each small model would take minutes."""
+    before = sys.modules["mindspore"].get_context("mode") if "mindspore" in sys.modules else 1
+    yield
+    if "mindspore" in sys.modules:
+        sys.modules["mindspore"].set_context(mode=before)

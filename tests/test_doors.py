@@ -118,7 +118,7 @@ def test_a_few_steps_of_training_lower_the_loss():
     assert Path("run/checkpoint/rank_0/blip2_digits.ckpt").is_file()
     assert len(Path("run/log/train.jsonl").read_text().splitlines()) == 4
     assert Path("run/log/loss_curve.png").stat().st_size > 5_000
-    unmoved = run_blip2.run([*run, "--lr_schedule.learning_rate", "0", "--lr_schedule.warmup_lr_init", "0",
+    unmoved = run_blip2.run([*run, "--output_dir", "unmoved", "--lr_schedule.learning_rate", "0", "--lr_schedule.warmup_lr_init", "0",
                              "--lr_schedule.lr_end", "0"])  # control: without a learning rate nothing is learnt
     assert abs(unmoved[-1]["loss"] - unmoved[0]["loss"]) < 0.3
 

@@ -123,7 +123,7 @@ def test_any_iterable_is_read_in_its_own_order(processor):
 
     feed = Feed(Shuffled(), processor, 2, 0)
     assert ids(feed.epoch(0)) == [[0, 1], [2, 3], [4, 5], [6, 7]] and ids(feed.epoch(3, 1)) == [[5, 6]]
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="the training samples are a Shuffled without a length"):
         len(feed)
     once = Feed((row for row in samples(4)), processor, 2, 0)
     assert ids(once.epoch(0)) == [[0, 1], [2, 3]]
@@ -150,11 +150,22 @@ def test_an_iterable_is_not_kept_in_memory(processor):
 # ------------------------------------------------------------------------------------------------ wrong samples
 @pytest.mark.parametrize("more, words", [
     ({"image_id": "coco_1"}, "image_id = 'coco_1': expected a whole number"), ({"image_id": 2**31}, "image_id = 2147483648"),
-    ({"caption": 3}, "text must be a string, got int"), ({"caption": ["a"]}, "text must be a string, got list")])
+    ({"caption": 3}, "text must be a string, got int"), ({"caption": []}, "text must be a string, got list")])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sample_that_cannot_be_used_is_an_error(processor, more, words, workers):
     with pytest.raises((ValueError, TypeError), match=words):
         list(Feed(samples(4, **more), processor, 2, 0, workers=workers).epoch(0))
+
+
+def test_of_several_captions_one_is_drawn_and_always_the_same(processor):
+    words = [f"a {colour} seven" for colour in ("red", "green", "blue", "pink")]
+
+    def texts(epoch, **settings):
+        feed = Feed(samples(40, caption=words), processor, 4, 0, **settings)
+        return np.concatenate([batch["input_ids"] for batch in feed.epoch(epoch)])
+    first = texts(0)
+    assert len(np.unique(first, axis=0)) == 4 and not np.array_equal(first, texts(1))
+    assert np.array_equal(first, texts(0, workers=2))
 
 
 def test_settings_that_cannot_work_are_named(processor):

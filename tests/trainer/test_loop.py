@@ -86,7 +86,7 @@ from mindblip2.trainer import saving
 from mindblip2.trainer.loop import fit
 from tests.trainer.small import Batches, run_config, small_model
 path = sys.argv[1]
-config = run_config(runner_config__epochs=40, runner_config__save_steps=1, runner_config__log_every=1)
+config = run_config(runner_config__epochs=12, runner_config__save_steps=1, runner_config__log_every=1)
 model, newest = small_model(), None
 if saving.saved(path + "/checkpoint/rank_0"):
     newest = saving.find(True, path + "/checkpoint/rank_0")
