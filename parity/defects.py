@@ -214,8 +214,12 @@ def one_query_matches(model):
 
 def ln_vision_frozen(model):
     """The cut behind the frozen ViT one cell too late."""
-    yield replaced(blip2_qformer.Blip2Qformer, "embed_image",
-                   lambda self, image: ops.stop_gradient(self.ln_vision(self.vit(image))))
+    memory, stage1 = qformer.Memory.construct, blip2_qformer.Blip2Qformer.stage1
+
+    def cut(self, *inputs):
+        with replaced(qformer.Memory, "construct", lambda self, image_BPW: memory(self, ops.stop_gradient(image_BPW))):
+            return stage1(self, *inputs)
+    yield replaced(blip2_qformer.Blip2Qformer, "stage1", cut)
 
 
 # ---------------------------------------------------------------------------------------------------- losses

@@ -94,7 +94,7 @@ def test_data_sets_in_hand_are_checked(folder):
 
 def test_nothing_to_check_is_an_error():
     with pytest.raises(ConfigError, match="nothing to check: .*--train_dataset_dir"):
-        check_data("blip2_stage1_vit_g")
+        check_data("blip2_stage1_classification")
     with pytest.raises(FileNotFoundError, match="no annotation file"):
         check_data(config("none.json"))
 
