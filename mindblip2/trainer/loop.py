@@ -132,6 +132,7 @@ def _restored(checkpoint, facts, step_of, folder):
 
 
 def _save(folder, model, optimizer, state, keep, losses):
-    path = saving.save(folder, model, optimizer, {**state, "loss": sum(losses) / len(losses)}, keep)
-    if sum(losses) / len(losses) <= saving.best(folder).get("loss", float("inf")):
-        saving.record_best(folder, path, "loss", sum(losses) / len(losses))
+    loss = sum(losses) / len(losses)
+    path = saving.save(folder, model, optimizer, {**state, "loss": loss}, keep)
+    if loss <= saving.best(folder).get("loss", float("inf")):
+        saving.record_best(folder, path, "loss", loss)

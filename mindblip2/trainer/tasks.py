@@ -1,4 +1,5 @@
 """What a task does for each verb of ``Trainer``.  A task is a class of functions; ``TASKS`` is the registry."""
+import dataclasses
 import re
 from pathlib import Path
 
@@ -65,10 +66,11 @@ class Retrieval:
     @staticmethod
     def evaluate(trainer, checkpoint, options):
         config, data, text = trainer.config, trainer.config.eval_dataset, trainer.config.eval_dataset.text_transforms
-        unknown = set(options) - {"k_test", "rerank", "text_length", "batch_size", "memory_budget"}
+        known = [field.name for field in dataclasses.fields(retrieval.Recipe)]
+        unknown = sorted(set(options) - set(known))
         if unknown:
-            raise ValueError(f"{trainer.task} has no option {sorted(unknown)[0]}; it takes k_test, rerank ('itm' for the matching head "
-                             "alone), text_length, batch_size, memory_budget")
+            raise ValueError(f"{trainer.task} has no option {unknown[0]}; it takes {', '.join(known)} (rerank='itm' for the matching head "
+                             "alone)")
         recipe = retrieval.Recipe(**{
             "k_test": data.k_test, "rerank": data.rerank if data.add_extra_itm_score else "none", "text_length": text.max_length,
             "batch_size": max(data.batch_size, 1), "memory_budget": data.memory_budget, **options})
