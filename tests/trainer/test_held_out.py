@@ -13,34 +13,9 @@ from mindblip2.trainer import loop, saving
 from mindblip2.trainer.held_out import HeldOutLosses, HeldOutRetrieval, held_out, is_due
 from mindblip2.trainer.loop import fit
 from mindblip2.trainer.step import TrainStep
-from tests.trainer.small import Batches, run_config, small_model
+from tests.trainer.small import Batches, Numbers, held_out_losses, held_out_samples, run_config, small_model
 
-RANDOM = np.random.default_rng(5)
-PICTURES = [RANDOM.standard_normal((3, 16, 16)).astype(np.float32) for _ in range(6)]
-TEXTS = [" ".join(map(str, RANDOM.integers(4, 29, 5))) for _ in range(6)]
-SAMPLES = [{"image": picture, "captions": [text]} for picture, text in zip(PICTURES, TEXTS)]
-
-
-class Numbers:
-    """A processor of arrays and of texts that are token ids already."""
-    max_length = 8
-
-    def __init__(self):
-        self.tokenizer = self
-
-    def image_processor(self, pictures, return_tensors=None):
-        stacked = np.stack([np.asarray(picture) for picture in pictures])
-        return stacked if return_tensors else Tensor(stacked)
-
-    def __call__(self, texts, max_length, padding, return_tensors):
-        rows = [[int(word) for word in text.split()] for text in texts]
-        return {"input_ids": np.array([row + [0] * (max_length - len(row)) for row in rows], np.int32),
-                "attention_mask": np.array([[1] * len(row) + [0] * (max_length - len(row)) for row in rows], np.int32)}
-
-
-class Pictures(list):
-    """Samples of one caption each, as a loader with ``stage: train`` gives them."""
-    repeat_images = True
+SAMPLES = held_out_samples()
 
 
 def configured(**changes):
@@ -49,13 +24,6 @@ def configured(**changes):
 
 def retrieval(model, config):
     return held_out(config, model, Numbers(), SAMPLES)
-
-
-def losses(model, config):
-    pairs = Pictures({"image": sample["image"], "caption": sample["captions"][0], "image_id": i} for i, sample in enumerate(SAMPLES))
-    examination = held_out(config, model, Numbers(), pairs)
-    examination.feed.transforms = (lambda picture, rng: np.asarray(picture),)
-    return examination
 
 
 class Scripted:
@@ -92,7 +60,7 @@ def undisturbed(tmp_path_factory):
 
 # ------------------------------------------------------------------------------------------------ the run goes on as if nothing were
 @pytest.mark.parametrize("examine, names", [(retrieval, {"eval_txt_r1", "eval_img_r10", "eval_agg_metrics"}),
-                                            (losses, {"eval_loss", "eval_itc", "eval_itm_acc"})])
+                                            (held_out_losses, {"eval_loss", "eval_itc", "eval_itm_acc"})])
 def test_a_run_is_bit_for_bit_the_one_without_evaluation(tmp_path, undisturbed, examine, names):
     weights, steps, found = trained(tmp_path, examine, eval_step_interval=1)
     assert same(weights, undisturbed[0]) and steps == undisturbed[1]
@@ -122,7 +90,7 @@ def test_graphs_stay_compiled_and_give_the_same_numbers():
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
         model = small_model(qformer_config={"num_hidden_layers": 1}, vision_config={"num_hidden_layers": 1}).set_train()
-        examination, step = losses(model, configured()), TrainStep(model, OptimizerConfig())
+        examination, step = held_out_losses(model, configured()), TrainStep(model, OptimizerConfig())
         state = {**model.parameters_dict(), **step.optimizer.state()}
         start, seen = {name: p.asnumpy().copy() for name, p in state.items()}, []
         for evaluated in (False, True):
@@ -148,7 +116,7 @@ def test_graphs_stay_compiled_and_give_the_same_numbers():
 # ------------------------------------------------------------------------------------------------ figures
 def test_held_out_losses_draw_the_same_negatives_each_time_and_no_dropout():
     model = small_model().set_train(False)
-    examination = losses(model, configured())
+    examination = held_out_losses(model, configured())
     first, model_key = examination.figures(), model.noise.words.asnumpy().copy()
     model.noise.set(9, 9)
     assert examination.figures() == first and "temp" not in first and np.array_equal(model.noise.words.asnumpy(), model_key)
@@ -162,8 +130,9 @@ def test_held_out_retrieval_is_that_of_the_task():
     from mindblip2.trainer.retrieval import Recipe, recalls, score
     model = small_model()
     examination = retrieval(model, configured())
-    ids = Numbers()(TEXTS, 8, "max_length", "np")["input_ids"]
-    scores = score(model, Numbers().image_processor, PICTURES, ids, Recipe(k_test=2, text_length=8))
+    pictures, texts = [one["image"] for one in SAMPLES], [one["captions"][0] for one in SAMPLES]
+    ids = Numbers()(texts, 8, "max_length", "np")["input_ids"]
+    scores = score(model, Numbers().image_processor, pictures, ids, Recipe(k_test=2, text_length=8))
     assert examination.figures() == recalls(scores.i2t, scores.t2i, np.arange(6))
     assert str(examination) == "retrieval among 6 pictures and 6 texts" and isinstance(examination, HeldOutRetrieval)
 
