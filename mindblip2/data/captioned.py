@@ -2,10 +2,9 @@
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from mindblip2.data.captions import BlipCaption
-from mindblip2.data.image import load_image
+from mindblip2.data.image import sizes
 
 SHOWN = 5   # unreadable files named in a message
 
@@ -39,12 +38,8 @@ def pictures_and_texts(samples, prompt="", max_words=50):
 def check_readable(pictures):
     """Read every file once, before hours of work depend on it.  Raises ValueError that names those that cannot be read."""
     files = [one for one in pictures if isinstance(one, (str, Path))]
-    bad = []
-    for path in tqdm(files, desc="check", unit="picture", disable=None if len(files) > 100 else True):
-        try:
-            load_image(path)
-        except (OSError, ValueError) as error:
-            bad.append(f"\n  {error}")
+    found = sizes(files, "check", quiet=None if len(files) > 100 else True)
+    bad = [f"\n  {error}" for error in found if isinstance(error, Exception)]
     if bad:
         bad[SHOWN:] = [f"\n  … and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
         raise ValueError(f"{len(files)} pictures were looked at; mend or take out those that cannot be read:" + "".join(bad))

@@ -9,6 +9,7 @@ from mindblip2 import device
 from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.cells.layers import FeedForward
 from mindblip2.cells.vit import ViTAttention
+from mindblip2.checkpoint import Checkpoint
 from mindblip2.hub import fingerprint, frozen_record, no_init
 from mindblip2.sections import ConfigError
 from mindblip2.trainer import saving
@@ -110,8 +111,13 @@ def starting_weights(model, config, checkpoint, resume):
     kept = {name: p for name, p in model.parameters_dict().items() if not p.requires_grad}
     if not (source and kept and config.runner_config.save_trainable_only):
         return None
+    known = frozen_record(resume) if resume else None
+    if known and set(Checkpoint(Path(resume) / "model.ckpt")) == set(model.parameters_dict()) - set(kept):
+        crc32 = known["crc32"]      # of the same parameters, and compared when they were loaded
+    else:
+        crc32 = fingerprint(kept, lambda name: kept[name].asnumpy())
     source = (frozen_record(source) or {"path": source})["path"]
-    return {"path": os.path.abspath(source), "crc32": fingerprint(kept, lambda name: kept[name].asnumpy())}
+    return {"path": os.path.abspath(source), "crc32": crc32}
 
 
 def summary(model, feed, config, name, is_loaded):
