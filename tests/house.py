@@ -51,7 +51,8 @@ MAY_IMPORT = {
     "doorbell": ["yaml"],               # and what mindblip2.__all__ lists
 }
 # A cell imports only cells of an earlier set.
-CELL_ORDER = [{"fused", "noise"}, {"layers"}, {"vit", "qformer", "llama", "opt"}, {"losses", "generate"}, {"blip2_qformer", "blip2_llm"}]
+CELL_ORDER = [{"fused", "noise", "decoding", "scores"}, {"layers", "beams"}, {"vit", "qformer", "llama", "opt"}, {"losses", "generate"},
+              {"blip2_qformer", "blip2_llm"}]
 
 MOST_LINES = 300
 LONG = {  # file → why it is in one piece
