@@ -64,7 +64,7 @@ class Decoding:
         at its default.
 
         Raises TypeError for an unknown name, with the nearest; ValueError for an argument given twice or out of range."""
-        given = {}
+        said = {}
         for name, value in keywords.items():
             own = ALIASES.get(name, name)
             if own not in cls.names():
@@ -73,11 +73,12 @@ class Decoding:
                                 + f"  It takes {', '.join(cls.names())}")
             if value is None:
                 continue
-            if given.get(own, value) != value:
-                raise ValueError(f"{name} = {value} and {own} = {given[own]} say the same thing differently; give one of them")
-            given[own] = value
-        how = cls(**{**defaults, **given})
-        idle = [name for name in SAMPLING if name in given and not how.do_sample]
+            other, before = said.get(own, (name, value))
+            if before != value:
+                raise ValueError(f"{other} = {before} and {name} = {value} are the same argument; give one of them")
+            said[own] = name, value
+        how = cls(**{**defaults, **{own: value for own, (_, value) in said.items()}})
+        idle = [name for name in SAMPLING if name in said and not how.do_sample]
         if idle:
             logger.warning("%s: without effect unless do_sample=True", ", ".join(idle))
         return how

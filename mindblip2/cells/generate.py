@@ -56,8 +56,9 @@ def _prepared(step, logits_BV, how, prompt_BT):
     """(step, logits, ids) with N rows, where ``step`` counts the new tokens that are there."""
     def from_one(tokens_N, new, order_N):
         return step(tokens_N, new - 1, order_N // how.rows if new == 1 else order_N)
-    prompt_BT = np.zeros((len(logits_BV), 0)) if prompt_BT is None else np.asarray(prompt_BT)
-    return from_one, np.repeat(logits_BV, how.rows, 0), np.repeat(prompt_BT, how.rows, 0).astype(np.int32)
+    if prompt_BT is None:       # the old scorer always saw one id, a placeholder
+        prompt_BT = np.full((len(logits_BV), int(how.scorer == "lavis")), -1)
+    return from_one, np.repeat(logits_BV, how.rows, 0), np.repeat(np.asarray(prompt_BT, np.int32), how.rows, 0)
 
 
 def _decode(step, logits_NV, given_NT, how):
