@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "device": ["config", "mindspore"],
     "hub": ["config", "checkpoint", "device", "mindspore", "numpy"],
     "cells": ["config", "comm", "device", "mindblip2.hub.Pretrained", "mindspore", "numpy"],
-    "data": ["config", "mindspore.dataset", "mindspore.Tensor", "numpy", "PIL", "tokenizers", "sklearn", "tqdm"],
+    "data": ["config", "mindspore.dataset", "mindspore.Tensor", "numpy", "PIL", "tokenizers", "sentencepiece", "sklearn", "tqdm"],
     "zero_shot": ["config", "hub", "cells", "data", "mindspore", "numpy", "tqdm"],
     "trainer": ["config", "checkpoint", "comm", "device", "hub", "cells", "data", "zero_shot",
                 "mindspore", "numpy", "PIL", "tqdm", "matplotlib"],
