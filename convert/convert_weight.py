@@ -17,7 +17,8 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from convert import plan  # noqa: E402
-from convert.files import from_numpy, read  # noqa: E402
+from convert.files import read  # noqa: E402
+from convert.mindspore_files import from_numpy  # noqa: E402
 from convert.names import BERT, EVA, LAVIS, foreign_name  # noqa: E402
 from mindblip2.cells.blip2_qformer import Blip2Qformer  # noqa: E402
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint  # noqa: E402

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from convert.files import shape_of
 from convert.names import BERT, EVA, HF, LAVIS, copied_from, foreign_name
+from convert.state import shape_of
 from mindblip2.checkpoint import CheckpointError
 from mindblip2.config import Blip2Config, ViTConfig
 from mindblip2.sections import ConfigError
