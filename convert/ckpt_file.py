@@ -13,7 +13,7 @@ from convert.names import BERT, EVA
 from convert.names_llm import HF_BRIDGE, with_tied_head
 from convert.shapes import llm_shapes, model_shapes, stage_2_shapes
 from mindblip2.checkpoint import CheckpointError, write_checkpoint
-from mindblip2.config import Blip2Config, LlamaConfig, load_config
+from mindblip2.config import Blip2Config, LlamaConfig, ViTConfig, load_config
 
 
 class Conversion(NamedTuple):
@@ -36,6 +36,8 @@ def to_mindspore(torch_path, mindspore_path=None, vit_path=None, config=None, im
     kind = detect(main, torch_path)
     vit, llm = _vit(vit_path, main, kind, torch_path), _llm(llm_path, main, kind, torch_path)
     config = _config(config, image_size)
+    if image_size and is_language_model(kind):
+        raise CheckpointError(f"--image_size is for files with a ViT; {torch_path} is a language model alone")
     if is_language_model(kind):
         done = _plan_llm(main, kind, torch_path, config)
     elif is_bridge(kind):
@@ -81,7 +83,12 @@ def _plan_stage_2(main, kind, vit, llm, paths, config, image_size):
     if not (llm or within):
         remarks.append(f"the language model, {width} wide, is not in these files: join it with --llm_path, or convert it to a .ckpt of its "
                        "own and name that as model.model_config.text_config.checkpoint_name_or_path")
-    config = config.replace(text_config=text_config.to_dict()) if config else read_config(main, vit, kind, image_size, text_config)
+    if config is None:
+        config = read_config(main, vit, kind, image_size, text_config)
+        size = config.vision_config.image_size
+        remarks += [f"vision_config: {{image_size: {size}}}"] if size != ViTConfig().image_size else []
+    else:
+        config = config.replace(text_config=text_config.to_dict())
     shapes = stage_2_shapes(config, bool(llm or within))
     return Conversion(plan.make_plan(main, kind, vit, shapes, config, llm), remarks)
 

@@ -29,7 +29,7 @@ def to_torch(mindspore_path, torch_path, dtype=None, names=None, config=None):
     stored = Checkpoint(mindspore_path)
     source = _source(stored, names)
     groups = _groups(stored, source)
-    text_config = _check_whole(stored, source, groups) if config is None else config
+    text_config = _check_whole(stored, source, groups, {"num_heads": config.num_heads} if config else {})
     state = {}
     for theirs, group in tqdm(groups.items(), desc="to torch", unit="tensor", disable=None):
         values = [from_numpy(stored[ours] if dtype else stored.view(ours), stored.types[ours]) for ours in group]
@@ -78,12 +78,12 @@ def _groups(stored, source):
             for theirs, group in groups.items()}
 
 
-def _check_whole(stored, source, groups):
+def _check_whole(stored, source, groups, beside):
     """The checkpoint must hold all that its own dimensions ask for, and nothing else.  Returns the section of its language model."""
     shapes = {theirs: torch.empty(_foreign_shape(group, stored), device="meta") for theirs, group in groups.items()}
     text_config = None
     if "llm.word.embedding_table" in stored:
-        text_config, _ = read_text_config(shapes, source, {})
+        text_config, _ = read_text_config(shapes, source, beside)
     elif "llm_proj.weight" in stored:
         text_config = LlamaConfig(hidden_size=stored.shapes["llm_proj.weight"][0], num_heads=1)
     if "qformer.query_tokens" not in stored:
