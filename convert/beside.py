@@ -11,8 +11,8 @@ IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def beside(path, llm):
-    """(fields of the section ``llm``, LlamaConfig or OPTConfig; whether the head is the word embedding; remarks); all empty where no
-    file is there.  Raises :class:`CheckpointError` where it describes another model."""
+    """(fields of the section ``llm``, LlamaConfig or OPTConfig; whether the head is the word embedding; remarks); all empty where
+    no file is there.  Raises :class:`CheckpointError` where it describes another model."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if (folder / "config.json").is_file():
         return _from_transformers(_json(folder / "config.json"), folder / "config.json", llm)
@@ -30,7 +30,8 @@ def _from_transformers(config, path, llm):
             remarks.append(f"the image token of transformers, {image}, is not used here: the queries are put in its place directly")
     kind = config.get("model_type")
     if kind not in MODEL_TYPES[llm]:
-        raise CheckpointError(f"{path} says model_type {kind!r}, but the weights beside it look like {' or '.join(MODEL_TYPES[llm])}: "
+        raise CheckpointError(f"{path} says model_type {kind!r}, but the weights beside it look like "
+                              f"{' or '.join(MODEL_TYPES[llm])}: "
                               "models of other types are not built here, even where the names agree")
     fields = {"num_heads": config.get("num_attention_heads"), **(_llama if llm is LlamaConfig else _opt)(config, path)}
     return _known(fields), bool(config.get("tie_word_embeddings")), remarks
@@ -59,7 +60,8 @@ def _opt(config, path):
 def _from_meta(params):
     remarks = []
     if params.get("use_scaled_rope"):
-        remarks.append("params.json says use_scaled_rope, whose factors are in no file of Meta: copy text_config.rope_scaling from the "
+        remarks.append("params.json says use_scaled_rope, whose factors are in no file of Meta: copy text_config.rope_scaling "
+                       "from the "
                        "config.json of the same model on Hugging Face")
     fields = {"num_heads": params.get("n_heads"), "n_kv_heads": params.get("n_kv_heads"), "rms_norm_eps": params.get("norm_eps"),
               "rope_theta": params.get("rope_theta")}

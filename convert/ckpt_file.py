@@ -81,7 +81,8 @@ def _plan_stage_2(main, kind, vit, llm, paths, config, image_size):
         text_config = (kind.llm or LlamaConfig)(hidden_size=width, num_heads=1)
     check_bridge(kind, width, text_config, paths[0], paths[1] or "the language model")
     if not (llm or within):
-        remarks.append(f"the language model, {width} wide, is not in these files: join it with --llm_path, or convert it to a .ckpt of its "
+        remarks.append(f"the language model, {width} wide, is not in these files: join it with --llm_path, or convert it to a "
+                       f".ckpt of its "
                        "own and name that as model.model_config.text_config.checkpoint_name_or_path")
     if config is None:
         config = read_config(main, vit, kind, image_size, text_config)
@@ -95,7 +96,7 @@ def _plan_stage_2(main, kind, vit, llm, paths, config, image_size):
 
 def _text_config(state, kind, path, config):
     """(kind, section, remarks) of a language model: the section of ``config``, or what its shapes and the files beside it say."""
-    alone = is_bridge(kind) and kind.mark != HF_BRIDGE.mark or isinstance(state, Ours)  # LAVIS's files and our own are not in folders
+    alone = is_bridge(kind) and kind.mark != HF_BRIDGE.mark or isinstance(state, Ours)  # LAVIS's and our own files: in no folder
     said, tied, remarks = ({}, False, []) if alone else beside(path, kind.llm)
     if tied and kind.llm is LlamaConfig:
         kind = with_tied_head(kind)
@@ -103,7 +104,8 @@ def _text_config(state, kind, path, config):
         text_config, more = read_text_config(state, kind, said)
         return kind, text_config, [*remarks, *more]
     if not isinstance(config.text_config, kind.llm):
-        raise CheckpointError(f"{path} is {kind.title}, but text_config of --config is {type(config.text_config).__name__}: give the "
+        raise CheckpointError(f"{path} is {kind.title}, but text_config of --config is {type(config.text_config).__name__}: give "
+                              f"the "
                               f"configuration of this model, text_config.type {kind.llm.__name__}")
     differs = [f"text_config.{key} is {getattr(config.text_config, key)} in --config, {value} in the file beside the weights"
                for key, value in said.items() if key not in IDS and getattr(config.text_config, key) != value]
@@ -117,7 +119,8 @@ def _vit(path, main, kind, torch_path):
                               "or the file of bert-base-uncased")
     vit = read(path) if path else None
     if vit is not None and is_language_model(kind):
-        raise CheckpointError(f"{torch_path} is a language model alone ({kind.title}): leave out --vit_path, or give it as --llm_path "
+        raise CheckpointError(f"{torch_path} is a language model alone ({kind.title}): leave out --vit_path, or give it as "
+                              f"--llm_path "
                               "and a stage-2 file as --torch_path")
     if vit is not None and detect(vit, path) is not EVA:
         raise CheckpointError(f"{path} is no EVA ViT: --vit_path takes eva_vit_g.pth")
@@ -140,7 +143,8 @@ def _llm(path, main, kind, torch_path):
     llm = read(path)
     found = detect(llm, path)
     if not is_language_model(found):
-        raise CheckpointError(f"{path} is no language model ({found.title}): --llm_path takes the folder or file of a Llama, Vicuna, "
+        raise CheckpointError(f"{path} is no language model ({found.title}): --llm_path takes the folder or file of a Llama, "
+                              f"Vicuna, "
                               "Baichuan or OPT")
     return llm, found
 

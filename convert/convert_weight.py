@@ -26,7 +26,8 @@ from mindblip2.sections import ConfigError  # noqa: E402
 def main(arguments=None):
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch_path", required=True, help="blip2_pretrained.pth or another file of LAVIS, bert's file, the folder of a "
+    parser.add_argument("--torch_path", required=True, help="blip2_pretrained.pth or another file of LAVIS, bert's file, the "
+                                                            "folder of a "
                         "language model or of transformers' BLIP-2, or a MindFormers .ckpt")
     parser.add_argument("--vit_path", help="eva_vit_g.pth, where the first file holds no ViT")
     parser.add_argument("--llm_path", help="the language model to join with a stage-2 file: its folder, its file, or its .ckpt")
@@ -36,14 +37,16 @@ def main(arguments=None):
     parser.add_argument("--image_size", type=int, help="interpolate the position embeddings to this picture size")
     parser.add_argument("--dtype", choices=sorted(NARROW), help="type of the matrices; default: as in the files")
     parser.add_argument("--to_torch", action="store_true", help="from --mindspore_path to --torch_path")
-    parser.add_argument("--names", choices=NAMES, help="with --to_torch, where the content leaves a choice: whose names the tensors get")
+    parser.add_argument("--names", choices=NAMES, help="with --to_torch, where the content leaves a choice: whose names the "
+                                                       "tensors get")
     parser.add_argument("--check", action="store_true", help="only print the coverage table")
     options = parser.parse_args(arguments)
     if not options.mindspore_path and (options.to_torch or not options.check):
         parser.error("--mindspore_path is needed (or --check)")
-    if options.to_torch and (options.check or options.vit_path or options.image_size or options.llm_path or options.llm_mindspore_path
-                             or (options.config and options.names != "meta")):
-        parser.error("--to_torch goes with --mindspore_path, --torch_path, --names and --dtype only, and with --config for --names meta")
+    there = options.check or options.vit_path or options.image_size or options.llm_path or options.llm_mindspore_path
+    if options.to_torch and (there or options.config and options.names != "meta"):
+        parser.error("--to_torch goes with --mindspore_path, --torch_path, --names and --dtype only, and with --config for "
+                     "--names meta")
     if options.names and not options.to_torch:
         parser.error("--names goes with --to_torch")
     try:

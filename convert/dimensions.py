@@ -94,8 +94,8 @@ def _read_qformer(shapes, text):
 
 
 def read_text_config(state, kind, beside):
-    """(LlamaConfig or OPTConfig of a language model, remarks), from its shapes and what stands ``beside`` them (:mod:`convert.beside`).
-    The last remark is the section as YAML, as far as it is not the default."""
+    """(LlamaConfig or OPTConfig of a language model, remarks), from its shapes and what stands ``beside`` them
+    (:mod:`convert.beside`).  The last remark is the section as YAML, as far as it is not the default."""
     try:
         return _read_text_config(Shapes(state, kind), dict(beside))
     except KeyError as error:
@@ -137,14 +137,18 @@ def _heads_of_llm(shapes, width, heads):
         raise CheckpointError(f"the queries of this language model are {rows} wide, its embeddings {width}: heads of another width "
                               "(head_dim) are not built here")
     if heads is None and shapes.source.interleaved:
-        raise CheckpointError("Meta's queries and keys are in an order that depends on the number of heads, which is in no shape: put the "
+        raise CheckpointError("Meta's queries and keys are in an order that depends on the number of heads, which is in no "
+                              "shape: put the "
                               "params.json of the model beside the file, or give --config with text_config.num_heads")
     heads = heads or rows // math.gcd(rows, keys)
     if width % heads or keys % (width // heads):
-        raise CheckpointError(f"{heads} heads (of the file beside the weights) do not fit queries of {rows} and keys of {keys} rows: it "
+        raise CheckpointError(f"{heads} heads (of the file beside the weights) do not fit queries of {rows} and keys of {keys} "
+                              f"rows: it "
                               "belongs to another model")
+    if shapes.source.llm is OPTConfig:
+        return {"num_heads": heads}
     kv_heads = keys // (width // heads)
-    return {"num_heads": heads, **({} if shapes.source.llm is OPTConfig else {"n_kv_heads": kv_heads if kv_heads != heads else None})}
+    return {"num_heads": heads, "n_kv_heads": kv_heads if kv_heads != heads else None}
 
 
 def _llama(shapes, sizes, vocab):

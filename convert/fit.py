@@ -14,8 +14,8 @@ VOCABULARY = ("llm.word.embedding_table", "llm.lm_head.weight")
 
 
 def fit(source, name, theirs, got, shape, text_config=None):
-    """(note, change) that make of their tensor of shape ``got`` our parameter of ``shape``, where change is None or a function of the
-    tensor; None where nothing does.  Notes are for the table: what is not one to one is said."""
+    """(note, change) that make of their tensor of shape ``got`` our parameter of ``shape``, where change is None or a function of
+    the tensor; None where nothing does.  Notes are for the table: what is not one to one is said."""
     if got == shape:
         return _rotary(text_config) if source.interleaved and name.endswith(ROTARY) else ("", None)
     if len(got) == 4:  # a convolution whose kernel is its stride is one product per patch
@@ -54,8 +54,8 @@ def part(value, index):
 
 
 def half_split(value, width):
-    """Rotary channels of heads ``width`` wide, (heads · width, D): Meta turns channels 2j and 2j + 1 as a pair, we and transformers
-    j and j + width / 2."""
+    """Rotary channels of heads ``width`` wide, (heads · width, D): Meta turns channels 2j and 2j + 1 as a pair, we and
+    transformers j and j + width / 2."""
     return value.reshape(-1, width // 2, 2, value.shape[-1]).transpose(1, 2).reshape(value.shape)
 
 

@@ -24,10 +24,10 @@ _BERT_CROSS = {"cross_attention.query": "crossattention.self.query",
 class Source:
     """Where the parameters of one kind of file go.
 
-    mark: how a name begins that tells a file of this kind.  modules: our module path → theirs; parameters: the same of single parameters
-    whose leaf differs too.  copies: our module → (the module of ours whose weights it starts from, reason).  tied: their name →
-    (the name that it shares a tensor with, reason).  known: what a file may hold that has no place here, as (regular expression,
-    reason).  makes: our prefixes that the file does not hold and that are made, with the reason.  llm: the section of the
+    mark: how a name begins that tells a file of this kind.  modules: our module path → theirs; parameters: the same of single
+    parameters whose leaf differs too.  copies: our module → (the module of ours whose weights it starts from, reason).  tied:
+    their name → (the name that it shares a tensor with, reason).  known: what a file may hold that has no place here, as (regular
+    expression, reason).  makes: our prefixes that the file does not hold and that are made, with the reason.  llm: the section of the
     configuration for the language model that is in the file or that its bridge leads into.  interleaved: rotary pairs lie side by
     side, see ``fit.half_split``."""
     title: str

@@ -37,8 +37,8 @@ def opt(prefix, root="model.decoder."):
     root = prefix + root
     return Source(
         "OPT of transformers", f"{root}layers.0.fc1.",
-        {"llm.word": root + "embed_tokens", "llm.position": root + "embed_positions", **nest(_LAYERS, root + "layers.{i}", _OPT_LAYER),
-         "llm.norm": root + "final_layer_norm"},
+        {"llm.word": root + "embed_tokens", "llm.position": root + "embed_positions", "llm.norm": root + "final_layer_norm",
+         **nest(_LAYERS, root + "layers.{i}", _OPT_LAYER)},
         tied={prefix + "lm_head.weight": (root + "embed_tokens.weight", "tied: the word embedding, kept once")},
         known=((rf"^{prefix}.*decoder\.version$", "a version number"),), llm=OPTConfig)
 
@@ -73,9 +73,10 @@ def _lavis(projection, llm):
 
 
 LAVIS_OPT, LAVIS_LLM = _lavis("opt_proj", OPTConfig), _lavis("llm_proj", LlamaConfig)
-HF_BRIDGE = Source("transformers BLIP-2", "language_projection.", {**HF_SEES, "llm_proj": "language_projection"}, HF_PARAMETERS, known=(
-    POSITION_IDS, (r"^qformer\.encoder\.layer\.\d+\.(intermediate|output)\.", _TEXT_HALF),
-    (r"^(qformer\.)?embeddings\.(word|position)_embeddings\.", _TEXT_HALF)))
+HF_BRIDGE = Source(
+    "transformers BLIP-2", "language_projection.", {**HF_SEES, "llm_proj": "language_projection"}, HF_PARAMETERS, known=(
+        POSITION_IDS, (r"^qformer\.encoder\.layer\.\d+\.(intermediate|output)\.", _TEXT_HALF),
+        (r"^(qformer\.)?embeddings\.(word|position)_embeddings\.", _TEXT_HALF)))
 BRIDGES = (LAVIS_OPT, LAVIS_LLM, HF_BRIDGE)
 
 

@@ -43,8 +43,9 @@ def make_plan(main, kind, vit, parameters, config, llm=None):
     for name, shape in parameters.items():
         part = name.split(".")[0] if name.split(".")[0] in files else ""
         rows.append(_row(name, shape, *files[part], freq, text, used[part]))
+    last = f"blocks.{config.vision_config.num_hidden_layers}."
     for part, (state, source) in files.items():
-        rows += _leftovers(state, source, used[part], f"blocks.{config.vision_config.num_hidden_layers}." if part == "vit" else None)
+        rows += _leftovers(state, source, used[part], last if part == "vit" else None)
     problems = [r for r in rows if r.action in ("missing", "leftover", "shape")]
     if problems:
         raise CheckpointError(_report(problems))

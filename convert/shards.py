@@ -49,7 +49,8 @@ def _in_folder(folder):
             return _numbered(shards[0])
     if any(CONSOLIDATED.fullmatch(file.name) for file in folder.iterdir()):
         return _consolidated(folder)
-    raise FileNotFoundError(f"the folder {folder.absolute()} holds no model.safetensors, pytorch_model.bin, index or shards of these, "
+    raise FileNotFoundError(f"the folder {folder.absolute()} holds no model.safetensors, pytorch_model.bin, index or shards of "
+                            f"these, "
                             "or consolidated.00.pth")
 
 
@@ -80,7 +81,8 @@ def _present(files, who):
     missing = [file for file in files if not file.is_file()]
     if missing:
         more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
-        raise FileNotFoundError(f"{who} the shard {missing[0].name}{more}, which is not in {missing[0].parent.absolute()}: get it, or "
+        raise FileNotFoundError(f"{who} the shard {missing[0].name}{more}, which is not in {missing[0].parent.absolute()}: get "
+                                f"it, or "
                                 "take the whole folder again")
     return files
 
@@ -102,14 +104,16 @@ class Joined(State):
         self._width, = first.shape("norm.weight")
         for number, part in enumerate(files[1:], 1):
             if set(part) != set(first):
-                raise CheckpointError(f"consolidated.{number:02d}.pth and consolidated.00.pth in {folder} hold different tensors: they "
+                raise CheckpointError(f"consolidated.{number:02d}.pth and consolidated.00.pth in {folder} hold different "
+                                      f"tensors: they "
                                       "are not of one model")
         name = next((name for name in first if name.endswith(".attention.wo.weight")), None)
         rows = first.shape(name)[0] if name else self._width
         heads = sum(part.shape(name)[1] for part in files) if name else rows
         if heads != self._width:
             raise CheckpointError(
-                f"{folder} holds {len(files)} of Meta's parts, but the {heads} columns of their {name} make no width of {self._width}: "
+                f"{folder} holds {len(files)} of Meta's parts, but the {heads} columns of their {name} make no width of "
+                f"{self._width}: "
                 f"{self._width // first.shape(name)[1]} parts are needed, consolidated.00.pth to "
                 f"consolidated.{self._width // first.shape(name)[1] - 1:02d}.pth")
 

@@ -57,7 +57,8 @@ def _source(stored, names):
     if bridge and llm:
         return crossed(LAVIS_OPT, opt("opt_model.")) if kind is OPTConfig else crossed(LAVIS_LLM, llama("llm_model."))
     if bridge and not names and stored.shapes["llm_proj.weight"][0] != OPT_ONLY:
-        raise CheckpointError(f"{stored.path} holds a bridge without its language model, which may be an OPT or a Llama: add --names "
+        raise CheckpointError(f"{stored.path} holds a bridge without its language model, which may be an OPT or a Llama: add "
+                              f"--names "
                               "opt_proj or --names llm_proj, as LAVIS calls it")
     if bridge:
         return NAMES[names or "opt_proj"]
@@ -79,7 +80,7 @@ def _groups(stored, source):
 
 
 def _check_whole(stored, source, groups, beside):
-    """The checkpoint must hold all that its own dimensions ask for, and nothing else.  Returns the section of its language model."""
+    """The checkpoint must hold all that its own dimensions ask for, and nothing else.  Returns its language model's section."""
     shapes = {theirs: torch.empty(_foreign_shape(group, stored), device="meta") for theirs, group in groups.items()}
     text_config = None
     if "llm.word.embedding_table" in stored:
@@ -94,7 +95,8 @@ def _check_whole(stored, source, groups, beside):
         expected = stage_2_shapes(read_config(shapes, None, source, text_config=text_config), "llm.word.embedding_table" in stored)
     wrong = [name for name in expected | stored.shapes if expected.get(name) != stored.shapes.get(name)]
     if wrong:
-        raise CheckpointError(f"{stored.path} is no whole model: {len(wrong)} parameters are missing or do not fit, first {wrong[0]}: "
+        raise CheckpointError(f"{stored.path} is no whole model: {len(wrong)} parameters are missing or do not fit, first "
+                              f"{wrong[0]}: "
                               f"{stored.shapes.get(wrong[0])} in the file, {expected.get(wrong[0])} expected")
     return text_config
 

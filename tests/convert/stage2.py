@@ -144,7 +144,8 @@ def write_config(folder, text_config, **more):
 def queries(stored, config, image):
     """What the cells of a converted stage 2 hand to the language model: (B, Q, width of the language model)."""
     vision, qformer = config.vision_config, config.qformer_config
-    vit, norm = filled(ViT(vision), stored, "vit."), filled(LayerNorm(vision.hidden_size, config.ln_vision_eps), stored, "ln_vision.")
+    vit = filled(ViT(vision), stored, "vit.")
+    norm = filled(LayerNorm(vision.hidden_size, config.ln_vision_eps), stored, "ln_vision.")
     seer = filled(QFormer(qformer, text=False), stored, "qformer.")
     projection = filled(Linear(qformer.hidden_size, stored.shapes["llm_proj.bias"][0], "float32"), stored, "llm_proj.")
     memory = seer.memory(norm(vit(ms.Tensor(image))))

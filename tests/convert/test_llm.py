@@ -91,8 +91,8 @@ def test_opt_is_read_under_both_of_its_names(convert, tmp_path):
     for number, names in enumerate((small, {**bare, "decoder.version": torch.ones(1)})):
         found, text = convert(save(names, tmp_path / str(number)))
         assert set(found) == set(wanted) and [n for n in wanted if not np.array_equal(found[n], wanted[n])] == []
-        assert printed_text_config(text) == OPTConfig(vocab_size=90, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=48,
-                                                      max_position_embeddings=60)
+        sizes = {"hidden_size": 32, "num_layers": 3, "intermediate_size": 48, "max_position_embeddings": 60}
+        assert printed(text) == {"type": "OPTConfig", "vocab_size": 90, **sizes}        # no config.json says how many heads
     state["lm_head.weight"] = state["lm_head.weight"] + 1
     assert "lm_head.weight and model.decoder.embed_tokens.weight differ" in convert(save(state, tmp_path / "2.7b"), expect=1)
 
@@ -125,7 +125,7 @@ def test_w_pack_is_split_into_query_key_and_value(convert, tmp_path, size, besid
     stored, text = convert(folder)
     config = printed_text_config(text)
     assert config.position_embedding == {"7B": "rope", "13B": "alibi"}[size] and not config.normalized_head
-    assert "mapped:    9 x a third of W_pack: query, key and value below each other (e.g. llm.layers.0.attention.query.weight)" in text
+    assert "mapped:    9 x a third of W_pack: query, key and value below each other (e.g. llm.layers.0.attention.query." in text
     rotary = config.replace(position_embedding="rope", rms_norm_eps=1e-5)
     assert difference(stored, rotary, theirs) < 1e-4                                    # Baichuan-7B is a Llama
     assert (difference(stored, config.replace(rms_norm_eps=1e-5), theirs) < 1e-4) == (size == "7B")

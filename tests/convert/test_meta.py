@@ -93,7 +93,8 @@ def test_the_order_depends_on_the_heads_so_they_must_be_known(convert, theirs, t
     wanted, _ = convert(folder)
     wanted = wanted["llm.layers.1.attention.key.weight"]
     (folder / "params.json").unlink()
-    assert "put the params.json of the model beside the file, or give --config with text_config.num_heads" in convert(folder, expect=1)
+    error = convert(folder, expect=1)
+    assert "put the params.json of the model beside the file, or give --config with text_config.num_heads" in error
     config = tmp_path / "config.yaml"
     sizes = "vocab_size: 90, hidden_size: 32, num_layers: 3, num_heads: %d, n_kv_heads: %d, intermediate_size: 48"
     for heads, same in ((4, True), (8, False)):

@@ -26,8 +26,9 @@ def llama(**sizes):
     return on_meta(lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)))
 
 
-def opt(**sizes):
-    state = on_meta(lambda: transformers.OPTForCausalLM(transformers.OPTConfig(**sizes)))
+def opt(width):
+    sizes = {"hidden_size": width, "ffn_dim": 4 * width, "word_embed_proj_dim": width, "num_hidden_layers": 32}
+    state = on_meta(lambda: transformers.OPTForCausalLM(transformers.OPTConfig(**sizes, num_attention_heads=32)))
     return {name: value for name, value in state.items() if name != "lm_head.weight"}   # tied: numbers would be compared
 
 
@@ -43,11 +44,9 @@ MODELS = {  # published name → (state dict, section that is read off its shape
                      LlamaConfig(vocab_size=64000, hidden_size=5120, num_layers=40, num_heads=40, intermediate_size=13696,
                                  position_embedding="alibi")),
     "Baichuan2-7B": (lambda: packed(llama(vocab_size=125696)), LlamaConfig(vocab_size=125696, normalized_head=True)),
-    "opt-2.7b": (lambda: opt(hidden_size=2560, ffn_dim=10240, num_hidden_layers=32, num_attention_heads=32, word_embed_proj_dim=2560),
-                 OPTConfig()),
-    "opt-6.7b": (lambda: {name.removeprefix("model."): value for name, value in opt(
-        hidden_size=4096, ffn_dim=16384, num_hidden_layers=32, num_attention_heads=32, word_embed_proj_dim=4096).items()},
-        OPTConfig(hidden_size=4096, intermediate_size=16384))}
+    "opt-2.7b": (lambda: opt(2560), OPTConfig()),
+    "opt-6.7b": (lambda: {name.removeprefix("model."): value for name, value in opt(4096).items()},
+                 OPTConfig(hidden_size=4096, intermediate_size=16384))}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -60,15 +59,17 @@ def test_language_models_are_read_whole(name):
     assert {row.action for row in rows} == {"mapped"} and {row.theirs for row in rows} == set(state)
 
 
-@pytest.mark.parametrize("projection, kind, section", [("opt_proj", LAVIS_OPT, OPTConfig()), ("llm_proj", LAVIS_LLM, LlamaConfig())])
+@pytest.mark.parametrize("projection, kind, section", [
+    ("opt_proj", LAVIS_OPT, OPTConfig()), ("llm_proj", LAVIS_LLM, LlamaConfig())])
 def test_lavis_stage_2_has_260_tensors(projection, kind, section):
     stage_1 = on_meta(lambda: Twin(TwinConfig()))
     state = {name: value for name, value in stage_1.items()
              if name.startswith(("Qformer.bert.encoder.", "query_tokens", "ln_vision.", "Qformer.bert.embeddings.LayerNorm",
                                  "Qformer.bert.embeddings.position_ids"))
              and not (any(part in name for part in TEXT_HALF) and "attention" not in name)}
+    width = section.hidden_size
     with torch.device("meta"):
-        state |= {f"{projection}.weight": torch.empty(section.hidden_size, 768), f"{projection}.bias": torch.empty(section.hidden_size)}
+        state |= {f"{projection}.weight": torch.empty(width, 768), f"{projection}.bias": torch.empty(width)}
     vit = {name.removeprefix("visual_encoder."): value for name, value in stage_1.items() if name.startswith("visual_encoder.")}
     assert len(state) == 260 and detect(state, "x.pth") is kind
     config = read_config(state, vit, kind, None, section)

@@ -73,7 +73,8 @@ def test_a_shard_that_is_cut_short_is_named(convert, tmp_path, size):
     folder = save(llama().state_dict(), tmp_path / "theirs", parts=2)
     os.truncate(folder / "pytorch_model-00002-of-00002.bin", size)
     error = convert(folder, expect=1)
-    assert "pytorch_model-00002-of-00002.bin" in error and ("is empty" if size == 0 else "truncated, damaged or no torch file") in error
+    assert "pytorch_model-00002-of-00002.bin" in error and ("is empty" if size == 0 else "truncated, damaged or no torch "
+                                                                                         "file") in error
 
 
 # ------------------------------------------------------------------------------------------------ memory
@@ -111,7 +112,8 @@ def test_memory_is_that_of_one_shard(tmp_path, kind, flags):
     if kind == "safetensors":
         for shard in folder.glob("*.bin"):
             tensors = torch.load(shard, weights_only=True)
-            safetensors_torch.save_file(tensors, folder / shard.name.replace("pytorch_model", "model").replace(".bin", ".safetensors"))
+            name = shard.name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+            safetensors_torch.save_file(tensors, folder / name)
             shard.unlink()
         (folder / "pytorch_model.bin.index.json").unlink()
     sizes = [shard.stat().st_size for shard in folder.glob("*-of-*")]

@@ -18,7 +18,8 @@ SIZES = {"vision_config": {"image_size": 112, "hidden_size": 64, "num_hidden_lay
                            "intermediate_size": 279},
          "qformer_config": {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96,
                             "encoder_width": 64, "query_length": 8}}
-OPT_SECTION = OPTConfig(vocab_size=320, hidden_size=64, num_layers=3, num_heads=4, intermediate_size=160, max_position_embeddings=128)
+OPT_SECTION = OPTConfig(vocab_size=320, hidden_size=64, num_layers=3, num_heads=4, intermediate_size=160,
+                        max_position_embeddings=128)
 LLAMA_SECTION = LlamaConfig(vocab_size=320, hidden_size=64, num_layers=3, num_heads=4, intermediate_size=172)
 TEXT_HALF = {f"Qformer.bert.encoder.layer.2.{part}": torch.ones(2) for part in (
     "intermediate.dense.weight", "output.dense.bias", "output.LayerNorm.weight")} | {
@@ -114,7 +115,8 @@ def test_the_language_model_may_stay_in_a_file_of_its_own(convert, whole, bridge
     assert main(["--torch_path", str(vit_and_llm[1]), "--mindspore_path", str(tmp_path / "llm.ckpt")]) == 0
     rest, text = convert(bridge, "--vit_path", vit_and_llm[0])              # once as two conversions
     assert_equal({**arrays(rest), **alone}, wanted) or not set(arrays(rest)) & set(alone)
-    assert ("note:    the language model, 64 wide, is not in these files: join it with --llm_path, or convert it to a .ckpt of its own "
+    assert ("note:    the language model, 64 wide, is not in these files: join it with --llm_path, or convert it to a .ckpt of "
+            "its own "
             "and name that as model.model_config.text_config.checkpoint_name_or_path") in text.splitlines()
     both = [whole], [bridge, "--vit_path", vit_and_llm[0], "--llm_path", vit_and_llm[1]]
     for state, *flags in both:                                              # once as one that writes two files
@@ -201,7 +203,7 @@ def test_there_and_back_no_bit_is_lost(convert, whole, vicuna, tmp_path, case, k
     assert [n for n in state if back[n].dtype != state[n].dtype or not torch.equal(back[n], state[n])] == []
 
 
-def test_a_bridge_without_its_language_model_goes_back_under_the_name_that_is_asked_for(convert, bridge, vit_and_llm, tmp_path, capsys):
+def test_a_bridge_alone_goes_back_under_the_name_that_is_asked_for(convert, bridge, vit_and_llm, tmp_path, capsys):
     convert(bridge, "--vit_path", vit_and_llm[0])
     flags = ["--to_torch", "--mindspore_path", str(tmp_path / "out.ckpt"), "--torch_path", str(tmp_path / "back.pth")]
     assert main(flags) == 1 and "add --names opt_proj or --names llm_proj, as LAVIS calls it" in capsys.readouterr().err
