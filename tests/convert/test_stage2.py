@@ -97,7 +97,7 @@ def test_the_logits_are_those_of_lavis(convert, whole, vicuna, case, section):
     assert printed(text) == {key: value for key, value in section.to_dict().items()
                              if value != getattr(type(section)(), key) and key != "num_heads" or key == "type"}
     assert [line.split()[:2] for line in text.splitlines()[1:6]] == [
-        ["ViT", "42"], ["ln_vision", "2"], ["Q-Former", str(4 * 16 + 2 * 10 + 3)], ["llm_proj", "2"],
+        ["ViT", str(3 * 13 + 4)], ["ln_vision", "2"], ["Q-Former", str(4 * 16 + 2 * 10 + 3)], ["llm_proj", "2"],
         ["LLM", str(3 * 16 + 4 if case == "opt" else 3 * 9 + 3)]]
 
 
