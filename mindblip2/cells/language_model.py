@@ -138,9 +138,14 @@ class LanguageModel(nn.Cell):
 
     def run(self, x_BTD, mask_BT):
         """Hidden states after the final norm and, per layer, the keys and values (B, J, T, K)."""
+        position_BT, bias, turn = self.context(mask_BT)
+        return self._through(self.placed(x_BTD.astype(self.dtype), position_BT), bias, turn)
+
+    def context(self, mask_BT):
+        """What every layer is told of the places: positions (B, T), the bias of the scores, and the turn."""
         position_BT = positions(mask_BT)
         bias = self._grouped(causal_bias(mask_BT) + self.distance(position_BT, position_BT))
-        return self._through(self.placed(x_BTD.astype(self.dtype), position_BT), bias, self.turn(position_BT))
+        return position_BT, bias, self.turn(position_BT)
 
     def step(self, token_N, buffers, mask_NS, slot, scale):
         """``decode`` within a graph."""
