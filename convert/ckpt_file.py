@@ -9,11 +9,13 @@ from convert.dimensions import Shapes, read_config, read_text_config
 from convert.files import read
 from convert.kinds import check_bridge, detect, holds_vit, is_bridge, is_language_model
 from convert.mindspore_files import Ours
-from convert.names import BERT, EVA
+from convert.names import BERT, EVA, foreign_name
 from convert.names_llm import HF_BRIDGE, with_tied_head
 from convert.shapes import llm_shapes, model_shapes, stage_2_shapes
 from mindblip2.checkpoint import CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config, LlamaConfig, ViTConfig, load_config
+
+NEARLY_0 = 0.1
 
 
 class Conversion(NamedTuple):
@@ -100,6 +102,9 @@ def _text_config(state, kind, path, config):
     said, tied, remarks = ({}, False, []) if alone else beside(path, kind.llm)
     if tied and kind.llm is LlamaConfig:
         kind = with_tied_head(kind)
+    if _is_delta(state, kind):
+        remarks.append("the final norm is nearly 0: these look like delta weights, as of Vicuna v1.1, to which Llama's must be added "
+                       "before; take the whole model")
     if config is None:
         text_config, more = read_text_config(state, kind, said)
         return kind, text_config, [*remarks, *more]
@@ -110,6 +115,12 @@ def _text_config(state, kind, path, config):
     differs = [f"text_config.{key} is {getattr(config.text_config, key)} in --config, {value} in the file beside the weights"
                for key, value in said.items() if key not in IDS and getattr(config.text_config, key) != value]
     return kind, config.text_config, [*remarks, *differs]
+
+
+def _is_delta(state, kind):
+    """The final norm of a language model is about 1 or above; of the difference of two it is about 0."""
+    name = foreign_name(kind, "llm.norm.gamma")
+    return name in state and float(state[name].float().abs().mean()) < NEARLY_0
 
 
 def _vit(path, main, kind, torch_path):

@@ -180,6 +180,13 @@ def test_a_configuration_of_another_model_is_named(convert, tmp_path, beside, co
     assert complaint in convert(save(llama().state_dict(), tmp_path / "theirs", **beside), expect=1)
 
 
+def test_delta_weights_are_said_to_be_none(convert, tmp_path):
+    theirs, said = llama(), "note:    the final norm is nearly 0: these look like delta weights"
+    assert said not in convert(save(theirs.state_dict(), tmp_path / "whole"))[1]
+    delta = {name: value / 100 for name, value in theirs.state_dict().items()}
+    assert said in convert(save(delta, tmp_path / "delta"))[1]
+
+
 @pytest.mark.parametrize("ours, complaint", [
     (OPTConfig(), "is Llama of transformers, but text_config of --config is OPTConfig"),
     (None, "is Llama of transformers, but text_config of --config is NoneType"),
