@@ -198,8 +198,8 @@ def test_a_configuration_that_does_not_fit_is_named(convert, tmp_path, ours, com
 
 
 def test_where_configurations_differ_both_are_shown(convert, tmp_path):
-    llama().save_pretrained(tmp_path / "theirs")
-    ours = LlamaConfig(vocab_size=90, hidden_size=32, num_layers=3, num_heads=4, n_kv_heads=2, intermediate_size=48)
+    llama(num_key_value_heads=4).save_pretrained(tmp_path / "theirs")
+    ours = LlamaConfig(vocab_size=90, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=48)
     _, text = convert(tmp_path / "theirs", "--config", write_config(tmp_path, ours))
     assert "note:    text_config.rms_norm_eps is 1e-06 in --config, 1e-05 in the file beside the weights" in text.splitlines()
     assert text.count("note:") == 1
