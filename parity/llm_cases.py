@@ -144,13 +144,13 @@ def layer_cases(name: str, i: int, inputs: dict, mask_BT: np.ndarray, below) -> 
     at = f"layers.{i}"
     yield norm_case(name, f"{at}.norm1", inputs[f"{at}.norm1"], below)
     yield Case(f"{name} {at}.attention", lambda twin, x, mask: kept(twin.attention(i, x, mask), mask),
-               lambda model, x, mask: kept(model.llm.layers[i].attention(x, *model.llm.context(mask)[1:])[0], mask),
+               lambda model, x, mask: kept(model.llm.layers[i].attention(x, *model.llm.begin(x, mask)[1:])[0], mask),
                {"x": inputs[f"{at}.attention"], "mask": mask_BT}, below(f"{at}.attention"), backward=True)
     yield norm_case(name, f"{at}.norm2", inputs[f"{at}.norm2"], below)
     yield Case(f"{name} {at}.ffn", lambda twin, x: twin.ffn(i, x), lambda model, x: model.llm.layers[i].ffn(x),
                {"x": inputs[f"{at}.ffn"]}, below(f"{at}.ffn"), backward=True)
     yield Case(f"{name} {at}", lambda twin, x, mask: kept(twin.layer(i, x, mask), mask),
-               lambda model, x, mask: kept(model.llm.layers[i](x, *model.llm.context(mask)[1:])[0], mask),
+               lambda model, x, mask: kept(model.llm.layers[i](x, *model.llm.begin(x, mask)[1:])[0], mask),
                {"x": inputs[at], "mask": mask_BT}, backward=True)
 
 
@@ -179,8 +179,8 @@ def their_hidden(twin: LanguageTwin, x, mask):
 def our_hidden(model: nn.Cell, x, mask):
     """What goes into the first layer, what comes out of each, the last through the final norm: errors add up."""
     llm = model.llm
-    position, bias, turn = llm.context(mask)
-    found = [llm.placed(x, position)]
+    x, bias, turn = llm.begin(x, mask)
+    found = [x]
     for layer in llm.layers:
         found.append(layer(found[-1], bias, turn)[0])
     return tuple(kept(y, mask) for y in (*found[:-1], llm.norm(found[-1])))

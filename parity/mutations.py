@@ -100,18 +100,20 @@ MUTATIONS = {
 
 
 @contextmanager
-def defective(model: nn.Cell, name: str) -> Iterator[None]:
-    """The model with a defect, while this lasts."""
+def defective(model: nn.Cell, mutation: str | Mutation) -> Iterator[None]:
+    """The model with a defect, of the table or another, while this lasts."""
+    mutation = MUTATIONS[mutation] if isinstance(mutation, str) else mutation
     with ExitStack() as stack:
-        for patch in MUTATIONS[name].patches(model):
+        for patch in mutation.patches(model):
             stack.enter_context(patch)
         yield
 
 
-def mutated(suite: Suite, name: str) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+def mutated(suite: Suite, mutation: str | Mutation) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
     """The rows of the cases that must catch a defect, and of those that must not."""
-    caught, spared = (suite.matching(patterns) for patterns in (MUTATIONS[name].caught, MUTATIONS[name].spared))
-    with defective(suite.nets.ours, name):
+    mutation = MUTATIONS[mutation] if isinstance(mutation, str) else mutation
+    caught, spared = (suite.matching(patterns) for patterns in (mutation.caught, mutation.spared))
+    with defective(suite.nets.ours, mutation):
         rows = suite.rows([*caught, *spared])
     return {name: rows[name] for name in caught}, {name: rows[name] for name in spared}
 
