@@ -16,7 +16,7 @@ def mask_of(*rows):
 def random_model(kind, config, **how):
     """A model whose weights are far from those that training begins with, so that nothing is small by chance."""
     model, random = kind(config, **how), np.random.default_rng(5)
-    for name, parameter in model.parameters_and_names():
+    for parameter in model.get_parameters():
         value = random.standard_normal(parameter.shape) * (0.3 if parameter.ndim == 2 else 0.15) + (parameter.name.endswith("gamma"))
         parameter.set_data(ms.Tensor(value.astype(np.float32)).astype(parameter.dtype))
     return model.set_train(False)
