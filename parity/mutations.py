@@ -118,10 +118,8 @@ def mutated(suite: Suite, mutation: str | Mutation) -> tuple[dict[str, list[Row]
     return {name: rows[name] for name in caught}, {name: rows[name] for name in spared}
 
 
-def verdicts(suite: Suite) -> Iterator[tuple[str, str, str, str]]:
-    """Defect, whether it was caught and located, the ratio of the weakest catch, and who caught it: a line per defect."""
-    for name, mutation in MUTATIONS.items():
-        caught, spared = mutated(suite, name)
-        weakest = min(max(row.ratio for row in rows) for rows in caught.values())
-        right = failing(caught) == set(caught) and not failing(spared)
-        yield name, "caught" if right else "MISSED", f"{weakest:.3g}", mutation.caught
+def verdict_of(suite: Suite, mutation: str | Mutation) -> tuple[str, float]:
+    """Whether a defect was caught and located, and the ratio of the weakest catch."""
+    caught, spared = mutated(suite, mutation)
+    right = failing(caught) == set(caught) and not failing(spared)
+    return "caught" if right else "MISSED", min(max(row.ratio for row in rows) for rows in caught.values())

@@ -105,5 +105,6 @@ class Llama(LanguageModel):
         """One over the length of each row of the head (V,), where Baichuan2 normalises them."""
         if not self.normalized_head:
             return 1.0
-        row_V1D = self.lm_head.weight.astype(ms.float32).reshape(-1, 1, self.lm_head.weight.shape[1])
+        weight_VD = self.head_weight().astype(ms.float32)
+        row_V1D = weight_VD.reshape(-1, 1, weight_VD.shape[1])
         return ops.rsqrt(ops.maximum(SCORES(row_V1D, row_V1D).reshape(-1), 1e-24))  # torch's normalize: a length of at least 1e-12
