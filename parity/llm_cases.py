@@ -54,24 +54,35 @@ def make_language_nets(name: str, seed: int = seeded_weights.SEED) -> Nets:
     """The three networks of one of ``MODELS``, ours through the converter's table."""
     config, packed = MODELS[name]
     truth, torch32 = (language_twin(config, dtype, packed, seed) for dtype in (torch.float64, torch.float32))
+    return Nets(truth, torch32, filled(new_cell(config), torch32, config).set_train(False))
+
+
+def new_cell(config) -> nn.Cell:
+    """Our model without weights."""
     with ms.nn.utils.no_init_parameters():
-        ours = Holder(OPT(config) if isinstance(config, OPTConfig) else Llama(config))
-    return Nets(truth, torch32, filled(ours, torch32, config).set_train(False))
+        return Holder(OPT(config) if isinstance(config, OPTConfig) else Llama(config))
 
 
 def filled(ours: nn.Cell, twin: LanguageTwin, config) -> nn.Cell:
-    """Our cell with the twin's weights."""
-    state = dict(twin.llm.named_parameters())
-    for parameter in ours.get_parameters():
-        theirs = foreign_name(twin.source, parameter.name)
-        value = state.pop(theirs) if "W_pack" not in theirs else state[theirs]
-        _, change = fit(twin.source, parameter.name, theirs, tuple(value.shape), tuple(parameter.shape), config)
-        value = (change(value) if change else value).detach().numpy()
-        parameter.set_data(ms.Tensor(np.ascontiguousarray(value)))
-    left = [name for name in state if "W_pack" not in name]
+    """Our cell with the twin's weights, all of them."""
+    used = fill(ours, twin, config)
+    left = {name for name, _ in twin.llm.named_parameters()} - used
     if left:
-        raise ValueError(f"our model has no place for {left}")
+        raise ValueError(f"our model has no place for {sorted(left)}")
     return ours
+
+
+def fill(ours: nn.Cell, twin: LanguageTwin, config, prefix: str = "") -> set[str]:
+    """Give our parameters below ``prefix`` the twin's weights; returns their names there."""
+    state, used = dict(twin.llm.named_parameters()), set()
+    for parameter in ours.get_parameters():
+        if parameter.name.startswith(prefix):
+            theirs = foreign_name(twin.source, parameter.name)
+            value = state[theirs].detach().float()
+            _, change = fit(twin.source, parameter.name, theirs, tuple(value.shape), tuple(parameter.shape), config)
+            parameter.set_data(ms.Tensor(np.ascontiguousarray((change(value) if change else value).numpy())))
+            used.add(theirs)
+    return used
 
 
 class LanguageSuite(Suite):
@@ -98,7 +109,7 @@ def language_cases(name: str, nets: Nets) -> Iterator[Case]:
     truth, weights = nets.truth, [parameter.name for parameter in nets.ours.get_parameters()]
     mask_BT = masks(FULL, RIGHT, LEFT, LEFT if truth.alibi else HOLE)  # Baichuan's distances count columns, ours tokens
     ids_BT = np.random.default_rng(3).integers(0, SMALL["vocab_size"], mask_BT.shape)
-    inputs = recorded(truth, ids_BT, mask_BT)
+    inputs = recorded(truth, truth.embed(torch.from_numpy(ids_BT)), mask_BT)
 
     def below(path):
         return tuple(w for w in weights if w.startswith(f"llm.{path}.") and ("W_pack" not in foreign_name(truth.source, w)))
@@ -120,23 +131,25 @@ def language_cases(name: str, nets: Nets) -> Iterator[Case]:
 
 
 @torch.no_grad()
-def recorded(truth: LanguageTwin, ids_BT: np.ndarray, mask_BT: np.ndarray) -> dict[str, np.ndarray]:
-    """The truth's input of every part, in float32, by our path; "x" goes into the model, "head" into the head."""
-    seen = {}
-    parts = {f"layers.{i}.{part}": truth.part(f"layers.{i}.{part}") for i in range(len(truth.stack.layers))
-             for part in ("norm1", "norm2")} | {"norm": truth.part("norm")}
-    handles = [module.register_forward_pre_hook(lambda _, args, path=path: seen.setdefault(path, args[0]))
-               for path, module in parts.items()]
-    x_BTD, mask = truth.embed(torch.from_numpy(ids_BT)), torch.from_numpy(mask_BT)
-    *layers, last = truth.hidden(x_BTD, mask)
+def recorded(truth: LanguageTwin, x_BTD: torch.Tensor, mask_BT: np.ndarray, layer: int | None = None) -> dict[str, np.ndarray]:
+    """The truth's input of every part, in float32, by our path; "x" goes into the model, "head" into the head. Or only of a
+    ``layer``, into which x goes."""
+    seen, mask = {}, torch.from_numpy(mask_BT)
+    layers = range(len(truth.stack.layers)) if layer is None else [layer]
+    parts = [f"layers.{i}.{part}" for i in layers for part in ("norm1", "norm2")] + (["norm"] if layer is None else [])
+    handles = [truth.part(path).register_forward_pre_hook(lambda _, args, path=path: seen.setdefault(path, args[0])) for path in parts]
+    if layer is None:
+        *entered, last = truth.hidden(x_BTD, mask)
+        seen |= {"x": x_BTD, "head": last} | {f"layers.{i}": x for i, x in enumerate(entered)}
+    else:
+        truth.layer(layer, x_BTD, mask)
+        seen[f"layers.{layer}"] = x_BTD
     for handle in handles:
         handle.remove()
-    for i, x in enumerate(layers):
-        seen[f"layers.{i}"] = x
+    for i in layers:
         for norm, part in (("norm1", "attention"), ("norm2", "ffn")):
             seen[f"layers.{i}.{part}"] = truth.norm(f"layers.{i}.{norm}", seen[f"layers.{i}.{norm}"])
-    seen |= {"x": x_BTD, "head": last}
-    return {path: value.reshape(*ids_BT.shape, -1).float().numpy() for path, value in seen.items()}
+    return {path: value.reshape(*mask_BT.shape, -1).float().numpy() for path, value in seen.items()}
 
 
 def layer_cases(name: str, i: int, inputs: dict, mask_BT: np.ndarray, below) -> Iterator[Case]:
@@ -144,13 +157,13 @@ def layer_cases(name: str, i: int, inputs: dict, mask_BT: np.ndarray, below) -> 
     at = f"layers.{i}"
     yield norm_case(name, f"{at}.norm1", inputs[f"{at}.norm1"], below)
     yield Case(f"{name} {at}.attention", lambda twin, x, mask: kept(twin.attention(i, x, mask), mask),
-               lambda model, x, mask: kept(model.llm.layers[i].attention(x, *model.llm.context(mask)[1:])[0], mask),
+               lambda model, x, mask: kept(model.llm.layers[i].attention(x, *model.llm.begin(x, mask)[1:])[0], mask),
                {"x": inputs[f"{at}.attention"], "mask": mask_BT}, below(f"{at}.attention"), backward=True)
     yield norm_case(name, f"{at}.norm2", inputs[f"{at}.norm2"], below)
     yield Case(f"{name} {at}.ffn", lambda twin, x: twin.ffn(i, x), lambda model, x: model.llm.layers[i].ffn(x),
                {"x": inputs[f"{at}.ffn"]}, below(f"{at}.ffn"), backward=True)
     yield Case(f"{name} {at}", lambda twin, x, mask: kept(twin.layer(i, x, mask), mask),
-               lambda model, x, mask: kept(model.llm.layers[i](x, *model.llm.context(mask)[1:])[0], mask),
+               lambda model, x, mask: kept(model.llm.layers[i](x, *model.llm.begin(x, mask)[1:])[0], mask),
                {"x": inputs[at], "mask": mask_BT}, backward=True)
 
 
@@ -179,8 +192,8 @@ def their_hidden(twin: LanguageTwin, x, mask):
 def our_hidden(model: nn.Cell, x, mask):
     """What goes into the first layer, what comes out of each, the last through the final norm: errors add up."""
     llm = model.llm
-    position, bias, turn = llm.context(mask)
-    found = [llm.placed(x, position)]
+    x, bias, turn = llm.begin(x, mask)
+    found = [x]
     for layer in llm.layers:
         found.append(layer(found[-1], bias, turn)[0])
     return tuple(kept(y, mask) for y in (*found[:-1], llm.norm(found[-1])))
