@@ -11,6 +11,7 @@ import yaml
 
 from mindblip2 import legacy
 from mindblip2.sections import ConfigError, Section, build, divides, one_of, positive, section, within
+from mindblip2.text_config import LlamaConfig, OPTConfig
 
 logger = logging.getLogger("mindblip2")
 
@@ -81,28 +82,6 @@ class QFormerConfig(Section):
 
 
 @section
-class LlamaConfig(Section):
-    """The language model of stage 2: read and checked here, built by a later release."""
-    seq_length: int = 64
-    hidden_size: int = 4096
-    num_layers: int = 32
-    num_heads: int = 32
-    vocab_size: int = 32000
-    multiple_of: int = 256
-    rms_norm_eps: float = 1e-6
-    bos_token_id: int = 1
-    eos_token_id: int = 2
-    pad_token_id: int = 0
-    ignore_token_id: int = -100
-    repetition_penalty: float = 1.0
-    max_decode_length: int = 512
-    top_k: int = 1
-    top_p: float = 1.0
-    do_sample: bool = False
-    checkpoint_name_or_path: str = ""
-
-
-@section
 class Blip2Config(Section):
     """Dimensions and numerics of one BLIP-2.  Nested sections may be given as dicts of what differs from the defaults.
 
@@ -110,7 +89,7 @@ class Blip2Config(Section):
     fit together."""
     vision_config: ViTConfig = field(default_factory=ViTConfig)
     qformer_config: QFormerConfig = field(default_factory=QFormerConfig)
-    text_config: LlamaConfig | None = None
+    text_config: LlamaConfig | OPTConfig | None = None  # its ``type`` says which; None: stage 1
     max_txt_len: int = 32               # tokens of a caption, [CLS] and [SEP] included
     temperature: float = 0.07           # start value of the learnt ITC temperature, which divides
     label_smoothing: float = 0.1        # in ITC and LM, not in ITM

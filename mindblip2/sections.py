@@ -136,9 +136,10 @@ def _cast(hint, value, name, ignored):
         return None
     if value is None and (options[0] in (tuple, dict) or dataclasses.is_dataclass(options[0])):
         return options[0]()  # a section of a YAML file with nothing below it
+    sections = [option for option in options if dataclasses.is_dataclass(option)]
+    if sections:
+        return build(_which(sections, value, name), value, name, ignored)
     for option in options:
-        if dataclasses.is_dataclass(option):
-            return build(option, value, name, ignored)
         cast = _CASTS.get(option)
         if cast is not None:
             try:
@@ -147,6 +148,17 @@ def _cast(hint, value, name, ignored):
                 continue
     wanted = " or ".join(o.__name__ for o in options if o is not type(None))
     raise ConfigError(f"{name} = {value!r}: expected {wanted}, got {type(value).__name__}")
+
+
+def _which(sections, value, name):
+    """Of several sections that may stand here the one that ``type`` names; without a ``type`` the first."""
+    if type(value) in sections:
+        return type(value)
+    wanted = value.get("type", sections[0].__name__) if isinstance(value, dict) and len(sections) > 1 else sections[0].__name__
+    for one in sections:
+        if one.__name__ == wanted:
+            return one
+    raise ConfigError(f"{name}.type = {wanted!r}: expected {' or '.join(repr(one.__name__) for one in sections)}")
 
 
 def _strict(kind):

@@ -13,9 +13,10 @@ import torch
 from mindspore import nn
 
 from convert import plan
-from convert.convert_weight import model_shapes
 from convert.files import read
+from convert.kinds import detect
 from convert.names import LAVIS
+from convert.shapes import model_shapes
 from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.checkpoint import Checkpoint, CheckpointError
 from mindblip2.config import Blip2Config
@@ -52,7 +53,7 @@ class Weights:
         self.config = config
         self.vit = read(vit_path) if vit_path else None
         self.main = read(torch_path) if torch_path else Seeded(config, seed)
-        if torch_path and plan.detect(self.main, torch_path) is not LAVIS:
+        if torch_path and detect(self.main, torch_path) is not LAVIS:
             raise CheckpointError(f"{torch_path} is no LAVIS stage-1 file: parity compares with blip2_pretrained.pth")
         self.stored = Checkpoint(ckpt) if ckpt else None
         self.rows = {} if ckpt else {row.ours: row for row in self.planned() if row.ours}

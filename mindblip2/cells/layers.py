@@ -68,13 +68,15 @@ def merge_heads(x_BHTK):
 class Linear(nn.Cell):
     """x Wᵀ + b with W (out, in), computed in ``dtype``: the only place where a weight may one day be split over cards.
 
-    ``bias=False`` leaves the bias to the caller (the ViT's qkv makes its own).  ``std`` of the initial weights; None: 1 / √inputs."""
+    ``bias=False`` leaves the bias to the caller (the ViT's qkv makes its own).  ``std`` of the initial weights; None: 1 / √inputs.
+    ``held`` is the dtype of the weights, where it is not float32 (a frozen language model)."""
 
-    def __init__(self, inputs, outputs, dtype="float32", bias=True, std=0.02):
+    def __init__(self, inputs, outputs, dtype="float32", bias=True, std=0.02, held="float32"):
         super().__init__()
         self.dtype = dtype_of(dtype)
-        self.weight = Parameter(initializer(Normal(std or inputs ** -0.5), (outputs, inputs)), name="weight")
-        self.bias = Parameter(initializer(Zero(), (outputs,)), name="bias") if bias else None
+        held = dtype_of(held)
+        self.weight = Parameter(initializer(Normal(std or inputs ** -0.5), (outputs, inputs), held), name="weight")
+        self.bias = Parameter(initializer(Zero(), (outputs,), held), name="bias") if bias else None
 
     def construct(self, x, bias=None):
         bias = self.bias if bias is None else bias
@@ -139,9 +141,9 @@ class FeedForward(nn.Cell):
 class Embedding(nn.Cell):
     """Rows of a table: ids (…) int32 → (…, D)."""
 
-    def __init__(self, rows, width, std=0.02):
+    def __init__(self, rows, width, std=0.02, held="float32"):
         super().__init__()
-        self.embedding_table = Parameter(initializer(Normal(std or 0.02), (rows, width)), name="embedding_table")
+        self.embedding_table = Parameter(initializer(Normal(std or 0.02), (rows, width), dtype_of(held)), name="embedding_table")
 
     def construct(self, ids):
         return ops.gather(self.embedding_table, ids, 0)

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 
 import mindspore as ms  # noqa: E402
 
-from convert import plan  # noqa: E402
 from convert.convert_weight import main, to_mindspore, to_torch  # noqa: E402
+from convert.fit import interpolate  # noqa: E402
 from mindblip2.cells.blip2_qformer import Blip2Qformer  # noqa: E402
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint  # noqa: E402
 from mindblip2.config import Blip2Config  # noqa: E402
@@ -140,7 +140,7 @@ def test_position_embeddings_are_interpolated_to_another_picture_size(convert, l
     assert stored.shapes["vit.pos_embed"] == (1, 50, 32)
     assert "mapped:    1 x interpolated from 17 to 50 tokens (e.g. vit.pos_embed)" in text
     before = lavis["visual_encoder.pos_embed"]
-    np.testing.assert_array_equal(stored["vit.pos_embed"], plan.interpolate(before, 50))
+    np.testing.assert_array_equal(stored["vit.pos_embed"], interpolate(before, 50))
     np.testing.assert_array_equal(stored["vit.pos_embed"][:, 0], before[:, 0])
 
 

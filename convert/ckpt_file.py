@@ -1,0 +1,163 @@
+"""Foreign files to a .ckpt of ours: which of them belong together, and what is written."""
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from convert import plan
+from convert.beside import IDS, beside
+from convert.dimensions import Shapes, read_config, read_text_config
+from convert.files import read
+from convert.kinds import check_bridge, detect, holds_vit, is_bridge, is_language_model
+from convert.mindspore_files import Ours
+from convert.names import BERT, EVA
+from convert.names_llm import HF_BRIDGE, with_tied_head
+from convert.shapes import llm_shapes, model_shapes, stage_2_shapes
+from mindblip2.checkpoint import CheckpointError, write_checkpoint
+from mindblip2.config import Blip2Config, LlamaConfig, ViTConfig, load_config
+
+
+class Conversion(NamedTuple):
+    """What is or would be written: the rows of the coverage table and what else there is to say."""
+    rows: list
+    remarks: list
+
+    def table(self):
+        return plan.table(self.rows, self.remarks)
+
+
+def to_mindspore(torch_path, mindspore_path=None, vit_path=None, config=None, image_size=None, dtype=None, llm_path=None,
+                 llm_mindspore_path=None):
+    """Convert; without ``mindspore_path`` only plan.  Returns a :class:`Conversion`.
+
+    ``config``: preset name, YAML file or Blip2Config; None reads the dimensions off the files.  ``dtype``: None keeps
+    every tensor's type.  ``llm_mindspore_path``: a .ckpt of its own for the language model of a stage-2 file.  Raises
+    :class:`CheckpointError` before anything is written."""
+    main = read(torch_path)
+    kind = detect(main, torch_path)
+    vit, llm = _vit(vit_path, main, kind, torch_path), _llm(llm_path, main, kind, torch_path)
+    config = _config(config, image_size)
+    if image_size and is_language_model(kind):
+        raise CheckpointError(f"--image_size is for files with a ViT; {torch_path} is a language model alone")
+    if is_language_model(kind):
+        done = _plan_llm(main, kind, torch_path, config)
+    elif is_bridge(kind):
+        done = _plan_stage_2(main, kind, vit, llm, (torch_path, llm_path), config, image_size)
+    else:
+        config = config or read_config(main, vit, kind, image_size)
+        done = Conversion(plan.make_plan(main, kind, vit, model_shapes(config), config), [])
+    if llm_mindspore_path and (is_language_model(kind) or not any(row.ours.startswith("llm.") for row in done.rows)):
+        raise CheckpointError("--llm_mindspore_path is for the language model of a stage-2 file, and there is none "
+                              "here: give --llm_path, or leave it out")
+    if mindspore_path:
+        _write(done.rows, mindspore_path, llm_mindspore_path, dtype)
+    return done
+
+
+def _write(rows, path, llm_path, dtype):
+    """One file, or with ``llm_path`` two."""
+    if llm_path:
+        write_checkpoint(llm_path, _converted([row for row in rows if row.ours.startswith("llm.")], dtype))
+        rows = [row for row in rows if not row.ours.startswith("llm.")]
+    write_checkpoint(path, _converted(rows, dtype))
+
+
+def _plan_llm(state, kind, path, config):
+    kind, text_config, remarks = _text_config(state, kind, path, config)
+    rows = plan.make_plan(state, kind, None, llm_shapes(text_config), Blip2Config(text_config=text_config))
+    return Conversion(rows, remarks)
+
+
+def _plan_stage_2(main, kind, vit, llm, paths, config, image_size):
+    """``llm``: (file, its kind) or None; ``paths``: of the bridge and of the language model."""
+    width, remarks, within = Shapes(main, kind)("llm_proj.weight")[0], [], "llm.word" in kind.modules
+    if llm:
+        kind_of_llm, text_config, remarks = _text_config(*llm, paths[1], config)
+        llm = llm[0], kind_of_llm
+    elif within:
+        kind, text_config, remarks = _text_config(main, kind, paths[0], config)
+    elif config and config.text_config:
+        text_config = config.text_config
+    else:
+        text_config = (kind.llm or LlamaConfig)(hidden_size=width, num_heads=1)
+    check_bridge(kind, width, text_config, paths[0], paths[1] or "the language model")
+    if not (llm or within):
+        remarks.append(f"the language model, {width} wide, is not in these files: join it with --llm_path, or convert it to a "
+                       f".ckpt of its "
+                       "own and name that as model.model_config.text_config.checkpoint_name_or_path")
+    if config is None:
+        config = read_config(main, vit, kind, image_size, text_config)
+        size = config.vision_config.image_size
+        remarks += [f"vision_config: {{image_size: {size}}}"] if size != ViTConfig().image_size else []
+    else:
+        config = config.replace(text_config=text_config.to_dict())
+    shapes = stage_2_shapes(config, bool(llm or within))
+    return Conversion(plan.make_plan(main, kind, vit, shapes, config, llm), remarks)
+
+
+def _text_config(state, kind, path, config):
+    """(kind, section, remarks) of a language model: the section of ``config``, or what its shapes and the files beside it say."""
+    alone = is_bridge(kind) and kind.mark != HF_BRIDGE.mark or isinstance(state, Ours)  # LAVIS's and our own files: in no folder
+    said, tied, remarks = ({}, False, []) if alone else beside(path, kind.llm)
+    if tied and kind.llm is LlamaConfig:
+        kind = with_tied_head(kind)
+    if config is None:
+        text_config, more = read_text_config(state, kind, said)
+        return kind, text_config, [*remarks, *more]
+    if not isinstance(config.text_config, kind.llm):
+        raise CheckpointError(f"{path} is {kind.title}, but text_config of --config is {type(config.text_config).__name__}: give "
+                              f"the "
+                              f"configuration of this model, text_config.type {kind.llm.__name__}")
+    differs = [f"text_config.{key} is {getattr(config.text_config, key)} in --config, {value} in the file beside the weights"
+               for key, value in said.items() if key not in IDS and getattr(config.text_config, key) != value]
+    return kind, config.text_config, [*remarks, *differs]
+
+
+def _vit(path, main, kind, torch_path):
+    """The file of the ViT, or None where it is in ``main`` or not needed."""
+    if kind is EVA:
+        raise CheckpointError(f"{torch_path} is the ViT alone: give it as --vit_path, and as --torch_path blip2_pretrained.pth "
+                              "or the file of bert-base-uncased")
+    vit = read(path) if path else None
+    if vit is not None and is_language_model(kind):
+        raise CheckpointError(f"{torch_path} is a language model alone ({kind.title}): leave out --vit_path, or give it as "
+                              f"--llm_path "
+                              "and a stage-2 file as --torch_path")
+    if vit is not None and detect(vit, path) is not EVA:
+        raise CheckpointError(f"{path} is no EVA ViT: --vit_path takes eva_vit_g.pth")
+    if kind is BERT and vit is None:
+        raise CheckpointError(f"{torch_path} is BERT: the start of stage 1 needs the ViT too, add --vit_path eva_vit_g.pth")
+    if vit is not None and holds_vit(main):
+        raise CheckpointError(f"{torch_path} holds a ViT of its own, which belongs to its other weights: leave out --vit_path")
+    return vit
+
+
+def _llm(path, main, kind, torch_path):
+    """(file, kind) of the language model, or None."""
+    if not path:
+        return None
+    if not is_bridge(kind):
+        raise CheckpointError(f"{torch_path} is no file of stage 2 ({kind.title}): --llm_path goes with one, as "
+                              "blip2_pretrained_vicuna7b.pth; a language model alone is a --torch_path")
+    if "llm.word" in kind.modules:
+        raise CheckpointError(f"{torch_path} holds a language model of its own: leave out --llm_path")
+    llm = read(path)
+    found = detect(llm, path)
+    if not is_language_model(found):
+        raise CheckpointError(f"{path} is no language model ({found.title}): --llm_path takes the folder or file of a Llama, "
+                              f"Vicuna, "
+                              "Baichuan or OPT")
+    return llm, found
+
+
+def _converted(rows, dtype):
+    wanted = plan.in_file_order(rows)
+    for row in tqdm(wanted, desc="to MindSpore", unit="tensor", disable=None):
+        kind, array = plan.to_numpy(plan.cast(plan.tensor(row, rows), dtype))
+        yield row.ours, kind, array
+
+
+def _config(config, image_size):
+    if config is None:
+        return None
+    config = config if isinstance(config, Blip2Config) else load_config(config).model.model_config
+    return config.replace(vision_config={"image_size": image_size}) if image_size else config

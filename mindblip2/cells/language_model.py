@@ -1,0 +1,218 @@
+"""What Llama and OPT have in common: pre-norm layers of causal self-attention, run whole or with the keys and values kept.
+
+A prompt is *prefilled* once, then one token after the other is *decoded* against buffers of fixed size, so that a graph is compiled
+once for each number of rows and slots.  A mask says what is a token (1) and what padding (0), on either side or between; positions
+count tokens only.
+
+B prompts · N rows = prompts × beams · T positions · S slots · D width · V vocab
+H heads · J heads of keys and values · G = (H / J) · K head width
+"""
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindblip2.cells.layers import MASKED, Embedding, Linear, attend, dtype_of, linear, merge_heads, split_heads
+
+
+def positions(mask_BT):
+    """How many tokens stand before each: (B, T) int32.  Padding gets the position of the token before it, or 0."""
+    return ops.maximum(ops.cumsum(mask_BT.astype(ms.float32), 1).astype(ms.int32) - 1, 0)
+
+
+def causal_bias(mask_BT):
+    """A token sees itself and the tokens before it: (B, 1, T, T).  2 of padding, then 2 tokens::
+
+        . . . .      x seen   . MASKED
+        . . . .
+        . . x .
+        . . x x
+    """
+    length = mask_BT.shape[1]
+    seen_BTT = ops.tril(ops.ones((length, length), ms.float32))[None] * mask_BT.astype(ms.float32)[:, None, :]
+    return ((1.0 - seen_BTT) * MASKED)[:, None]
+
+
+class Attention(nn.Cell):
+    """Causal self-attention; a head of keys and values serves H / J heads of queries without a copy.
+
+    ``turn`` is what the model does to queries and keys for their positions, or None; ``bias`` broadcasts to (B, J, G · T, S).
+    With ``past``, (key, value) of (N, J, S, K) each, x is one token, whose key and value go into ``slot``."""
+
+    def __init__(self, config, dtype, bias, held):
+        super().__init__()
+        self.heads, self.kv_heads = config.num_heads, config.kv_heads
+        inner = config.hidden_size // config.num_heads * config.kv_heads
+        sizes = {"bias": bias, "std": config.initializer_range, "held": held}
+        self.query = Linear(config.hidden_size, config.hidden_size, dtype, **sizes)
+        self.key = Linear(config.hidden_size, inner, dtype, **sizes)
+        self.value = Linear(config.hidden_size, inner, dtype, **sizes)
+        self.output = Linear(config.hidden_size, config.hidden_size, dtype, **sizes)
+
+    def construct(self, x_BTD, bias, turn=None, past=None, slot=None):
+        query_BHTK = rotated(split_heads(self.query(x_BTD), self.heads), turn)
+        key_BJTK = rotated(split_heads(self.key(x_BTD), self.kv_heads), turn)
+        value_BJTK = split_heads(self.value(x_BTD), self.kv_heads)
+        if past is not None:
+            key_BJTK, value_BJTK = written(past[0], key_BJTK, slot), written(past[1], value_BJTK, slot)
+        batch, _, length, width = query_BHTK.shape
+        context = attend(query_BHTK.reshape(batch, self.kv_heads, -1, width), key_BJTK, value_BJTK, bias)
+        return self.output(merge_heads(context.reshape(batch, self.heads, length, width))), (key_BJTK, value_BJTK)
+
+
+def rotated(x_BHTK, turn):
+    """Rotary positions: channel k and channel k + K / 2 are turned as a pair by the angle whose (cos, sin), (B, 1, T, K / 2) float32
+    each, are given.  That is the order of Hugging Face's weights; Meta's have the pairs side by side."""
+    if turn is None:
+        return x_BHTK
+    cos, sin = turn
+    half = x_BHTK.shape[-1] // 2
+    left, right = x_BHTK[..., :half].astype(ms.float32), x_BHTK[..., half:].astype(ms.float32)
+    return ops.cat((left * cos - right * sin, right * cos + left * sin), -1).astype(x_BHTK.dtype)
+
+
+def written(buffer_NJSK, own_NJ1K, slot):
+    """The buffer with one slot replaced."""
+    here_S1 = (ops.arange(buffer_NJSK.shape[2]) == slot)[:, None]
+    return ops.where(here_S1, own_NJ1K, buffer_NJSK)
+
+
+class Layer(nn.Cell):
+    """x + attention(norm1(x)), then x + ffn(norm2(x)); also returns the keys and values."""
+
+    def __init__(self, norm1, attention, norm2, ffn):
+        super().__init__()
+        self.norm1, self.attention, self.norm2, self.ffn = norm1, attention, norm2, ffn
+
+    def construct(self, x_BTD, bias, turn=None, past=None, slot=None):
+        context_BTD, cache = self.attention(self.norm1(x_BTD), bias, turn, past, slot)
+        x_BTD = x_BTD + context_BTD
+        return x_BTD + self.ffn(self.norm2(x_BTD)), cache
+
+
+class LanguageModel(nn.Cell):
+    """The stack and its five doors: ``embed``, the call itself, ``head``, ``prefill``, ``decode``.
+
+    A model says what differs: ``placed`` (positions that are added to the input), ``turn`` (positions that queries and keys are turned
+    by), ``distance`` (positions that are a bias of the scores), ``head_weight`` and ``head_scale``.  Called with embeddings
+    (B, T, D) and a mask (B, T) it gives what the final norm gives, (B, T, D)."""
+
+    def __init__(self, config, dtype, held, layers, norm):
+        super().__init__()
+        self.dtype = dtype_of(dtype)
+        self.groups = config.num_heads // config.kv_heads
+        self.word = Embedding(config.vocab_size, config.hidden_size, config.initializer_range, held)
+        self.layers = nn.CellList(layers)
+        self.norm = norm
+        self._steps = (_Prefill(self), _Decode(self), _Reorder())   # in a tuple: they are no children
+
+    def embed(self, ids):
+        """Word embeddings of ids (…) int32 → (…, D), without positions."""
+        return self.word(ids).astype(self.dtype)
+
+    def construct(self, x_BTD, mask_BT):
+        return self.run(x_BTD, mask_BT)[0]
+
+    def head(self, hidden):
+        """What ``construct`` gives (…, D) → logits (…, V) float32."""
+        return self._logits(hidden, self.head_scale())
+
+    def prefill(self, x_BTD, mask_BT, room):
+        """Prompts as embeddings, padded on the left → logits (B, V) float32 of their next token, and the state that ``decode`` goes
+        on from, with room for so many tokens.  Called from outside of a graph."""
+        logits_BV, caches, scale = self._steps[0](x_BTD, mask_BT)
+        mask_BS = ops.cat((mask_BT.astype(ms.float32), ops.zeros((mask_BT.shape[0], room), ms.float32)), 1)
+        buffers = tuple(tuple(ops.cat((x, ops.zeros((*x.shape[:2], room, x.shape[3]), x.dtype)), 2) for x in pair) for pair in caches)
+        return logits_BV, ms.mutable((buffers, mask_BS, Tensor(x_BTD.shape[1], ms.int32), scale))
+
+    def decode(self, token_N, order_N, state):
+        """One token per row, (N,) int → logits (N, V) float32 of the next, and the new state.  The rows of ``state`` are first put
+        into the order ``order_N`` (N,) int, which may repeat some and leave out others.  Called from outside of a graph.  Raises
+        ValueError where the room of ``prefill`` is used up."""
+        token_N, order_N = (np.asarray(x.asnumpy() if isinstance(x, Tensor) else x, np.int32) for x in (token_N, order_N))
+        buffers, mask_NS, slot, scale = state
+        if int(slot) >= mask_NS.shape[1]:
+            raise ValueError(f"all {mask_NS.shape[1]} slots of this state are used: prefill with more room")
+        if not np.array_equal(order_N, np.arange(mask_NS.shape[0])):
+            buffers, mask_NS = self._steps[2](Tensor(order_N), buffers, mask_NS)
+        logits_NV, buffers, mask_NS = self._steps[1](Tensor(token_N), ms.mutable(buffers), mask_NS, slot, scale)
+        return logits_NV, ms.mutable((buffers, mask_NS, slot + 1, scale))
+
+    def run(self, x_BTD, mask_BT):
+        """Hidden states after the final norm and, per layer, the keys and values (B, J, T, K)."""
+        position_BT = positions(mask_BT)
+        bias = self._grouped(causal_bias(mask_BT) + self.distance(position_BT, position_BT))
+        return self._through(self.placed(x_BTD.astype(self.dtype), position_BT), bias, self.turn(position_BT))
+
+    def step(self, token_N, buffers, mask_NS, slot, scale):
+        """``decode`` within a graph."""
+        mask_NS = ops.where(ops.arange(mask_NS.shape[1]) == slot, ops.ones_like(mask_NS), mask_NS)
+        position_NS = positions(mask_NS)
+        position_N1 = position_NS[:, -1:]
+        bias = self._grouped(((1.0 - mask_NS) * MASKED)[:, None, None] + self.distance(position_N1, position_NS))
+        x_N1D = self.placed(self.embed(token_N[:, None]), position_N1)
+        hidden_N1D, buffers = self._through(x_N1D, bias, self.turn(position_N1), buffers, slot)
+        return self._logits(hidden_N1D[:, 0], scale), buffers, mask_NS
+
+    def placed(self, x_BTD, position_BT):
+        return x_BTD
+
+    def turn(self, position_BT):
+        return None
+
+    def distance(self, query_BT, key_BS):
+        return 0.0
+
+    def head_weight(self):
+        """The rows (V, D) that the words are scored with."""
+        raise NotImplementedError
+
+    def head_scale(self):
+        """What the logits (…, V) are multiplied by; made once per prompt."""
+        return 1.0
+
+    def _through(self, x_BTD, bias, turn, past=None, slot=None):
+        caches = ()
+        for i, layer in enumerate(self.layers):
+            x_BTD, cache = layer(x_BTD, bias, turn, None if past is None else past[i], slot)
+            caches += (cache,)
+        return self.norm(x_BTD), caches
+
+    def _grouped(self, bias_BHTS):
+        """(B, 1 or H, T, S) → (B, 1 or J, G · T, S), for queries of a group side by side."""
+        batch, heads, length, slots = bias_BHTS.shape
+        if self.groups == 1 or (heads == 1 and length == 1):
+            return bias_BHTS
+        return ops.tile(bias_BHTS, (1, 1, self.groups, 1)) if heads == 1 else bias_BHTS.reshape(batch, -1, self.groups * length, slots)
+
+    def _logits(self, hidden, scale):
+        return linear(hidden, self.head_weight().astype(hidden.dtype)).astype(ms.float32) * scale
+
+
+class _Prefill(nn.Cell):
+    def __init__(self, llm):
+        super().__init__(auto_prefix=False)
+        self.llm = llm
+
+    def construct(self, x_BTD, mask_BT):
+        hidden_BTD, caches = self.llm.run(x_BTD, mask_BT)
+        scale = self.llm.head_scale()
+        return self.llm._logits(hidden_BTD[:, -1], scale), caches, scale
+
+
+class _Decode(nn.Cell):
+    def __init__(self, llm):
+        super().__init__(auto_prefix=False)
+        self.llm = llm
+
+    def construct(self, token_N, buffers, mask_NS, slot, scale):
+        return self.llm.step(token_N, buffers, mask_NS, slot, scale)
+
+
+class _Reorder(nn.Cell):
+    """The rows of a state in another order: only beam search pays for it."""
+
+    def construct(self, order_N, buffers, mask_BS):
+        moved = ()
+        for key, value in buffers:
+            moved += ((key[order_N], value[order_N]),)
+        return moved, mask_BS[order_N]

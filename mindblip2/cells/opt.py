@@ -1,0 +1,41 @@
+"""OPT, the language model of LAVIS's Blip2OPT: learnt positions, ReLU, biases, and the word embeddings as the head.
+
+B batch · T positions · D width · F feed-forward width · V vocab
+"""
+from mindspore import nn, ops
+
+from mindblip2.cells.language_model import Attention, LanguageModel, Layer
+from mindblip2.cells.layers import Embedding, LayerNorm, Linear
+
+OFFSET = 2  # the first rows of OPT's table of positions belong to no position
+
+
+class FeedForward(nn.Cell):
+    """down(relu(up(x))): (…, D) → (…, F) → (…, D)."""
+
+    def __init__(self, width, hidden, dtype="float32", std=0.02, held="float32"):
+        super().__init__()
+        self.up = Linear(width, hidden, dtype, std=std, held=held)
+        self.down = Linear(hidden, width, dtype, std=std, held=held)
+
+    def construct(self, x):
+        return self.down(ops.relu(self.up(x)))
+
+
+class OPT(LanguageModel):
+    """See :class:`LanguageModel`.  ``dtype`` is that of the products, ``held`` that of the weights: a frozen model may hold them as
+    it computes with them."""
+
+    def __init__(self, config, dtype="float32", held="float32"):
+        width, eps = config.hidden_size, config.layer_norm_eps
+        ffn = (width, config.intermediate_size, dtype, config.initializer_range, held)
+        layers = [Layer(LayerNorm(width, eps), Attention(config, dtype, True, held), LayerNorm(width, eps), FeedForward(*ffn))
+                  for _ in range(config.num_layers)]
+        super().__init__(config, dtype, held, layers, LayerNorm(width, eps))
+        self.position = Embedding(config.max_position_embeddings + OFFSET, width, config.initializer_range, held)
+
+    def placed(self, x_BTD, position_BT):
+        return x_BTD + self.position(position_BT + OFFSET).astype(x_BTD.dtype)
+
+    def head_weight(self):
+        return self.word.embedding_table

@@ -1,0 +1,123 @@
+"""The language models of stage 2 in numbers: one section for Llama and its relatives, one for OPT.
+
+``type`` says which; the names of the fields are MindFormers' where it has one.
+"""
+from mindblip2.sections import ConfigError, Section, divides, one_of, positive, section
+
+LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+@section
+class LlamaConfig(Section):
+    """Llama, Vicuna and Baichuan.  The defaults are Llama-7B's.
+
+    Baichuan-7B is a Llama; Baichuan-13B has ``position_embedding: alibi``, Baichuan2 ``normalized_head: true`` besides."""
+    type: str = "LlamaConfig"
+    seq_length: int = 64                # MindFormers: queries and text together
+    hidden_size: int = 4096
+    num_layers: int = 32
+    num_heads: int = 32
+    n_kv_heads: int | None = None       # heads of keys and values, each shared by as many query heads; None: num_heads
+    intermediate_size: int | None = None  # of the feed-forward; None: made of the next two, 11008 for a width of 4096
+    multiple_of: int = 256
+    ffn_dim_multiplier: float | None = None
+    vocab_size: int = 32000
+    rms_norm_eps: float = 1e-6          # Llama-2's and Llama-3's: 1e-5
+    rope_theta: float = 10000.0         # Llama-3's: 500000
+    rope_scaling: dict | None = None    # Hugging Face's mapping: {"rope_type": "linear" or "llama3", "factor": …}
+    position_embedding: str = "rope"    # Baichuan-13B's: "alibi"
+    normalized_head: bool = False       # Baichuan2: the rows of the head are divided by their length
+    initializer_range: float | None = 0.02  # as the ViT's
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    pad_token_id: int = 0
+    ignore_token_id: int = -100
+    repetition_penalty: float = 1.0
+    max_decode_length: int = 512
+    top_k: int = 1
+    top_p: float = 1.0
+    do_sample: bool = False
+    checkpoint_name_or_path: str = ""
+
+    def __post_init__(self):
+        one_of(self, "type", ("LlamaConfig",))
+        one_of(self, "position_embedding", ("rope", "alibi"))
+        positive(self, "hidden_size", "num_layers", "num_heads", "kv_heads", "feed_forward_size", "vocab_size", "multiple_of")
+        divides(self, "num_heads", "hidden_size", "each head needs a whole number of channels")
+        if self.num_heads % self.kv_heads:
+            raise ConfigError(f"LlamaConfig.n_kv_heads = {self.kv_heads} does not divide num_heads = {self.num_heads}: each head of "
+                              "keys and values serves as many query heads")
+        if self.position_embedding == "rope" and self.hidden_size // self.num_heads % 2:
+            raise ConfigError(f"hidden_size = {self.hidden_size} over num_heads = {self.num_heads} gives heads of "
+                              f"{self.hidden_size // self.num_heads} channels: rotary positions turn pairs, so make it even")
+        _check_scaling(self.rope_scaling)
+
+    @property
+    def kv_heads(self):
+        """Heads of keys and values."""
+        return self.num_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def feed_forward_size(self):
+        """Width of the feed-forward: as given, or MindFormers' rule, which is Meta's up to the hundredth."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        wanted = 4 * self.hidden_size
+        if self.ffn_dim_multiplier is not None:
+            wanted = int((self.ffn_dim_multiplier + 0.01) * wanted)
+        return -(-int(2 * wanted / 3) // self.multiple_of) * self.multiple_of
+
+
+@section
+class OPTConfig(Section):
+    """OPT as LAVIS's Blip2OPT has it.  The defaults are OPT-2.7B's."""
+    type: str = "OPTConfig"
+    hidden_size: int = 2560
+    num_layers: int = 32
+    num_heads: int = 32
+    intermediate_size: int = 10240
+    vocab_size: int = 50272             # 50265 words, padded; transformers' BLIP-2 pads to 50304
+    max_position_embeddings: int = 2048
+    layer_norm_eps: float = 1e-5
+    word_embed_proj_dim: int | None = None  # OPT-350m's 512; None: hidden_size
+    do_layer_norm_before: bool = True   # OPT-350m's: false
+    initializer_range: float | None = 0.02  # as the ViT's
+    bos_token_id: int = 2
+    eos_token_id: int = 50118           # "\n", with which LAVIS ends a caption; OPT's own is 2
+    pad_token_id: int = 1
+    ignore_token_id: int = -100
+    repetition_penalty: float = 1.0
+    max_decode_length: int = 512
+    top_k: int = 1
+    top_p: float = 1.0
+    do_sample: bool = False
+    checkpoint_name_or_path: str = ""
+
+    def __post_init__(self):
+        one_of(self, "type", ("OPTConfig",))
+        positive(self, "hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size", "max_position_embeddings")
+        divides(self, "num_heads", "hidden_size", "each head needs a whole number of channels")
+        if self.word_embed_proj_dim not in (None, self.hidden_size) or not self.do_layer_norm_before:
+            raise ConfigError(f"OPTConfig: word_embed_proj_dim = {self.word_embed_proj_dim} with hidden_size = {self.hidden_size}, "
+                              f"do_layer_norm_before = {self.do_layer_norm_before}: this is OPT-350m, the one OPT with projected words "
+                              "and norms behind its layers; BLIP-2 has no bridge to it.  Take opt-2.7b or opt-6.7b")
+
+    kv_heads = property(lambda self: self.num_heads)
+    feed_forward_size = property(lambda self: self.intermediate_size)
+
+
+def _check_scaling(scaling):
+    """Only what is computed here: linear and Llama-3's."""
+    if scaling is None:
+        return
+    kind = scaling.get("rope_type", scaling.get("type"))
+    needed = {"linear": LLAMA3_SCALING[:1], "llama3": LLAMA3_SCALING}.get(kind)
+    if needed is None:
+        raise ConfigError(f"LlamaConfig.rope_scaling = {scaling}: rope_type {kind!r} is not computed here; expected 'linear' or "
+                          "'llama3', or null for none")
+    wrong = [key for key in needed if isinstance(scaling.get(key), bool) or not isinstance(scaling.get(key), int | float)
+             or scaling[key] <= 0]
+    if wrong:
+        raise ConfigError(f"LlamaConfig.rope_scaling = {scaling}: {kind} needs a number above 0 for {', '.join(wrong)}")
+    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+        raise ConfigError(f"LlamaConfig.rope_scaling = {scaling}: high_freq_factor must be above low_freq_factor")

@@ -1,0 +1,108 @@
+"""Meta's consolidated.*.pth: parts joined along the right axis, rotary rows put where transformers has them."""
+import mindspore as ms
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from convert.fit import half_split, interleave  # noqa: E402
+from mindblip2.cells.language_model import rotated  # noqa: E402
+from tests.convert.stage2 import llama, meta, printed, save  # noqa: E402
+
+PARAMS = {"dim": 32, "n_heads": 4, "n_kv_heads": 2, "n_layers": 3, "norm_eps": 1e-5, "vocab_size": -1, "rope_theta": 10000.0}
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return llama()
+
+
+def cut(state, folder, count, words, params=PARAMS):
+    """Parts as fairscale's layers hold them: columns of what maps from the width, rows of what maps to it."""
+    for part in range(count):
+        own = {}
+        for name, value in state.items():
+            axis = 1 if name.endswith((".wo.weight", ".w2.weight")) else words if name.startswith("tok_emb") else 0
+            own[name] = value.clone() if value.ndim == 1 else value.chunk(count, axis)[part].clone()
+        save(own, folder, "params.json", file=f"consolidated.{part:02d}.pth", **params)
+    return folder
+
+
+@pytest.mark.parametrize("count, words", [(1, 1), (2, 1), (2, 0)], ids=["one", "two", "two as Llama-3"])
+def test_they_hold_what_transformers_file_holds(convert, theirs, tmp_path, count, words):
+    theirs.save_pretrained(tmp_path / "theirs")
+    wanted, other = convert(tmp_path / "theirs")
+    wanted = {name: wanted[name] for name in wanted}
+    state = meta(theirs.state_dict(), 4) | {"rope.freqs": torch.ones(4)}
+    folder = cut(state, tmp_path / "meta", count, words)
+    for way in (folder, folder / "consolidated.00.pth"):
+        stored, text = convert(way)
+        assert set(stored) == set(wanted)
+        assert [name for name in wanted if not np.array_equal(stored[name], wanted[name])] == []
+    assert printed(text) == {key: value for key, value in printed(other).items() if key != "pad_token_id"}
+    assert "mapped:    6 x rows of a rotary pair put half a head apart, as transformers has them" in text
+    assert "dropped:    1 x buffer: computed here (e.g. rope.freqs)" in text
+
+
+def test_a_pair_is_turned_as_meta_turns_it():
+    """Meta multiplies complex numbers of neighbours; the scores must be those of our rotation on the moved rows."""
+    random = torch.Generator().manual_seed(0)
+    x, query, key = (torch.randn(shape, generator=random) for shape in ((5, 16), (24, 16), (24, 16)))
+    angle = torch.arange(5)[:, None] * 10000.0 ** (-torch.arange(4) / 4)        # 3 heads of 8 channels, 4 pairs
+
+    def scores(query, key, turn):
+        q, k = (turn((x @ weight.T).reshape(5, 3, 8)) for weight in (query, key))
+        return torch.einsum("qhk,shk->hqs", q, k)
+
+    def as_meta(x):
+        pairs = torch.view_as_complex(x.reshape(5, 3, 4, 2)) * torch.polar(torch.ones(5, 4), angle)[:, None]
+        return torch.view_as_real(pairs).flatten(2)
+
+    def as_ours(x):
+        cos, sin = (ms.Tensor(f(angle).numpy()[None, None]) for f in (torch.cos, torch.sin))
+        return torch.from_numpy(rotated(ms.Tensor(x.numpy().transpose(1, 0, 2)[None]), (cos, sin)).asnumpy()[0].transpose(1, 0, 2))
+
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    wanted = scores(query, key, as_meta)
+    moved = half_split(query, 8), half_split(key, 8)
+    torch.testing.assert_close(scores(*moved, as_ours), wanted)
+    assert (scores(query, key, as_ours) - wanted).abs().max() > 1               # rows left where they were
+    assert torch.equal(interleave(moved[0], 8), query) and not torch.equal(half_split(moved[0], 8), query)
+
+
+def test_a_part_that_is_missing_is_named(convert, theirs, tmp_path):
+    folder = cut(meta(theirs.state_dict(), 4), tmp_path / "meta", 4, 1)
+    (folder / "consolidated.01.pth").unlink()
+    error = convert(folder, expect=1)
+    assert "consolidated.03.pth needs the shard consolidated.01.pth, which is not in" in error
+    for number in (3, 2):
+        (folder / f"consolidated.0{number}.pth").unlink()
+    error = convert(folder, expect=1)
+    assert "holds 1 of Meta's parts" in error and "4 parts are needed, consolidated.00.pth to consolidated.03.pth" in error
+
+
+def test_parts_of_two_models_are_not_joined(convert, theirs, tmp_path):
+    folder = cut(meta(theirs.state_dict(), 4), tmp_path / "meta", 2, 1)
+    torch.save(meta(llama(num_hidden_layers=2).state_dict(), 4), folder / "consolidated.01.pth")
+    assert "consolidated.01.pth and consolidated.00.pth in" in convert(folder, expect=1)
+
+
+def test_the_order_depends_on_the_heads_so_they_must_be_known(convert, theirs, tmp_path):
+    folder = cut(meta(theirs.state_dict(), 4), tmp_path / "meta", 1, 1)
+    wanted, _ = convert(folder)
+    wanted = wanted["llm.layers.1.attention.key.weight"]
+    (folder / "params.json").unlink()
+    error = convert(folder, expect=1)
+    assert "put the params.json of the model beside the file, or give --config with text_config.num_heads" in error
+    config = tmp_path / "config.yaml"
+    sizes = "vocab_size: 90, hidden_size: 32, num_layers: 3, num_heads: %d, n_kv_heads: %d, intermediate_size: 48"
+    for heads, same in ((4, True), (8, False)):
+        config.write_text("model: {model_config: {text_config: {" + sizes % (heads, heads // 2) + "}}}")
+        stored, _ = convert(folder, "--config", config)
+        assert np.array_equal(stored["llm.layers.1.attention.key.weight"], wanted) == same
+
+
+def test_scaled_rope_without_its_factors_is_said(convert, theirs, tmp_path):
+    folder = cut(meta(theirs.state_dict(), 4), tmp_path / "meta", 1, 1, PARAMS | {"use_scaled_rope": True})
+    assert "note:    params.json says use_scaled_rope, whose factors are in no file of Meta" in convert(folder)[1]

@@ -1,0 +1,80 @@
+"""Every name and shape of the published stage-2 files has its counterpart, in full size, on shapes alone."""
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from convert import plan  # noqa: E402
+from convert.dimensions import read_config, read_text_config  # noqa: E402
+from convert.kinds import detect  # noqa: E402
+from convert.names_llm import LAVIS_LLM, LAVIS_OPT  # noqa: E402
+from convert.shapes import llm_shapes, stage_2_shapes  # noqa: E402
+from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig  # noqa: E402
+from parity.twin import Twin  # noqa: E402
+from parity.twin_config import TwinConfig  # noqa: E402
+from tests.convert.stage2 import meta, packed  # noqa: E402
+
+TEXT_HALF = (".intermediate.", ".output.dense", ".output.LayerNorm")
+
+
+def on_meta(make):
+    with torch.device("meta"):
+        return dict(make().state_dict())
+
+
+def llama(**sizes):
+    return on_meta(lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)))
+
+
+def opt(width):
+    sizes = {"hidden_size": width, "ffn_dim": 4 * width, "word_embed_proj_dim": width, "num_hidden_layers": 32}
+    state = on_meta(lambda: transformers.OPTForCausalLM(transformers.OPTConfig(**sizes, num_attention_heads=32)))
+    return {name: value for name, value in state.items() if name != "lm_head.weight"}   # tied: numbers would be compared
+
+
+WIDE = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
+MODELS = {  # published name → (state dict, section that is read off its shapes)
+    "vicuna-7b-v1.1": (lambda: llama(), LlamaConfig()),
+    "llama-7b of Meta": (lambda: meta(llama(), 32), LlamaConfig()),
+    "vicuna-13b": (lambda: llama(**WIDE), LlamaConfig(hidden_size=5120, num_layers=40, num_heads=40)),
+    "llama-3-8b": (lambda: llama(vocab_size=128256, intermediate_size=14336, num_key_value_heads=8),
+                   LlamaConfig(vocab_size=128256, intermediate_size=14336, n_kv_heads=8)),
+    "Baichuan-7B": (lambda: packed(llama(vocab_size=64000)), LlamaConfig(vocab_size=64000)),
+    "Baichuan-13B": (lambda: packed(llama(vocab_size=64000, **WIDE | {"intermediate_size": 13696})),
+                     LlamaConfig(vocab_size=64000, hidden_size=5120, num_layers=40, num_heads=40, intermediate_size=13696,
+                                 position_embedding="alibi")),
+    "Baichuan2-7B": (lambda: packed(llama(vocab_size=125696)), LlamaConfig(vocab_size=125696, normalized_head=True)),
+    "opt-2.7b": (lambda: opt(2560), OPTConfig()),
+    "opt-6.7b": (lambda: {name.removeprefix("model."): value for name, value in opt(4096).items()},
+                 OPTConfig(hidden_size=4096, intermediate_size=16384))}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_language_models_are_read_whole(name):
+    state, section = MODELS[name][0](), MODELS[name][1]
+    kind = detect(state, name)
+    found, _ = read_text_config(state, kind, {})
+    assert found == section
+    rows = plan.make_plan(state, kind, None, llm_shapes(found), Blip2Config(text_config=found))
+    assert {row.action for row in rows} == {"mapped"} and {row.theirs for row in rows} == set(state)
+
+
+@pytest.mark.parametrize("projection, kind, section", [
+    ("opt_proj", LAVIS_OPT, OPTConfig()), ("llm_proj", LAVIS_LLM, LlamaConfig())])
+def test_lavis_stage_2_has_260_tensors(projection, kind, section):
+    stage_1 = on_meta(lambda: Twin(TwinConfig()))
+    state = {name: value for name, value in stage_1.items()
+             if name.startswith(("Qformer.bert.encoder.", "query_tokens", "ln_vision.", "Qformer.bert.embeddings.LayerNorm",
+                                 "Qformer.bert.embeddings.position_ids"))
+             and not (any(part in name for part in TEXT_HALF) and "attention" not in name)}
+    width = section.hidden_size
+    with torch.device("meta"):
+        state |= {f"{projection}.weight": torch.empty(width, 768), f"{projection}.bias": torch.empty(width)}
+    vit = {name.removeprefix("visual_encoder."): value for name, value in stage_1.items() if name.startswith("visual_encoder.")}
+    assert len(state) == 260 and detect(state, "x.pth") is kind
+    config = read_config(state, vit, kind, None, section)
+    assert config == Blip2Config(text_config=section)
+    shapes = stage_2_shapes(config, llm=False)
+    rows = plan.make_plan(state, kind, vit, shapes, config)
+    assert sum(row.action == "mapped" for row in rows) == len(shapes) == 259 + 511
+    assert [row.theirs for row in rows if row.action == "dropped"] == ["Qformer.bert.embeddings.position_ids"]
