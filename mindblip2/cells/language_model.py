@@ -60,20 +60,19 @@ class Attention(nn.Cell):
 
 
 def rotated(x_BHTK, turn):
-    """Rotary positions: channel k and channel k + K / 2 are turned as a pair by the angle whose (cos, sin), (B, 1, T, K / 2) float32
-    each, are given.  That is the order of Hugging Face's weights; Meta's have the pairs side by side."""
+    """Rotary positions: channel k and channel k + K / 2 are turned as a pair by the angle whose (cos, ±sin), (B, 1, T, K) float32
+    each, are given, minus for the first of a pair.  That is the order of Hugging Face's weights; Meta's have the pairs side by side."""
     if turn is None:
         return x_BHTK
     cos, sin = turn
-    half = x_BHTK.shape[-1] // 2
-    left, right = x_BHTK[..., :half].astype(ms.float32), x_BHTK[..., half:].astype(ms.float32)
-    return ops.cat((left * cos - right * sin, right * cos + left * sin), -1).astype(x_BHTK.dtype)
+    wide = x_BHTK.astype(ms.float32)
+    left, right = ops.split(wide, x_BHTK.shape[-1] // 2, -1)
+    return (wide * cos + ops.cat((right, left), -1) * sin).astype(x_BHTK.dtype)
 
 
 def written(buffer_NJSK, own_NJ1K, slot):
-    """The buffer with one slot replaced."""
-    here_S1 = (ops.arange(buffer_NJSK.shape[2]) == slot)[:, None]
-    return ops.where(here_S1, own_NJ1K, buffer_NJSK)
+    """The buffer with one slot replaced.  A scatter is the cheapest way here: one copy, where ``where`` takes three."""
+    return ops.tensor_scatter_elements(buffer_NJSK, ops.zeros(own_NJ1K.shape, ms.int32) + slot, own_NJ1K, 2)
 
 
 class Layer(nn.Cell):

@@ -83,11 +83,12 @@ class Llama(LanguageModel):
         self.slopes = None if self.rope else Tensor(slopes(config.num_heads))
 
     def turn(self, position_BT):
-        """(cos, sin), (B, 1, T, K / 2) float32 each."""
+        """(cos, ±sin), (B, 1, T, K) float32 each; see ``rotated``."""
         if not self.rope:
             return None
         angle = (position_BT.astype(ms.float32)[..., None] * self.frequencies)[:, None]
-        return ops.cos(angle), ops.sin(angle)
+        cos, sin = ops.cos(angle), ops.sin(angle)
+        return ops.cat((cos, cos), -1), ops.cat((-sin, sin), -1)
 
     def distance(self, query_BT, key_BS):
         """ALiBi: a key counts less the farther back it stands, (B, H, T, S) float32."""
