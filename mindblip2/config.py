@@ -260,16 +260,17 @@ class TextTransformConfig(Section):
 
 @section
 class TokenizerConfig(Section):
-    type: str = "BertTokenizer"
+    type: str = "BertTokenizer"         # of a language model: LlamaTokenizer, BaichuanTokenizer, GPT2Tokenizer (OPT), …
     max_length: int = 32
-    vocab_file: str = ""                # "": the packaged bert-base-uncased vocabulary
-    pad_token: str = "[PAD]"
-    bos_token: str = "[DEC]"
+    vocab_file: str = ""                # "": the packaged bert-base-uncased vocabulary; a language model's is always named
+    pad_token: str = ""                 # "": what the files of the language model say; BERT's four are fixed
+    bos_token: str = ""
     eos_token: str = ""
-    unk_token: str = "[UNK]"
+    unk_token: str = ""
+    added_tokens: tuple = ()            # appended to a language model's vocabulary, as LAVIS appends "[PAD]" to Vicuna's
     add_special_tokens: bool = True
-    add_bos_token: bool = False
-    add_eos_token: bool = False
+    add_bos_token: bool | None = None   # None: as the language model's own tokenizer does
+    add_eos_token: bool | None = None
     padding: str = "max_length"
     truncation: bool = True
     checkpoint_name_or_path: str = ""

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "device": ["config", "mindspore"],
     "hub": ["config", "checkpoint", "device", "mindspore", "numpy"],
     "cells": ["config", "comm", "device", "mindblip2.hub.Pretrained", "mindspore", "numpy"],
-    "data": ["config", "mindspore.dataset", "mindspore.Tensor", "numpy", "PIL", "tokenizers", "sklearn", "tqdm"],
+    "data": ["config", "mindspore.dataset", "mindspore.Tensor", "numpy", "PIL", "tokenizers", "sentencepiece", "sklearn", "tqdm"],
     "zero_shot": ["config", "hub", "cells", "data", "mindspore", "numpy", "tqdm"],
     "trainer": ["config", "checkpoint", "comm", "device", "hub", "cells", "data", "zero_shot",
                 "mindspore", "numpy", "PIL", "tqdm", "matplotlib"],
@@ -51,7 +51,8 @@ MAY_IMPORT = {
     "doorbell": ["yaml"],               # and what mindblip2.__all__ lists
 }
 # A cell imports only cells of an earlier set.
-CELL_ORDER = [{"fused", "noise"}, {"layers"}, {"vit", "qformer", "language_model"}, {"llama", "opt"}, {"losses", "generate"},
+CELL_ORDER = [{"fused", "noise", "decoding", "scores"}, {"layers", "beams"}, {"vit", "qformer", "language_model"}, {"llama", "opt"},
+              {"losses", "generate"},
               {"blip2_qformer", "blip2_llm"}]
 
 MOST_LINES = 300
