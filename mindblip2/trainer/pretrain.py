@@ -9,7 +9,7 @@ from mindblip2 import device
 from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.cells.layers import FeedForward
 from mindblip2.cells.vit import ViTAttention
-from mindblip2.hub import fingerprint, frozen_record, no_init
+from mindblip2.hub import fingerprint, frozen_record, holders, no_init
 from mindblip2.sections import ConfigError
 from mindblip2.trainer import saving
 from mindblip2.trainer.held_out import held_out
@@ -106,12 +106,13 @@ def starting_weights(model, config, checkpoint, resume):
     if resume:
         model.load_checkpoint(resume, source)
     elif source:
-        model.load_checkpoint(source)
+        print("\n".join(model.load_start(source)))
     kept = {name: p for name, p in model.parameters_dict().items() if not p.requires_grad}
     if not (source and kept and config.runner_config.save_trainable_only):
         return None
     source = (frozen_record(source) or {"path": source})["path"]
-    return {"path": os.path.abspath(source), "crc32": fingerprint(kept, lambda name: kept[name].asnumpy())}
+    files = holders(model, source, kept)
+    return {"path": os.path.abspath(source), "crc32": fingerprint(kept, lambda name: files[name].float32(name))}
 
 
 def summary(model, feed, config, name, is_loaded):
