@@ -31,7 +31,7 @@ class Gradients(nn.Cell):
 
     def __init__(self, model, frozen_vision):
         super().__init__(auto_prefix=False)
-        self.losses = (WordLosses if hasattr(model, "stage2") else Losses)(model, frozen_vision)
+        self.losses = losses_of(model, frozen_vision)
         self.value_and_grad = ops.value_and_grad(self.losses, None, ms.ParameterTuple(model.trainable_params()), has_aux=True)
         self.norm = _Norm()
 
@@ -65,6 +65,11 @@ class WordLosses(Losses):
         vit_BPW = picture if self.frozen_vision else self.model.vit(picture)
         loss, accuracy = self.model.stage2(vit_BPW, input_ids, prompt_length, length)
         return loss * scale, ops.stack((loss, loss, accuracy))
+
+
+def losses_of(model, frozen_vision):
+    """The losses that a model is trained with."""
+    return (WordLosses if hasattr(model, "stage2") else Losses)(model, frozen_vision)
 
 
 class _Norm(nn.Cell):
