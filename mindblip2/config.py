@@ -4,6 +4,7 @@ Loadable without MindSpore: dtypes are strings.  A section name here is a sectio
 """
 import difflib
 import logging
+import os
 from dataclasses import field
 from pathlib import Path
 
@@ -386,6 +387,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     callbacks: tuple = ()
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
+    generation: dict = field(default_factory=dict)  # arguments of generate in eval and predict of stage 2, see docs/generation.md
     do_eval: bool = False               # in training: evaluate on eval_dataset, and choose the best checkpoint by that
     eval_epoch_interval: int = 1        # epochs between two evaluations, -1: none; there is one at the end in any case
     eval_step_interval: int = -1        # updates between two evaluations, -1: none
@@ -414,6 +416,11 @@ class RunConfig(Section):
 
 
 # ------------------------------------------------------------------------------------------------ presets
+def cache_folder():
+    """Where weights and tokenizers are looked for by name: ``$MINDBLIP2_CACHE`` or ``~/.cache/mindblip2``.  Nothing is ever fetched."""
+    return Path(os.environ.get("MINDBLIP2_CACHE", Path.home() / ".cache" / "mindblip2"))
+
+
 def presets():
     """Names of the packaged configurations: the files of ``configs/``."""
     return sorted(path.stem for path in _config_folder().glob("*.yaml"))

@@ -2,7 +2,6 @@
 import fnmatch
 import json
 import logging
-import os
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -14,18 +13,13 @@ from mindspore.common.initializer import Normal, Zero, initializer
 
 from mindblip2 import config as configuration
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
-from mindblip2.config import Blip2Config
+from mindblip2.config import Blip2Config, cache_folder
 from mindblip2.device import runnable
 from mindblip2.sections import ConfigError, build
 
 logger = logging.getLogger("mindblip2")
 
 LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2"
-
-
-def cache_folder():
-    """Where weights are looked for by name: ``$MINDBLIP2_CACHE`` or ``~/.cache/mindblip2``.  Nothing is ever fetched."""
-    return Path(os.environ.get("MINDBLIP2_CACHE", Path.home() / ".cache" / "mindblip2"))
 
 
 def find_weights(name):
@@ -215,8 +209,9 @@ def _elsewhere(model, stored, missing):
         if not path:
             raise CheckpointError(f"{stored.path} holds no language model: convert it together with one (convert_weight.py --llm_path), "
                                   "or set model.model_config.text_config.checkpoint_name_or_path to the .ckpt of the language model")
-        if not Path(path).is_file():
-            raise CheckpointError(f"no language model at {Path(path).absolute()} (model.model_config.text_config.checkpoint_name_or_path): "
+        path = Path(path) if Path(path).suffix or Path(path).exists() else cache_folder() / f"{path}.ckpt"      # a name
+        if not path.is_file():
+            raise CheckpointError(f"no language model at {path.absolute()} (model.model_config.text_config.checkpoint_name_or_path): "
                                   "convert it with\n  python convert/convert_weight.py --torch_path FOLDER --mindspore_path "
                                   f"{path}")
         other = Checkpoint(path)

@@ -3,8 +3,9 @@ import numpy as np
 from tqdm import tqdm
 
 from mindblip2.data.prompted import check_language_vocabulary, plain_ids
+from mindblip2.data.text_stream import TextStream
+from mindblip2.data.vqa import PROMPT
 
-QUESTION = "Question: {} Short answer:"     # LAVIS's prompt for OPT
 ANSWER = {"max_new_tokens": 10, "length_penalty": 0.0}      # LAVIS's predict_answers
 
 
@@ -17,26 +18,27 @@ class Writer:
         check_language_vocabulary(model.config, processor.tokenizer)
         self.model, self.processor = model, processor
 
-    def __call__(self, inputs, prompts="", batch_size=8, return_full_text=True, **decoding):
+    def __call__(self, inputs, prompts="", batch_size=8, return_full_text=True, on_text=None, **decoding):
         """A text per picture; a list of texts per picture where ``num_return_sequences`` is above 1.
 
         ``inputs``: pictures (anything ``load_image`` takes), or dicts ``{"image", "prompt"}``, or one of them.  ``prompts``: one for all
         pictures, or a list of one for each; a dict's own goes before.  The texts begin with their prompts, or without
-        ``return_full_text`` are what follows them.  ``decoding``: see ``Blip2ImageToTextGeneration.generate``; a wrong argument is
-        an error before any picture is read."""
-        many = self.model.decoding({k: v for k, v in decoding.items() if k != "on_token"}).num_return_sequences
+        ``return_full_text`` are what follows them.  ``on_text``: called with the new text of each picture of a batch, a list of strings,
+        as it grows (not with beams).  ``decoding``: see ``Blip2ImageToTextGeneration.generate``; a wrong argument is an error before
+        any picture is read."""
+        many = self.model.decoding(decoding).num_return_sequences
         images, prompts = _pairs(inputs, prompts)
         size, texts = min(batch_size, len(images)), []
         starts = range(0, len(images), size)
         for start in tqdm(starts, desc="write", unit="batch", disable=None if len(starts) > 4 else True):
             part = slice(start, start + size)
-            texts += self._batch(images[part], prompts[part], size, return_full_text, decoding)[:len(images[part]) * many]
+            texts += self._batch(images[part], prompts[part], size, return_full_text, on_text, decoding)
         return texts if many == 1 else [texts[i:i + many] for i in range(0, len(texts), many)]
 
-    def answers(self, images, questions, template=QUESTION, batch_size=8, **decoding):
+    def answers(self, images, questions, template=PROMPT, batch_size=8, **decoding):
         """Short answers to questions, one for each picture (or one for all): LAVIS's ``predict_answers`` and its defaults."""
         if "{}" not in template:
-            raise ValueError(f"prompt = {template!r}: expected {{}} where the question goes, e.g. {QUESTION!r}")
+            raise ValueError(f"prompt = {template!r}: expected {{}} where the question goes, e.g. {PROMPT!r}")
         asked = [questions] if isinstance(questions, str) else list(questions)
         prompts = [template.replace("{}", question) for question in asked]
         return self(images, prompts if len(prompts) > 1 else prompts[0], batch_size, False, **{**_defaults(decoding), **decoding})
@@ -46,11 +48,14 @@ class Writer:
         before = [self.model.config.text_config.bos_token_id] if self.model.config.begins_with_bos else []
         return before + plain_ids(self.processor.tokenizer, prompt)
 
-    def _batch(self, images, prompts, size, full, decoding):
+    def _batch(self, images, prompts, size, full, on_text, decoding):
         rest = size - len(images)       # filled up, so that the last batch has the shape of the others
         image = self.processor.image_processor([*images, *images[-1:] * rest])
         rows = [self.prompt_ids(prompt) for prompt in [*prompts, *prompts[-1:] * rest]]
-        ids_NT = self.model.generate(image, rows, **decoding)
+        shown = TextStream(self.processor.tokenizer)
+        ids_NT = self.model.generate(image, rows, on_text and (lambda token_N: on_text(shown.put(token_N))), **decoding)
+        if on_text:
+            on_text(shown.end())
         many = len(ids_NT) // size
         return [self._text(prompts[i // many], rows[i // many], ids, full) for i, ids in enumerate(ids_NT[:len(prompts) * many])]
 

@@ -39,8 +39,8 @@ class Feed:
     for each epoch.  ``processor``: a ``Blip2Processor``; its image transform is used unless ``transforms`` has one callable
     (picture, generator) → array for each of ``samples.sizes`` (see ``recipe``).  ``ratios``: see ``order``.  ``prompt`` goes before
     the cleaned caption.  ``text``: for stage 2, the :class:`~mindblip2.data.prompted.PromptedText` that makes the ids instead of the
-    processor's tokenizer; batches then hold "length" and "prompt_length" (B,) too.  ``workers``: processes that make samples (threads if not ``processes``); 0 makes them in one thread of
-    this process, as it is done for iterables.
+    processor's tokenizer; batches then hold "length" and "prompt_length" (B,) too.  ``workers``: processes that make samples (threads
+    if not ``processes``); 0 makes them in one thread of this process, as it is done for iterables.
 
     A picture that cannot be read is replaced by the sample at its place of the next batch (not by a neighbour: a batch shall not
     hold the same picture twice), and counted: ``skipped``, and the first ``skipped_names``.  UnreadableError is raised for more

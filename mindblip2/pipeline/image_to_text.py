@@ -2,7 +2,8 @@
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
 from mindblip2.config import print_support_list
 from mindblip2.data.processor import Blip2Processor
-from mindblip2.image_to_text import QUESTION, Writer
+from mindblip2.data.vqa import PROMPT
+from mindblip2.image_to_text import Writer
 
 DEFAULT = "itt_blip2_stage2_vit_g_llama_7b"
 
@@ -29,13 +30,13 @@ class ImageToTextGenerationPipeline:
         unless ``return_full_text=False``.
 
         ``hypothesis_template``: a prompt for all, or a list of one for each.  ``options``: every argument of
-        :class:`mindblip2.cells.decoding.LanguageDecoding`: max_new_tokens, num_beams, do_sample, top_k, … and ``on_token``; another
-        name is a TypeError."""
+        :class:`mindblip2.cells.decoding.LanguageDecoding`: max_new_tokens, num_beams, do_sample, top_k, … and ``on_text`` of
+        :class:`mindblip2.image_to_text.Writer`; another name is a TypeError."""
         return self._writer(images, self.hypothesis_template if hypothesis_template is None else hypothesis_template,
                             batch_size or self.batch_size, self.return_full_text if return_full_text is None else return_full_text,
                             **{**self._options, **options})
 
-    def predict_answers(self, images, questions, prompt=QUESTION, batch_size=None, **options):
+    def predict_answers(self, images, questions, prompt=PROMPT, batch_size=None, **options):
         """Short answers to questions about pictures, one question for each or for all; LAVIS's defaults (10 tokens, length_penalty 0)."""
         return self._writer.answers(images, questions, prompt, batch_size or self.batch_size, **{**self._options, **options})
 

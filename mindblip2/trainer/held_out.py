@@ -1,8 +1,8 @@
 """Evaluation during training: how good is the model on data that it does not learn from?
 
 Pictures with all their captions are retrieved, by the recipe of ``eval_dataset``; where every sample is one caption, there is nothing to
-retrieve among, and the losses are computed; so they are in stage 2.  The run goes on as if nothing had been evaluated: all that training draws is a function of
-(seed, step), and its graphs stay compiled.
+retrieve among, and the losses are computed; so they are in stage 2.  The run goes on as if nothing had been evaluated: all that
+training draws is a function of (seed, step), and its graphs stay compiled.
 """
 import mindspore as ms
 from mindspore import Tensor

@@ -12,8 +12,8 @@ DEFAULT_MODEL = {"contrastive_language_image_pretrain": "blip2_stage1_vit_g",
 
 
 def named_weights(name):
-    """The file of ``checkpoint_name_or_path``: a path as it is, else what is found under the name; None for ""."""
-    if not name or Path(name).suffix == ".ckpt" or Path(name).is_dir():
+    """The file of a name or path: a path as it is, else what is found under the name; None for ""."""
+    if not name or Path(name).suffix or Path(name).exists():
         return name or None
     return find_weights(PRESET_ALIASES.get(name, name))
 

@@ -7,7 +7,7 @@ import mindspore as ms
 
 from mindblip2 import device
 from mindblip2.cells import opt
-from mindblip2.cells.blip2_llm import Blip2Llm
+from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
 from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.cells.layers import FeedForward
 from mindblip2.cells.llama import SwiGLU
@@ -22,7 +22,7 @@ from mindblip2.trainer.loop import fit, planned_steps
 from mindblip2.zero_shot import check_vocabulary
 
 GB = 1e9
-STAGE_2 = ("Blip2Llm", "Blip2ImageToTextGeneration")
+STAGE_2 = ("Blip2Llm", "Blip2ImageToTextGeneration", "Blip2Llama")     # the last is an older name of MindFormers
 CALLBACKS = {  # MindFormers' callbacks → their keys that mean something here
     "CheckpointMointor": {"save_checkpoint_steps": "save_steps", "keep_checkpoint_max": "keep_checkpoint_max"},
     "CheckpointMonitor": {"save_checkpoint_steps": "save_steps", "keep_checkpoint_max": "keep_checkpoint_max"},
@@ -97,7 +97,7 @@ def with_callbacks(config):
 
 def _model(config, is_loaded):
     """A new model; without random values where it ``is_loaded`` at once."""
-    cell = Blip2Llm if config.model.arch.type in STAGE_2 else Blip2Qformer
+    cell = Blip2ImageToTextGeneration if config.model.arch.type in STAGE_2 else Blip2Qformer    # which can be asked when it is trained
     with no_init() if is_loaded else contextlib.nullcontext():
         return cell(config.model.model_config)
 
@@ -117,7 +117,7 @@ def _check_sizes(config, text_length, image_size, stage2):
 def starting_weights(model, config, checkpoint, resume):
     """Load what the run starts from.  Returns ``{"path", "crc32"}`` of the file that holds what is not trained, or None where there
     is no such file or everything is to be saved."""
-    source = checkpoint or ((saving.read_state(resume)["frozen"] or {}).get("path") if resume else None)
+    source = named_weights(checkpoint) or ((saving.read_state(resume)["frozen"] or {}).get("path") if resume else None)
     if resume:
         model.load_checkpoint(resume, source)
     elif source:
