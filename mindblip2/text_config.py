@@ -58,6 +58,12 @@ class LlamaConfig(Section):
         return self.num_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
+    def positions(self):
+        """The most that queries, prompt and new tokens may be together.  MindFormers' files say 64 for training, where
+        ``max_decode_length`` holds for generation."""
+        return max(self.seq_length, self.max_decode_length)
+
+    @property
     def feed_forward_size(self):
         """Width of the feed-forward: as given, or MindFormers' rule, which is Meta's up to the hundredth."""
         if self.intermediate_size is not None:
@@ -102,6 +108,7 @@ class OPTConfig(Section):
                               f"do_layer_norm_before = {self.do_layer_norm_before}: this is OPT-350m, the one OPT with projected words "
                               "and norms behind its layers; BLIP-2 has no bridge to it.  Take opt-2.7b or opt-6.7b")
 
+    positions = property(lambda self: self.max_position_embeddings)     # for queries, prompt and new tokens together
     kv_heads = property(lambda self: self.num_heads)
     feed_forward_size = property(lambda self: self.intermediate_size)
 

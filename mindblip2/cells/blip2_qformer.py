@@ -32,6 +32,8 @@ class Blip2Qformer(Pretrained):
     """BLIP-2 stage 1.  Called with pictures and captions it returns its losses; see also ``extract_features``,
     ``itm_logits``, ``itc_similarity`` and ``generate``."""
 
+    presets = ("blip2_stage1_*", "blip2_digits")
+
     def __init__(self, config=None):
         super().__init__(config or Blip2Config())
         vision, qformer, dtype = self.config.vision_config, self.config.qformer_config, self.config.compute_dtype
