@@ -1,7 +1,7 @@
 """Stage 2 (paper section 3.3): what the queries have seen is projected, and is the beginning of a frozen language model's text.
 
-B batch · P image tokens · Q queries · T text · L = Q + T · W image width · D width of the language model · V vocab
-N rows = batch × beams or captions
+B batch · P image tokens · Q queries · T text · L = Q + T · W image width
+D width of the language model · V vocab · N rows = batch × beams or captions
 """
 import mindspore as ms
 import numpy as np
