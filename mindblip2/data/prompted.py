@@ -26,8 +26,8 @@ class PromptedText:
         self.end, self.pad = text.eos_token_id, text.pad_token_id
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if not 0 <= getattr(text, name) < text.vocab_size:
-                raise ValueError(f"text_config.{name} = {getattr(text, name)} lies outside the vocabulary of {text.vocab_size}: give that of "
-                                 "the language model")
+                raise ValueError(f"text_config.{name} = {getattr(text, name)} lies outside the vocabulary of {text.vocab_size}: give the "
+                                 "language model's")
         taken = len(self.ids(prompt))
         if taken >= max_length:
             raise ValueError(f"the prompt {prompt!r} takes {taken} of text_transforms.max_length = {max_length} tokens and leaves no room "
