@@ -150,7 +150,7 @@ def test_several_captions_make_a_list_for_each_picture(piped, files):
 def test_text_can_be_watched_as_it_grows(piped, files):
     pieces = []
     text = piped(files[0], return_full_text=False, max_new_tokens=8, num_beams=1, on_text=pieces.append)[0]
-    assert len(pieces) == 9 and "".join(piece[0] for piece in pieces).strip() == text
+    assert 2 < len(pieces) <= 9 and "".join(piece[0] for piece in pieces).strip() == text
     with pytest.raises(ValueError, match="no streaming with num_beams = 2"):
         piped(files[0], num_beams=2, on_text=pieces.append)
 
