@@ -15,7 +15,8 @@ class PromptedText:
     whatever the tokenizer puts in front by itself.  ``max_length`` in tokens, all included: a longer caption loses its end, and
     with it the end token, since it does not end there.
 
-    Raises ValueError for a tokenizer of another model, and for a prompt that leaves no room for a caption."""
+    Raises ValueError for a tokenizer of another model, a special id outside the vocabulary, and a prompt that leaves no room for a
+    caption."""
 
     def __init__(self, tokenizer, config, prompt="", max_length=32):
         text = config.text_config
@@ -23,6 +24,10 @@ class PromptedText:
         self.tokenizer, self.prompt, self.max_length = tokenizer, prompt, max_length
         self.before = [text.bos_token_id] if config.begins_with_bos else []
         self.end, self.pad = text.eos_token_id, text.pad_token_id
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if not 0 <= getattr(text, name) < text.vocab_size:
+                raise ValueError(f"text_config.{name} = {getattr(text, name)} lies outside the vocabulary of {text.vocab_size}: give the "
+                                 "language model's")
         taken = len(self.ids(prompt))
         if taken >= max_length:
             raise ValueError(f"the prompt {prompt!r} takes {taken} of text_transforms.max_length = {max_length} tokens and leaves no room "

@@ -43,9 +43,9 @@ def test_opt_begins_with_bos_and_ends_with_the_line(opt):
 
 def test_a_prompt_that_runs_into_the_caption_ends_where_the_ids_part(opt):
     """"of " before "a" is " a" to GPT-2: the first token of the caption, which LAVIS's count would leave out."""
-    made = PromptedText(opt, config(opt, "OPTConfig"), "a photo of ", 20)("a dog")
+    made = PromptedText(opt, config(opt, "OPTConfig", text={"eos_token_id": 2}), "a photo of ", 20)("a dog")
     prompt, learnt, _ = parts(made)
-    assert opt.decode(learnt).strip() .startswith("a dog") and opt.decode(prompt).endswith("of")
+    assert opt.decode(learnt) == " a dog" and opt.decode(prompt) == "a photo of"
     assert len(opt.encode("a photo of ", add_special_tokens=False)) + 1 > len(prompt)     # control: counted alone it is longer
 
 
@@ -75,6 +75,11 @@ def test_the_tokenizer_of_another_model_is_an_error(llama):
         PromptedText(llama, config(llama, text={"vocab_size": 32000}))
     with pytest.raises(ValueError, match="knows 30523 tokens, the language model 32000: set processor.tokenizer"):
         check_language_vocabulary(config(llama, text={"vocab_size": 32000}), BertTokenizer())
+
+
+def test_a_special_id_outside_the_vocabulary_is_an_error(opt):
+    with pytest.raises(ValueError, match="eos_token_id = 50118 lies outside the vocabulary of 400"):
+        PromptedText(opt, config(opt, "OPTConfig"))
 
 
 def test_a_model_with_the_words_of_bert_may_be_one(llama):
