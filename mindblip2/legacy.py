@@ -41,7 +41,7 @@ IGNORED = {
     "ViTConfig": {"type", "encoder_stride"},
     "QFormerConfig": {"type", "chunk_size_feed_forward", "output_attentions", "output_hidden_states", "use_return_dict",
                       "convert_param_from_bert", "dtype", "compute_dtype"},
-    "LlamaConfig": {"compute_dtype", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype",
+    "LlamaConfig": {"ignore_token_id", "compute_dtype", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype",
                     "param_init_type", "use_past", "offset"},
 }
 

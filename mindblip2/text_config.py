@@ -31,7 +31,6 @@ class LlamaConfig(Section):
     bos_token_id: int = 1
     eos_token_id: int = 2
     pad_token_id: int = 0
-    ignore_token_id: int = -100
     repetition_penalty: float = 1.0
     max_decode_length: int = 512
     top_k: int = 1
@@ -91,7 +90,6 @@ class OPTConfig(Section):
     bos_token_id: int = 2
     eos_token_id: int = 50118           # "\n", with which LAVIS ends a caption; OPT's own is 2
     pad_token_id: int = 1
-    ignore_token_id: int = -100
     repetition_penalty: float = 1.0
     max_decode_length: int = 512
     top_k: int = 1
