@@ -1,6 +1,7 @@
 """``python -m parity`` from beginning to end, on tiny networks: what a user runs at full width."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch")
 from mindblip2.checkpoint import Checkpoint, write_checkpoint  # noqa: E402
 from mindblip2.config import load_config  # noqa: E402
 from parity.__main__ import captions, main, pictures  # noqa: E402
+from parity.llm_defects import LANGUAGE_MUTATIONS  # noqa: E402
 from parity.mutations import MUTATIONS, Mutation  # noqa: E402
 from parity.nets import twin_config  # noqa: E402
 from parity.stream import Stream, Window  # noqa: E402
@@ -62,13 +64,15 @@ def test_a_defect_fails(yaml, monkeypatch, capsys):
 def test_the_mutation_table(monkeypatch, capsys):
     """All of it is test_defects.py; the command runs it on networks that need no file."""
     some = {name: MUTATIONS[name] for name in ("tanh GELU", "ViT eps 1e-5", "LM without shift")}
-    monkeypatch.setattr("parity.mutations.MUTATIONS", some)
+    monkeypatch.setattr("parity.__main__.MUTATIONS", some)
+    monkeypatch.setattr("parity.__main__.MODELS", ("llama",))
+    monkeypatch.setattr("parity.__main__.LANGUAGE_MUTATIONS", {"the future is visible": LANGUAGE_MUTATIONS["the future is visible"]})
     assert main(["--defects"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("without a defect 3") and [line.split()[0] for line in lines[1:]] == ["caught"] * 3
+    assert re.match(r"without a defect \d+ cases, none fails$", lines[0]) and [line.split()[0] for line in lines[1:]] == ["caught"] * 4
     some["no defect at all"] = Mutation(lambda model: (), "lm", "itm")
     assert main(["--defects"]) == 1
-    assert capsys.readouterr().out.splitlines()[-1].startswith("MISSED  no defect at all")
+    assert capsys.readouterr().out.splitlines()[-2].startswith("MISSED  no defect at all")
 
 
 def test_the_user_s_files(whole, ckpts, monkeypatch, capsys):
