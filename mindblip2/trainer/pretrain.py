@@ -66,8 +66,9 @@ class Pretrain:
             path = _folder(config) / f"{trainer.name or 'blip2'}.ckpt"
             model.save_checkpoint(path)
             print(f"checkpoint is saved at: {path}")
-        if examination:
-            print("best checkpoint: {checkpoint}".format(**saving.best(_folder(config))), *list(saving.best(_folder(config)).items())[1])
+        best = saving.best(_folder(config))
+        if examination and best:
+            print(f"best checkpoint: {_folder(config) / best.pop('checkpoint')} ({best})")
         return log
 
 

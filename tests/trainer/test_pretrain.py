@@ -6,6 +6,7 @@ from PIL import Image
 from mindblip2 import Trainer
 from mindblip2.checkpoint import Checkpoint
 from mindblip2.config import load_config
+from mindblip2.sections import ConfigError
 from mindblip2.trainer import loop, saving
 from mindblip2.trainer.pretrain import activation_bytes, with_callbacks
 
@@ -51,6 +52,24 @@ def test_a_python_dataset_is_trained_on_and_the_start_says_what_will_happen(tmp_
     assert "memory: weights 0.00 GB" in out and "blip2_digits.ckpt" in out.splitlines()[-1]
     assert (tmp_path / "log" / "loss_curve.png").is_file()
     assert [one.name for one in saving.saved(tmp_path / "checkpoint" / "rank_0")] == ["step_0000003", "step_0000006"]
+
+
+def test_held_out_data_is_evaluated_on_the_way(tmp_path, whole, capsys):
+    config = load_config("blip2_digits", {**SMALL, "output_dir": str(tmp_path), "eval_dataset.k_test": 2})
+    log = Trainer(args=config, train_dataset=pairs(), eval_dataset=pairs()[:4]).train()
+    out = capsys.readouterr().out
+    found = [entry for entry in log if "eval_agg_metrics" in entry]
+    assert [entry["step"] for entry in found] == [3, 6] and {"eval_txt_r1", "eval_img_r_mean", "eval_seconds"} <= set(found[0])
+    assert "evaluation: retrieval among 4 pictures and 4 texts" in out
+    folder = tmp_path / "checkpoint" / "rank_0"
+    assert f"best checkpoint: {folder / saving.best(folder)['checkpoint']} ({{'eval_agg_metrics': " in out
+    assert same(weights(folder / "blip2_digits.ckpt"), weights(whole / "blip2_digits.ckpt"))    # as if there had been none
+
+
+def test_evaluation_without_held_out_data_is_refused_before_the_training(tmp_path):
+    with pytest.raises(ConfigError, match="do_eval needs held-out data: name them in eval_dataset.data_loader, or pass eval_dataset"):
+        train(tmp_path, do_eval=True, eval_dataset__data_loader__type="MultiImgCapDataLoader")
+    assert not (tmp_path / "checkpoint").exists()
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, whole, monkeypatch):
