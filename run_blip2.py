@@ -15,13 +15,13 @@ KEYS = {"mode": "context.mode", "device_id": "context.device_id", "device_target
         "eval_dataset_dir": "eval_dataset.data_loader.dataset_dir", "load_checkpoint": "load_checkpoint",
         "resume_training": "resume_training", "seed": "seed", "use_parallel": "use_parallel", "epochs": "runner_config.epochs",
         "batch_size": "runner_config.batch_size", "gradient_accumulation_steps": "runner_config.accumulation_steps",
-        "sink_mode": "runner_config.sink_mode", "output_dir": "output_dir",
+        "sink_mode": "runner_config.sink_mode", "do_eval": "do_eval", "output_dir": "output_dir",
         "k_test": "eval_dataset.k_test", "rerank": "eval_dataset.rerank",
         "candidate_labels": "eval_dataset.data_loader.candidate_labels",
         "hypothesis_template": "eval_dataset.data_loader.hypothesis_template"}
 # MindFormers' flags for machinery that does not exist here: taken, and said
 IGNORED = ("src_strategy_path_or_dir", "auto_trans_ckpt", "only_save_strategy", "strategy_load_checkpoint", "remote_save_url",
-           "profile", "do_eval", "num_samples")
+           "profile", "num_samples")
 
 
 def arguments(argv):
@@ -47,7 +47,7 @@ def arguments(argv):
         parser.add_argument(f"--{name}")
     for name in ("device_id", "seed", "epochs", "batch_size", "gradient_accumulation_steps"):
         parser.add_argument(f"--{name}", type=int)
-    for name in ("use_parallel", "sink_mode", "resume_training"):
+    for name in ("use_parallel", "sink_mode", "resume_training", "do_eval"):
         parser.add_argument(f"--{name}", type=yaml.safe_load)
     parser.add_argument("--options", nargs="+", default=[], metavar="a.b.c=value", help="the same as --a.b.c value")
     for name in IGNORED:

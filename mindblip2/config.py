@@ -175,10 +175,7 @@ class ContextConfig(Section):
 class RunnerConfig(Section):
     epochs: int = 10
     batch_size: int = 100               # per card; LAVIS's stage 1
-    image_size: int | None = None       # MindFormers' keys, without effect: vision_config.image_size, the loop and resume decide
-    sink_mode: bool = False
-    sink_size: int = -1
-    initial_epoch: int = 0
+    image_size: int | None = None       # MindFormers writes it here too; vision_config.image_size decides, and must be the same
     log_every: int = 50                 # steps between two log lines
     accumulation_steps: int = 1         # batches whose gradients make one update
     save_steps: int = 0                 # updates between two checkpoints; 0: one per epoch
@@ -276,19 +273,22 @@ class TokenizerConfig(Section):
 
 
 @section
+class DataTokenizerConfig(Section):
+    type: str = ""
+    vocab_file: str = ""
+
+
+@section
 class DatasetConfig(Section):
     data_loader: LoaderConfig = field(default_factory=LoaderConfig)
     transforms: tuple = ()              # steps of MindFormers, or names of LAVIS's, one for all annotation files or one for each
     text_transforms: TextTransformConfig = field(default_factory=TextTransformConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    tokenizer: DataTokenizerConfig | None = None    # MindFormers writes it here too; processor.tokenizer decides, and must be the same
     num_parallel_workers: int = 8       # at most the host's processors; 0: in a thread beside the training
     python_multiprocessing: bool = True  # workers are processes, else threads
     max_unreadable: float = 0.01        # share of the pictures that training may skip
-    drop_remainder: bool = True         # training always does: a batch with fewer negatives would weigh more
-    batch_size: int = 1
+    batch_size: int = 1                 # pictures per call in evaluation; runner_config.batch_size is that of training
     repeat: int = 1
-    prefetch_size: int = 30
-    seed: int = 2022
     use_image_id: bool = True           # captions of the same picture are not each other's negatives
     k_test: int = 128                   # candidates that the ITM head ranks again
     rerank: str = "itm+itc"             # score of a candidate: ITM logit + cosine as LAVIS, "itm", or "none" for the cosine alone
@@ -369,15 +369,32 @@ class RunConfig(Section):
     lr_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     callbacks: tuple = ()
-    eval_callbacks: tuple = ()
-    metric: dict = field(default_factory=dict)
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
+    do_eval: bool = False               # in training: evaluate on eval_dataset, and choose the best checkpoint by that
+    eval_epoch_interval: int = 1        # epochs between two evaluations, -1: none; there is one at the end in any case
+    eval_step_interval: int = -1        # updates between two evaluations, -1: none
     layer_decay: float | None = None    # learning rate of a trained ViT: times this per layer, from its end to its begin
 
     def __post_init__(self):
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay = {self.layer_decay}: expected a factor above 0, at most 1")
         one_of(self, "run_mode", ("train", "finetune", "eval", "predict", "export", "check"))
+        for name in ("eval_epoch_interval", "eval_step_interval"):
+            if getattr(self, name) < 1 and getattr(self, name) != -1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: expected at least 1, or -1 for none")
+        size = self.model.model_config.vision_config.image_size
+        if self.runner_config.image_size not in (None, size):
+            raise ConfigError(f"runner_config.image_size = {self.runner_config.image_size}, but model.model_config.vision_config."
+                              f"image_size = {size}, which decides: give both the same, or remove the first")
+        for name in ("train_dataset", "eval_dataset"):
+            self._check_tokenizer(name)
+
+    def _check_tokenizer(self, name):
+        """A data set that names a tokenizer names the one there is."""
+        for key, value in (getattr(self, name).tokenizer or DataTokenizerConfig()).to_dict().items():
+            if value and value != getattr(self.processor.tokenizer, key):
+                raise ConfigError(f"{name}.tokenizer.{key} = {value!r}, but processor.tokenizer.{key} = "
+                                  f"{getattr(self.processor.tokenizer, key)!r}, which decides: give both the same, or remove the first")
 
 
 # ------------------------------------------------------------------------------------------------ presets

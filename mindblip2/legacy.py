@@ -1,6 +1,7 @@
 """What users bring along from MindFormers r1.0: names of its eight BLIP-2 YAML files and keys that they hold.
 
-IGNORED keys steer machinery that does not exist here; they are accepted, and one line names them.  FIXED keys name a choice
+IGNORED keys steer machinery that does not exist here; they are accepted, and one line names them: by the class of their section, or by
+its place where the same class is used at several.  FIXED keys name a choice
 that BLIP-2 has made; another value would be a different model, so it is an error.
 """
 
@@ -17,13 +18,20 @@ IGNORED = {
         "src_strategy_path_or_dir", "auto_trans_ckpt", "only_save_strategy", "remote_save_url", "runner_wrapper", "parallel",
         "micro_batch_interleave_num", "auto_tune", "filepath_prefix", "autotune_per_step", "profile",
         "profile_start_step", "profile_stop_step", "init_start_profile", "profile_communication", "profile_memory",
-        "train_dataset_task", "eval_dataset_task", "layer_scale", "lr_scale", "lr_scale_factor", "do_eval"},
+        "train_dataset_task", "eval_dataset_task", "layer_scale", "lr_scale", "lr_scale_factor", "eval_callbacks",
+        "metric"},        # LAVIS's agg_metrics chooses, see trainer.held_out
     "ContextConfig": {"graph_kernel_flags", "max_call_depth"},
-    "RunnerConfig": {"has_trained_epoches", "has_trained_steps"},
+    "RunnerConfig": {"has_trained_epoches", "has_trained_steps", "initial_epoch",   # a checkpoint knows where its run is
+                     "sink_mode", "sink_size"},
     "ParallelConfig": {"expert_parallel", "pipeline_stage", "optimizer_shard", "micro_batch_num", "vocab_emb_dp",
                        "gradient_aggregation_group"},
     "RecomputeConfig": {"parallel_optimizer_comm_recompute", "mp_comm_recompute", "recompute_slice_activation"},
-    "DatasetConfig": {"numa_enable", "return_attention_mask"},
+    "DatasetConfig": {"numa_enable", "return_attention_mask", "prefetch_size", "seed",      # the run's seed decides
+                      "drop_remainder"},    # training always does: fewer negatives would weigh more; evaluation never does
+    "train_dataset": {"batch_size", "k_test", "add_extra_itm_score"},   # MindFormers too takes runner_config.batch_size
+    "eval_dataset": {"transforms", "repeat", "num_parallel_workers", "python_multiprocessing"},     # the processor's resize
+    "DataTokenizerConfig": {"max_length", "pad_token", "bos_token", "eos_token", "unk_token", "add_special_tokens", "add_bos_token",
+                            "add_eos_token", "padding", "truncation", "checkpoint_name_or_path"},
     "Blip2Config": {"type", "micro_batch_interleave_num"},
     "ViTConfig": {"type", "encoder_stride"},
     "QFormerConfig": {"type", "chunk_size_feed_forward", "output_attentions", "output_hidden_states", "use_return_dict",

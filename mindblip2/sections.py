@@ -70,7 +70,9 @@ def build(cls, raw, where="", ignored=None):
     values = {}
     for key, value in raw.items():
         name = f"{where}.{key}" if where else str(key)
-        if key in known:
+        if key in legacy.IGNORED.get(where, ()):
+            ignored.append(name)
+        elif key in known:
             values[key] = _cast(known[key], value, name, ignored)
         elif key in legacy.IGNORED.get(cls.__name__, ()):
             ignored.append(name)

@@ -53,7 +53,7 @@ def eps(owners, names: tuple[str, ...], value: float) -> Iterator:
             norm = getattr(owner, name, None)
             if norm is not None:
                 yield replaced(norm, "eps", value)
-                yield replaced(norm, "normalise", ops.LayerNorm(-1, -1, value))
+                yield replaced(norm.normalise, "primitive", ops.LayerNorm(-1, -1, value))
 
 
 # ---------------------------------------------------------------------------------------------------- everywhere

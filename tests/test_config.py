@@ -224,10 +224,10 @@ def test_dotted_overrides_win_over_the_file(load):
 
 
 def test_an_override_of_one_section_spares_another_that_shares_its_yaml_anchor(load):
-    text = "train_dataset: &d\n  batch_size: 4\n  tokenizer: {max_length: 8}\neval_dataset: *d\n"
-    config = load(text, {"train_dataset.tokenizer.max_length": 16, "train_dataset.batch_size": 5})
-    assert (config.train_dataset.batch_size, config.train_dataset.tokenizer.max_length) == (5, 16)
-    assert (config.eval_dataset.batch_size, config.eval_dataset.tokenizer.max_length) == (4, 8)
+    text = "train_dataset: &d\n  max_unreadable: 0.4\n  text_transforms: {max_length: 8}\neval_dataset: *d\n"
+    config = load(text, {"train_dataset.text_transforms.max_length": 16, "train_dataset.max_unreadable": 0.5})
+    assert (config.train_dataset.max_unreadable, config.train_dataset.text_transforms.max_length) == (0.5, 16)
+    assert (config.eval_dataset.max_unreadable, config.eval_dataset.text_transforms.max_length) == (0.4, 8)
 
 
 @pytest.mark.parametrize("dotted, complaint", [

@@ -1,14 +1,19 @@
 """A configuration of MindFormers r1.0 is read as it is, and what it cannot mean here is said."""
+import dataclasses
 import functools
+import inspect
 import logging
+import re
 from pathlib import Path
 
 import pytest
 
+from mindblip2 import config as configuration
 from mindblip2 import legacy
 from mindblip2.config import RunConfig, load_config
-from mindblip2.sections import ConfigError
+from mindblip2.sections import ConfigError, Section, section
 
+ROOT = Path(__file__).resolve().parents[1]
 FIXTURE = Path(__file__).resolve().parent / "fixtures" / "mindformers_keys.yaml"
 MODEL = "model.model_config."
 VISION = MODEL + "vision_config."
@@ -36,15 +41,15 @@ def test_a_configuration_of_mindformers_is_read(from_mindformers):
     config = from_mindformers
     expected = {
         "seed": 7, "run_mode": "finetune", "layer_decay": 0.75, "context.max_device_memory": "12GB",
-        "runner_config.sink_mode": True, "parallel_config.model_parallel": 4, "train_dataset.k_test": 16,
+        "runner_config.image_size": 112, "parallel_config.model_parallel": 4, "eval_dataset.k_test": 16,
         "train_dataset.text_transforms.prompt": "a drawing of ", "eval_dataset.tokenizer.vocab_file": "words.txt",
         MODEL + "max_txt_len": 24, MODEL + "freeze_vision": False, MODEL + "compute_dtype": "float16",
         VISION + "patch_size": 16, VISION + "initializer_range": 1e-3, QFORMER + "layer_norm_eps": 1e-11,
         QFORMER + "cross_attention_freq": 3, MODEL + "text_config.top_p": 0.5, "model.arch.type": "Blip2ItmEvaluator",
         "lr_schedule.warmup_lr_init": 4e-7, "optimizer.eps": 1e-7, "processor.image_processor.image_size": 112}
     assert {name: at(config, name) for name in expected} == expected
-    assert config.callbacks[1]["save_checkpoint_steps"] == 10 and config.metric == {"type": "Accuracy"}
-    assert config.train_dataset == config.eval_dataset
+    assert config.callbacks[1]["save_checkpoint_steps"] == 10
+    assert (config.eval_dataset.batch_size, config.train_dataset.repeat) == (6, 2)
 
 
 def test_mindformers_counts_the_vocabulary_without_dec(from_mindformers):
@@ -58,8 +63,56 @@ def test_one_line_names_the_keys_that_have_no_meaning_here(caplog):
     assert "\n" not in line and "are ignored" in line
     named = set(line.rpartition(": ")[2].split(", "))
     last = {name.rpartition(".")[2] for name in named}
-    assert last == set().union(*legacy.IGNORED.values()) - {"do_eval"}     # a flag, in none of the files
+    assert last == set().union(*legacy.IGNORED.values())
     assert "eval_dataset.numa_enable" in named and QFORMER + "convert_param_from_bert" in named
+    assert {"runner_config.sink_mode", "runner_config.initial_epoch", "eval_callbacks", "metric", "train_dataset.prefetch_size",
+            "train_dataset.tokenizer.max_length"} <= named
+
+
+@pytest.mark.parametrize("key, acts_in, not_in", [
+    ("batch_size", "eval_dataset", "train_dataset"), ("k_test", "eval_dataset", "train_dataset"),
+    ("num_parallel_workers", "train_dataset", "eval_dataset")])
+def test_a_key_that_acts_in_one_data_set_only_is_named_in_the_other(override, caplog, key, acts_in, not_in):
+    config = override({f"{acts_in}.{key}": 3, f"{not_in}.{key}": 4})
+    assert at(config, f"{acts_in}.{key}") == 3 and at(config, f"{not_in}.{key}") == at(RunConfig(), f"{not_in}.{key}")
+    assert caplog.records[0].getMessage().endswith(f": {not_in}.{key}")
+
+
+@pytest.mark.parametrize("name, wrong, complaint", [
+    ("runner_config.image_size", 364, "but model.model_config.vision_config.image_size = 112, which decides: give both the same"),
+    ("train_dataset.tokenizer.type", "LlamaTokenizer", "but processor.tokenizer.type = 'BertTokenizer'"),
+    ("eval_dataset.tokenizer.vocab_file", "other.txt", "but processor.tokenizer.vocab_file = 'words.txt'")])
+def test_what_is_said_twice_must_be_the_same(name, wrong, complaint):
+    with pytest.raises(ConfigError, match=f"{name} = {wrong!r}, {complaint}"):       # the file as it is: the control, see from_mindformers
+        load_config(FIXTURE, {name: wrong})
+
+
+# Read by nothing yet: later issues, or owners of other files.  What nothing reads and this does not excuse is ignored in silence.
+UNREAD = {"LlamaConfig": None, "Blip2Config": {"text_config", "freeze_text", "prompt_length", "is_training"},
+          "TextTransformConfig": {"random_seed", "truncation"}, "ImageProcessorConfig": {"is_hwc"},
+          "TokenizerConfig": {"pad_token", "bos_token", "eos_token", "unk_token", "add_bos_token", "add_eos_token", "truncation"},
+          "ParallelConfig": {"data_parallel", "model_parallel"}, "ModelConfig": {"arch"}, "RunConfig": {"parallel_config"}}
+
+
+def unread(cls, text):
+    """Fields of a section that no line of ``text`` reads as an attribute, nor the section itself checks by name."""
+    checks = inspect.getsource(cls.__post_init__) if "__post_init__" in vars(cls) else ""
+    return {f.name for f in dataclasses.fields(cls) if not re.search(rf"\.{f.name}\b", text) and f'"{f.name}"' not in checks}
+
+
+def test_no_key_is_accepted_and_then_read_by_nothing():
+    files = [path for path in (ROOT / "mindblip2").rglob("*.py") if path.name not in ("config.py", "legacy.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    classes = [one for one in vars(configuration).values() if isinstance(one, type) and issubclass(one, Section) and one is not Section]
+    for cls in classes:
+        excused = UNREAD.get(cls.__name__, set())
+        assert excused is None or unread(cls, text) <= excused, cls.__name__
+
+    @section
+    class Silent(Section):
+        image_size: int = 0
+        nobody_reads_this: int = 0
+    assert unread(Silent, text) == {"nobody_reads_this"} and len(classes) > 10   # the control
 
 
 def test_our_own_configuration_warns_of_nothing(override, caplog):

@@ -160,11 +160,10 @@ class Blip2Qformer(Pretrained):
         """ITM logits (3B, 2) of [own text, own picture], [own text, wrong picture], [wrong text, own picture]."""
         image_idx, text_idx = negatives
         ids_3BT = ops.cat((input_ids, input_ids, comm.gather(input_ids)[text_idx]))
-        memory_3B = ()
+        with_others = ()
         for key, value in memory:
-            memory_3B += ((ops.cat((key, comm.gather(key)[image_idx], key)),
-                           ops.cat((value, comm.gather(value)[image_idx], value))),)
-        return self.match_logits(ids_3BT, memory_3B)
+            with_others += ((key, value, ops.gather(comm.gather(key), image_idx, 0), ops.gather(comm.gather(value), image_idx, 0)),)
+        return self.match_logits(ids_3BT, with_others)
 
 
 class Blip2Classifier(Blip2Qformer):

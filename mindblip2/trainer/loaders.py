@@ -1,4 +1,4 @@
-"""The training batches that a configuration describes."""
+"""The training batches, and the pictures and texts of an evaluation, that a configuration describes."""
 from mindblip2.data import scenes
 from mindblip2.data.feed import Feed
 from mindblip2.data.loaders import captioned
@@ -40,3 +40,12 @@ def training_feed(config, processor, samples=None, rank=0, world=1):
 def captioned_pictures(loader, image_size):
     """The pictures of a ``LoaderConfig`` with all their captions, for retrieval: samples of ``data.captioned``."""
     return scenes.captioned(image_size) if loader.type == "DigitScenes" else captioned(loader, "eval")
+
+
+def token_ids(model, tokenizer, texts, length):
+    """Texts as the model reads them: (T, ``length``) int32, padded."""
+    positions = model.config.qformer_config.max_position_embeddings
+    if length > positions:
+        raise ValueError(f"texts of {length} tokens, but the model has {positions} positions: lower "
+                         "eval_dataset.text_transforms.max_length")
+    return tokenizer(texts, max_length=length, padding="max_length", return_tensors="np")["input_ids"]

@@ -1,10 +1,12 @@
 """Stage-1 training: a feed of batches in; a trained model, its checkpoints and its log out."""
 import itertools
 import logging
+import time
 from pathlib import Path
 
 from mindblip2.checkpoint import CheckpointError
 from mindblip2.trainer import saving
+from mindblip2.trainer.held_out import is_due
 from mindblip2.trainer.monitor import Monitor
 from mindblip2.trainer.optim import layer_scales
 from mindblip2.trainer.schedule import learning_rate
@@ -12,14 +14,15 @@ from mindblip2.trainer.step import TrainStep
 
 logger = logging.getLogger("mindblip2")
 # What may differ in a resumed run: where things lie, and how fast they are read.
-FREE = ("dataset_dir", "num_parallel_workers", "python_multiprocessing", "prefetch_size", "max_unreadable", "checkpoint_name_or_path")
+FREE = ("dataset_dir", "num_parallel_workers", "python_multiprocessing", "max_unreadable", "checkpoint_name_or_path")
 
 
-def fit(model, feed, config, output_dir, resume=None, frozen=None):
+def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None):
     """Train ``model`` on ``feed`` (``len``: batches per epoch; ``feed.epoch(e, start)``: those of epoch e from ``start`` on).
 
     ``config``: the RunConfig.  ``resume``: a checkpoint of this run, see ``saving.find``.  ``frozen``: ``{"path", "crc32"}`` of the file
-    that holds what is not trained; then checkpoints hold only what is.  Writes checkpoints to ``checkpoint/rank_0`` and the log to
+    that holds what is not trained; then checkpoints hold only what is.  ``held_out``: what is evaluated on the way, see ``held_out``;
+    it decides which checkpoint is the best, else the mean loss does.  Writes checkpoints to ``checkpoint/rank_0`` and the log to
     ``log`` under ``output_dir``.  Raises FloatingPointError, naming the loss or gradient, when one is not finite, and
     :class:`CheckpointError` where ``resume`` does not belong to this run.  Returns the log: a list of dicts."""
     runner, folder = config.runner_config, Path(output_dir) / "checkpoint" / "rank_0"
@@ -30,6 +33,7 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None):
     facts = _facts(model, config, epoch_steps, total) | {"frozen": frozen}
     start = _restored(resume, facts, step_of, folder) if resume else _fresh(folder)
     saving.clean(folder)
+    saving.find_best(folder, f"eval_{held_out.metric}" if held_out else "loss")
     monitor = Monitor(Path(output_dir) / "log", total, runner.log_every, start, runner.summary)
     every, losses, unreadable = runner.save_steps or epoch_steps, [], 0
     try:
@@ -42,9 +46,14 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None):
             losses.append(numbers["loss"])
             monitor.add({**numbers, "lr": rate}, sum(len(batch["input_ids"]) for batch in batches))
             unreadable = _told(feed, unreadable)
-            if (step + 1) % every == 0 or step + 1 == total:
-                state = {"step": step + 1, "epoch": (step + 1) // epoch_steps, "loss_scale": step_of.scale.state(), **facts}
-                _save(folder, model, step_of.optimizer, state, runner.keep_checkpoint_max, losses)
+            done, last = step + 1, step + 1 == total
+            judged = _evaluated(held_out, model, monitor) if held_out and (last or is_due(config, done, epoch_steps)) else {}
+            if done % every == 0 or last or judged:
+                loss = sum(losses) / len(losses)
+                state = {"step": done, "epoch": done // epoch_steps, "loss_scale": step_of.scale.state(), **facts, "loss": loss,
+                         "judged": judged if held_out else {"loss": loss}}
+                path = saving.save(folder, model, step_of.optimizer, state, runner.keep_checkpoint_max)
+                saving.note_best(folder, path, state["judged"])
                 losses = []
     finally:
         monitor.close()
@@ -131,8 +140,11 @@ def _restored(checkpoint, facts, step_of, folder):
     return state["step"]
 
 
-def _save(folder, model, optimizer, state, keep, losses):
-    loss = sum(losses) / len(losses)
-    path = saving.save(folder, model, optimizer, {**state, "loss": loss}, keep)
-    if loss <= saving.best(folder).get("loss", float("inf")):
-        saving.record_best(folder, path, "loss", loss)
+def _evaluated(held_out, model, monitor):
+    """{metric: value} of the model as it is; all figures go to the log."""
+    start = time.perf_counter()
+    model.set_train(False)
+    figures = held_out.figures()
+    model.set_train()
+    entry = monitor.add_evaluation(figures, time.perf_counter() - start)
+    return {f"eval_{held_out.metric}": entry[f"eval_{held_out.metric}"]}

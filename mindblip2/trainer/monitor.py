@@ -10,7 +10,9 @@ from tqdm import tqdm
 logger = logging.getLogger("mindblip2")
 
 CURVES = (("losses", ("itc", "itm", "lm")), ("accuracy in the batch", ("i2t_acc", "t2i_acc", "itm_acc")),
-          ("temperature", ("temp",)), ("learning rate", ("lr",)), ("norm of the gradients", ("grad_norm",)))
+          ("temperature", ("temp",)), ("learning rate", ("lr",)), ("norm of the gradients", ("grad_norm",)),
+          ("held-out retrieval, %", ("eval_txt_r1", "eval_img_r1", "eval_txt_r_mean", "eval_img_r_mean")),
+          ("held-out losses", ("eval_itc", "eval_itm", "eval_lm")))
 CHANCE = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)   # 0.6365: ITM that always answers "one in three is a pair"
 SHOWN = ("itc", "itm", "lm", "i2t_acc", "t2i_acc", "itm_acc", "temp", "lr", "grad_norm", "samples_per_second")
 STUCK_AFTER, STUCK_WITHIN = 1000, 0.003
@@ -42,11 +44,17 @@ class Monitor:
             return None
         entry = self._entry()
         self.log.append(entry)
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
         self._bar.set_postfix_str(" ".join(f"{name} {entry[name]:.3g}" for name in SHOWN if entry.get(name) is not None), refresh=False)
-        self._record(entry)
+        self._write(entry)
         self._warn()
+        return entry
+
+    def add_evaluation(self, figures, seconds):
+        """An entry of its own for figures on held-out data, named "eval_…"; their seconds are not the training's."""
+        self._since += seconds
+        entry = {"step": self.step, **{f"eval_{name}": value for name, value in figures.items()}, "eval_seconds": seconds}
+        self.log.append(entry)
+        self._write(entry)
         return entry
 
     def close(self):
@@ -67,7 +75,9 @@ class Monitor:
         speed = sum(pictures for _, pictures in window) / max(seconds, 1e-9)
         return {"step": self.step, **means, "samples_per_second": speed, "seconds": seconds, "skipped": skipped}
 
-    def _record(self, entry):
+    def _write(self, entry):
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
         if self._summary is None:
             return
         from mindspore import Tensor
@@ -113,7 +123,7 @@ def draw_curves(log, path):
         import matplotlib
     except ImportError:
         return False
-    shown = [(title, [name for name in names if log and name in log[0]]) for title, names in CURVES]
+    shown = [(title, [name for name in names if any(name in entry for entry in log)]) for title, names in CURVES]
     shown = [(title, names) for title, names in shown if names]
     if not shown:
         return False
@@ -123,7 +133,8 @@ def draw_curves(log, path):
     figure, axes = pyplot.subplots(rows, 2, figsize=(11, 3 * rows), squeeze=False)
     for axis, (title, names) in zip(axes.flat, shown):
         for name in names:
-            axis.plot([entry["step"] for entry in log], [entry[name] for entry in log], label=name)
+            points = [(entry["step"], entry[name]) for entry in log if name in entry]
+            axis.plot(*zip(*points), label=name, marker="." if name.startswith("eval_") else None)
         axis.set(title=title, xlabel="step")
         axis.legend()
         axis.grid(alpha=0.3)

@@ -12,6 +12,7 @@ from mindblip2.cells.vit import ViTAttention
 from mindblip2.hub import fingerprint, frozen_record, no_init
 from mindblip2.sections import ConfigError
 from mindblip2.trainer import saving
+from mindblip2.trainer.held_out import held_out
 from mindblip2.trainer.loaders import training_feed
 from mindblip2.trainer.loop import fit, planned_steps
 from mindblip2.zero_shot import check_vocabulary
@@ -40,8 +41,12 @@ class Pretrain:
         check_vocabulary(model, processor.tokenizer)
         feed = training_feed(config, processor, trainer.train_dataset)
         _check_sizes(model.config, feed.max_length, processor.image_processor.image_size)
+        wanted = config.do_eval or trainer.eval_dataset is not None
+        examination = held_out(config, model, processor, trainer.eval_dataset) if wanted else None
         print("\n".join(summary(model, feed, config, trainer.name or "a model", bool(checkpoint or resume or trainer.model))))
-        log = fit(model, feed, config, config.output_dir, resume, frozen)
+        if examination:
+            print(f"evaluation: {examination}")
+        log = fit(model, feed, config, config.output_dir, resume, frozen, examination)
         trainer.model = model
         if frozen:
             last = (saving.saved(_folder(config)) or [resume])[-1]
@@ -50,6 +55,8 @@ class Pretrain:
             path = _folder(config) / f"{trainer.name or 'blip2'}.ckpt"
             model.save_checkpoint(path)
             print(f"checkpoint is saved at: {path}")
+        if examination:
+            print("best checkpoint: {checkpoint}".format(**saving.best(_folder(config))), *list(saving.best(_folder(config)).items())[1])
         return log
 
 

@@ -44,6 +44,13 @@ class Recipe:
         if not self.memory_budget >= 0:
             raise ValueError(f"memory_budget = {self.memory_budget!r}: expected gigabytes, 0 or more")
 
+    @classmethod
+    def of(cls, data, **changes):
+        """That of a ``DatasetConfig``, with ``changes``."""
+        return cls(**{"k_test": data.k_test, "rerank": data.rerank if data.add_extra_itm_score else "none",
+                      "text_length": data.text_transforms.max_length, "batch_size": max(data.batch_size, 1),
+                      "memory_budget": data.memory_budget, **changes})
+
 
 class Scores(NamedTuple):
     """What ``score`` returns."""
@@ -56,8 +63,10 @@ class Scores(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------ scores
-def score(model, image_processor, pictures, ids_TL, recipe):
-    """:class:`Scores` of pictures (what ``image_processor`` takes) and texts (T, L) int32, padded with the model's pad id."""
+def score(model, image_processor, pictures, ids_TL, recipe, net=None):
+    """:class:`Scores` of pictures (what ``image_processor`` takes) and texts (T, L) int32, padded with the model's pad id.
+
+    ``net``: a :class:`Match` of the model that is there already, so that its graphs are not compiled again."""
     model.set_train(False)
     start = time.perf_counter()
     ids_TL = np.asarray(ids_TL, np.int32)
@@ -74,7 +83,7 @@ def score(model, image_processor, pictures, ids_TL, recipe):
     best_IT, best_TI = candidates(itc_IT, recipe.k_test), candidates(itc_IT.T, recipe.k_test)
     rows = np.arange(len(pictures))     # of this process; the rows of others would be added to the same array
     wanted_IT = best_IT | best_TI.T
-    itm_IT = match(Match(model), kept, rows, wanted_IT, ids_TL, lengths_T)
+    itm_IT = match(net or Match(model), kept, rows, wanted_IT, ids_TL, lengths_T)
     if recipe.rerank == "itm+itc":
         itm_IT += itc_IT
     i2t, t2i = np.where(best_IT, itm_IT, np.float32(FILL)), np.where(best_TI, itm_IT.T, np.float32(FILL))
@@ -105,7 +114,7 @@ def match(net, kept, rows, wanted_IT, ids_TL, lengths_T):
     ``net``: a :class:`Match`; ``kept[i]``: the memory of picture i."""
     itm_IT = np.zeros(wanted_IT.shape, np.float32)
     size = min(CHUNK, int(wanted_IT[rows].sum(1).max()))
-    with tqdm(total=int(wanted_IT[rows].sum()), desc="match", unit="pair", smoothing=0.05) as bar:
+    with tqdm(total=int(wanted_IT[rows].sum()), desc="match", unit="pair", smoothing=0.05, leave=None) as bar:
         for i in rows:
             texts, memory = np.flatnonzero(wanted_IT[i]), kept[i]
             made = [(part[:count], net(Tensor(ids_TL[part, :width]), memory))
@@ -156,7 +165,7 @@ class Kept:
     def first_visit(self, batch_size):
         """Yields (memory of a batch, how many of its pictures count); every batch has the same size, the last is filled up."""
         size = min(batch_size, len(self.pictures))
-        for start in tqdm(range(0, len(self.pictures), size), desc="see", unit="batch"):
+        for start in tqdm(range(0, len(self.pictures), size), desc="see", unit="batch", leave=None):
             part = list(self.pictures[start:start + size])
             image_BPD = self.model.embed_image(self.image_processor(part + part[-1:] * (size - len(part))))
             memory = ms.mutable(self.model.qformer.memory(image_BPD))

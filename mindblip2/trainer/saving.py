@@ -16,6 +16,7 @@ from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 NAME = "step_{:07d}"
 PARTIAL = ".partial_"
 BEST = "best.json"
+HIGHER = ("eval_agg_metrics",)    # metrics of which more is better; of the others, losses, less is
 
 
 def save(folder, model, optimizer, state, keep=3):
@@ -74,6 +75,21 @@ def _free(path):
 def record_best(folder, checkpoint, name, value):
     """Note that ``checkpoint`` has the best ``value`` of the run so far; it is kept when older ones are deleted."""
     _write_json(Path(folder) / BEST, {"checkpoint": checkpoint.name, name: value})
+
+
+def note_best(folder, checkpoint, judged):
+    """``record_best`` where ``judged``, {metric: value}, is at least as good as what is recorded."""
+    for metric, value in judged.items():
+        known = best(folder).get(metric)
+        if known is None or (value >= known if metric in HIGHER else value <= known):
+            record_best(folder, checkpoint, metric, value)
+
+
+def find_best(folder, metric):
+    """Note the best of the checkpoints that are there: a run may have been killed before it was noted, or set aside what was."""
+    for path in saved(folder):
+        judged = read_state(path).get("judged", {})
+        note_best(folder, path, {metric: judged[metric]} if metric in judged else {})
 
 
 def best(folder):

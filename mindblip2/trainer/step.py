@@ -31,7 +31,7 @@ class Gradients(nn.Cell):
 
     def __init__(self, model, frozen_vision):
         super().__init__(auto_prefix=False)
-        self.losses = _ScaledLoss(model, frozen_vision)
+        self.losses = Losses(model, frozen_vision)
         self.value_and_grad = ops.value_and_grad(self.losses, None, ms.ParameterTuple(model.trainable_params()), has_aux=True)
         self.norm = _Norm()
 
@@ -40,7 +40,9 @@ class Gradients(nn.Cell):
         return values, self.norm(gradients), gradients
 
 
-class _ScaledLoss(nn.Cell):
+class Losses(nn.Cell):
+    """(loss · scale, VALUES as one vector) of a batch; ``picture`` is the output of the ViT where that is frozen or has run before."""
+
     def __init__(self, model, frozen_vision):
         super().__init__(auto_prefix=False)
         self.model, self.frozen_vision = model, frozen_vision
@@ -117,7 +119,7 @@ class TrainStep:
         for batch in batches:
             values, norm, gradients = self._gradients(batch)
             values = values.asnumpy()
-            _check_losses(values)
+            check_losses(values)
             sums = values if sums is None else sums + values
             if total is not None:
                 norm, gradients = self.sum(ms.mutable(total), ms.mutable(gradients))
@@ -145,7 +147,8 @@ class TrainStep:
         return next((name for name, size in sizes if size - size != 0), "all parameters together")
 
 
-def _check_losses(values):
+def check_losses(values):
+    """Raises FloatingPointError that names the first of VALUES' losses that is not finite."""
     names = VALUES[1:4] + VALUES[:1]
     for name, value in zip(names, (*values[1:4], values[0])):
         if value - value != 0:

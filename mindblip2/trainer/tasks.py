@@ -16,7 +16,7 @@ from mindblip2.hub import find_weights, no_init
 from mindblip2.legacy import PRESET_ALIASES
 from mindblip2.trainer import retrieval
 from mindblip2.trainer.features import extract
-from mindblip2.trainer.loaders import captioned_pictures, labelled_sets
+from mindblip2.trainer.loaders import captioned_pictures, labelled_sets, token_ids
 from mindblip2.trainer.pretrain import Pretrain
 from mindblip2.zero_shot import TEMPLATE, ZeroShotClassifier, accuracy, check_vocabulary
 
@@ -71,9 +71,7 @@ class Retrieval:
         if unknown:
             raise ValueError(f"{trainer.task} has no option {unknown[0]}; it takes {', '.join(known)} (rerank='itm' for the matching head "
                              "alone)")
-        recipe = retrieval.Recipe(**{
-            "k_test": data.k_test, "rerank": data.rerank if data.add_extra_itm_score else "none", "text_length": text.max_length,
-            "batch_size": max(data.batch_size, 1), "memory_budget": data.memory_budget, **options})
+        recipe = retrieval.Recipe.of(data, **options)
         samples = trainer.eval_dataset
         if samples is None:
             samples = captioned_pictures(data.data_loader, config.processor.image_processor.image_size)
@@ -82,7 +80,7 @@ class Retrieval:
         weights = _load(trainer, Blip2Qformer, checkpoint)
         processor = trainer.processor()
         check_vocabulary(trainer.model, processor.tokenizer)
-        ids_TL = _token_ids(trainer.model, processor.tokenizer, texts, recipe.text_length)
+        ids_TL = token_ids(trainer.model, processor.tokenizer, texts, recipe.text_length)
         scores = retrieval.score(trainer.model, processor.image_processor, pictures, ids_TL, recipe)
         figures = retrieval.report(scores, owners, recipe, weights=weights, image_size=processor.image_processor.image_size)
         print(retrieval.table(figures))
@@ -112,7 +110,7 @@ class Features:
         processor, text = trainer.processor(), trainer.config.eval_dataset.text_transforms
         check_vocabulary(trainer.model, processor.tokenizer)
         cleaned = [BlipCaption(text.prompt, text.max_words)(caption) for caption in captions]
-        ids_TL = _token_ids(trainer.model, processor.tokenizer, cleaned, text.max_length) if cleaned else None
+        ids_TL = token_ids(trainer.model, processor.tokenizer, cleaned, text.max_length) if cleaned else None
         arrays = extract(trainer.model, processor.image_processor, pictures, ids_TL, batch_size)
         names = {"paths": [str(one) if isinstance(one, (str, Path)) else f"picture {i}" for i, one in enumerate(pictures)],
                  "captions": captions}
@@ -165,14 +163,6 @@ def _classifier(trainer, checkpoint, options):
     options["hypothesis_template"] = (options.get("hypothesis_template") or trainer.hypothesis_template
                                       or data.hypothesis_template or TEMPLATE)
     return ZeroShotClassifier(trainer.model, trainer.processor(), **options)
-
-
-def _token_ids(model, tokenizer, texts, length):
-    positions = model.config.qformer_config.max_position_embeddings
-    if length > positions:
-        raise ValueError(f"texts of {length} tokens, but the model has {positions} positions: lower "
-                         "eval_dataset.text_transforms.max_length")
-    return tokenizer(texts, max_length=length, padding="max_length", return_tensors="np")["input_ids"]
 
 
 def _pictures(data):

@@ -39,3 +39,42 @@ def run_config(**changes):
     overrides = {"runner_config.epochs": 2, "runner_config.batch_size": 4, "runner_config.log_every": 2,
                  "lr_schedule.warmup_steps": 2, **{key.replace("__", "."): value for key, value in changes.items()}}
     return load_config("blip2_digits", overrides)
+
+
+# ------------------------------------------------------------------------------------------------ evaluation
+class Numbers:
+    """A processor of arrays, and of texts that are token ids already."""
+    max_length = 8
+
+    def __init__(self):
+        self.tokenizer = self
+
+    def image_processor(self, pictures, return_tensors=None):
+        from mindspore import Tensor
+        stacked = np.stack([np.asarray(picture) for picture in pictures])
+        return stacked if return_tensors else Tensor(stacked)
+
+    def __call__(self, texts, max_length, padding, return_tensors):
+        rows = [[int(word) for word in text.split()] for text in texts]
+        return {"input_ids": np.array([row + [0] * (max_length - len(row)) for row in rows], np.int32),
+                "attention_mask": np.array([[1] * len(row) + [0] * (max_length - len(row)) for row in rows], np.int32)}
+
+
+class OneCaptionEach(list):
+    """Samples as a loader with ``stage: train`` gives them."""
+    repeat_images = True
+
+
+def held_out_samples(count=6):
+    """Pictures with their captions, always the same."""
+    rng = np.random.default_rng(5)
+    return [{"image": rng.standard_normal((3, 16, 16)).astype(np.float32), "captions": [" ".join(map(str, rng.integers(4, 29, 5)))]}
+            for _ in range(count)]
+
+
+def held_out_losses(model, config):
+    """The evaluation of the losses of ``held_out_samples``."""
+    from mindblip2.trainer.held_out import held_out
+    pairs = OneCaptionEach({"image": one["image"], "caption": one["captions"][0], "image_id": i}
+                           for i, one in enumerate(held_out_samples()))
+    return held_out(config, model, Numbers(), pairs)

@@ -1,0 +1,82 @@
+"""Evaluation during training: how good is the model on data that it does not learn from?
+
+Pictures with all their captions are retrieved, by the recipe of ``eval_dataset``; where every sample is one caption, there is nothing to
+retrieve among, and the losses are computed.  The run goes on as if nothing had been evaluated: all that training draws is a function of
+(seed, step), and its graphs stay compiled.
+"""
+import mindspore as ms
+from mindspore import Tensor
+
+from mindblip2.data.captioned import check_readable, pictures_and_texts
+from mindblip2.data.feed import Feed
+from mindblip2.sections import ConfigError
+from mindblip2.trainer.loaders import captioned_pictures, token_ids
+from mindblip2.trainer.retrieval import Match, Recipe, recalls, score
+from mindblip2.trainer.step import VALUES, Losses, check_losses
+
+KEY = 1_000_003     # of the losses' negatives: no step of training draws with it
+
+
+class HeldOutRetrieval:
+    """The recalls of pictures and their captions, LAVIS's names; by ``metric`` the best checkpoint is chosen, as in LAVIS."""
+    metric = "agg_metrics"
+
+    def __init__(self, model, processor, data, samples):
+        text, self.recipe = data.text_transforms, Recipe.of(data)
+        self.model, self.net, self.image_processor = model, Match(model), processor.image_processor
+        self.pictures, texts, self.owners = pictures_and_texts(samples, text.prompt, text.max_words)
+        check_readable(self.pictures)
+        self.ids_TL = token_ids(model, processor.tokenizer, texts, self.recipe.text_length)
+
+    def __str__(self):
+        return f"retrieval among {len(self.pictures)} pictures and {len(self.ids_TL)} texts"
+
+    def figures(self):
+        scores = score(self.model, self.image_processor, self.pictures, self.ids_TL, self.recipe, self.net)
+        return recalls(scores.i2t, scores.t2i, self.owners)
+
+
+class HeldOutLosses:
+    """The means of stage 1's losses and accuracies over pairs, without dropout, always with the same draws of negatives."""
+    metric = "loss"
+
+    def __init__(self, model, processor, config, samples):
+        data, text = config.eval_dataset, config.eval_dataset.text_transforms
+        self.model, self.net, self.seed, self.use_image_id = model, Losses(model, frozen_vision=True), config.seed, data.use_image_id
+        length = min(text.max_length, processor.max_length or processor.tokenizer.max_length)
+        self.feed = Feed(samples, processor, config.runner_config.batch_size, config.seed, shuffle=False, prompt=text.prompt,
+                         max_words=text.max_words, max_length=length, max_unreadable=data.max_unreadable)
+
+    def __str__(self):
+        return f"losses of {len(self.feed) * self.feed.batch_size} pairs"
+
+    def figures(self):
+        sums = 0
+        for place, batch in enumerate(self.feed.epoch(0)):
+            self.model.noise.set(self.seed, place, KEY)
+            image_id = Tensor(batch["image_id"]) if self.use_image_id and "image_id" in batch else None
+            picture = self.model.vit.by_blocks(Tensor(batch["image"]))
+            values = self.net(picture, Tensor(batch["input_ids"]), image_id, None, Tensor(1.0, ms.float32))[1].asnumpy()
+            check_losses(values)
+            sums = sums + values
+        figures = dict(zip(VALUES, (sums / len(self.feed)).tolist()))
+        return {name: value for name, value in figures.items() if name != "temp"}
+
+
+def held_out(config, model, processor, samples=None):
+    """What a RunConfig evaluates during training; ``samples``: those that ``Trainer(eval_dataset=…)`` was given, else those of
+    ``eval_dataset.data_loader``.  Raises ConfigError where there are none."""
+    if samples is None:
+        loader = config.eval_dataset.data_loader
+        if loader.type != "DigitScenes" and not (loader.dataset_dir or loader.annotation_files):
+            raise ConfigError("do_eval needs held-out data: name them in eval_dataset.data_loader, or pass eval_dataset to Trainer")
+        samples = captioned_pictures(loader, processor.image_processor.image_size)
+    if getattr(samples, "repeat_images", False):
+        return HeldOutLosses(model, processor, config, samples)
+    return HeldOutRetrieval(model, processor, config.eval_dataset, samples)
+
+
+def is_due(config, step, epoch_steps):
+    """Whether there is an evaluation after ``step`` updates, by ``eval_step_interval`` or ``eval_epoch_interval``."""
+    steps, epochs = config.eval_step_interval, config.eval_epoch_interval
+    return (steps > 0 and step % steps == 0) or (epochs > 0 and step % (epochs * epoch_steps) == 0)
