@@ -37,7 +37,9 @@ def arguments(argv):
                                                           "with a caption per line")
     parser.add_argument("--predict_batch_size", type=int, default=8)
     parser.add_argument("--candidate_labels", nargs="+", help="the labels to choose from")
-    parser.add_argument("--hypothesis_template", help="the label's text, with {} for the label")
+    parser.add_argument("--hypothesis_template", help="the label's text, with {} for the label; image_to_text_generation: the prompt.  "
+                                                      "Its other arguments are --generation.num_beams 3 and so on")
+    parser.add_argument("--answer_only", action="store_true", help="image_to_text_generation: texts without their prompt")
     parser.add_argument("--top_k", type=int, default=5, help="labels reported per picture")
     parser.add_argument("--use_itm", action="store_true", help="score with the ITM head instead of the similarity")
     parser.add_argument("--k_test", type=int, help="retrieval: candidates that the ITM head ranks again")
@@ -102,6 +104,8 @@ def run(argv=None):
     extra = {"save_picture": f"{name}.png", "top_k": options.top_k, "use_itm": options.use_itm}
     if trainer.task == "feature_extraction":
         extra = {"save_arrays": f"{name}.npz"}
+    if trainer.task == "image_to_text_generation":
+        extra = {"return_full_text": not options.answer_only}
     return trainer.predict(options.predict_data, save_file=f"{name}.txt", batch_size=options.predict_batch_size, **extra)
 
 

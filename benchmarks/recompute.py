@@ -67,7 +67,7 @@ def main():
         print(json.dumps(step(options.layers, options.width, options.batch, options.steps, options.worker == "with")))
         return
     print(f"{hardware()}\n\nCommand: `python {' '.join(sys.argv)}`\n\n"
-          "| recompute | peak before the first step, GB | peak, GB | seconds per step | first step | last loss |\n|---|---|---|---|---|---|")
+          "| recompute | peak before the first step, GB | peak, GB | s per step | first step, s | last loss |\n|---|---|---|---|---|---|")
     for kind in ("without", "with"):
         done = subprocess.run([sys.executable, *sys.argv, "--worker", kind], check=True, stdout=subprocess.PIPE, text=True,
                               env={**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3"})

@@ -71,7 +71,11 @@ def _plan_llm(state, kind, path, config):
 
 def _plan_stage_2(main, kind, vit, llm, paths, config, image_size):
     """``llm``: (file, its kind) or None; ``paths``: of the bridge and of the language model."""
-    width, remarks, within = Shapes(main, kind)("llm_proj.weight")[0], [], "llm.word" in kind.modules
+    shapes, remarks, within = Shapes(main, kind), [], "llm.word" in kind.modules
+    if not shapes.has("llm_proj.weight"):
+        raise CheckpointError(f"{paths[0]} looks like {kind.title}, but holds no {foreign_name(kind, 'llm_proj.weight')}, the "
+                              "projection into the language model: take a whole file of stage 2")
+    width = shapes("llm_proj.weight")[0]
     if llm:
         kind_of_llm, text_config, remarks = _text_config(*llm, paths[1], config)
         llm = llm[0], kind_of_llm

@@ -7,11 +7,13 @@ _PUBLIC = {
     "Blip2Config": "config", "QFormerConfig": "config", "ViTConfig": "config", "RunConfig": "config", "load_config": "config",
     "presets": "config", "ConfigError": "sections", "CheckpointError": "checkpoint",
     "Blip2Qformer": "cells.blip2_qformer", "Blip2Classifier": "cells.blip2_qformer",
+    "Blip2Llm": "cells.blip2_llm", "Blip2ImageToTextGeneration": "cells.blip2_llm", "LlamaConfig": "config", "OPTConfig": "config",
     "Blip2Processor": "data.processor", "Blip2ImageProcessor": "data.processor", "BertTokenizer": "data.tokenizer",
     "BlipCaption": "data.captions", "load_image": "data.image",
     "MultiImgCapDataLoader": "data.pairs", "Flickr8kDataLoader": "data.pairs", "Cifar100DataLoader": "data.cifar",
     "ImageFolder": "data.labelled", "read_annotations": "data.annotations", "check_data": "data.check",
-    "Trainer": "trainer", "pipeline": "pipeline", "ZeroShotImageClassificationPipeline": "pipeline",
+    "Trainer": "trainer", "pipeline": "pipeline", "ImageToTextGenerationPipeline": "pipeline",
+    "ZeroShotImageClassificationPipeline": "pipeline",
 }
 __all__ = sorted(_PUBLIC)
 

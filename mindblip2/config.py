@@ -4,6 +4,7 @@ Loadable without MindSpore: dtypes are strings.  A section name here is a sectio
 """
 import difflib
 import logging
+import os
 from dataclasses import field
 from pathlib import Path
 
@@ -99,8 +100,9 @@ class Blip2Config(Section):
     freeze_vision: bool = True
     frozen: tuple = ()                  # more that is not trained: patterns of parameter names, "qformer.embeddings.*"
     freeze_text: bool = True
-    prompt: bool | str = False
-    prompt_length: int = 0
+    prompt: bool | str = False          # stage 2: the text before every caption; true (MindFormers): text_transforms.prompt is it
+    prompt_length: int = 0              # MindFormers: its tokens, counted by hand; the trainer counts them itself
+    text_bos: bool | None = None        # stage 2: bos between queries and text; None: with OPT as LAVIS, not with Llama as MindFormers
     dtype: str = "float32"              # of the parameters
     compute_dtype: str = "float32"      # of the products; norms, softmax, similarity, losses and temp stay in float32
     layernorm_dtype: str = "float32"
@@ -110,6 +112,15 @@ class Blip2Config(Section):
     checkpoint_name_or_path: str = ""
 
     model_type = "blip2"
+    preset = ""                         # no field: the preset or file that the configuration was read from, whose processor fits
+
+    def replace(self, **changes):
+        """See :meth:`Section.replace`."""
+        return super().replace(**changes)._from(self.preset)
+
+    def _from(self, preset):
+        object.__setattr__(self, "preset", preset)
+        return self
 
     def __post_init__(self):
         if self.qformer_config.encoder_width != self.vision_config.hidden_size:
@@ -141,6 +152,11 @@ class Blip2Config(Section):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump({"model": {"model_config": self.to_dict()}}, sort_keys=False), encoding="utf-8")
         return path
+
+    @property
+    def begins_with_bos(self):
+        """Whether what follows the queries of stage 2 begins with bos."""
+        return isinstance(self.text_config, OPTConfig) if self.text_bos is None else self.text_bos
 
     # Names that the MindFormers card prints or uses.
     model = property(lambda self: self)
@@ -257,16 +273,17 @@ class TextTransformConfig(Section):
 
 @section
 class TokenizerConfig(Section):
-    type: str = "BertTokenizer"
+    type: str = "BertTokenizer"         # of a language model: LlamaTokenizer, BaichuanTokenizer, GPT2Tokenizer (OPT), …
     max_length: int = 32
-    vocab_file: str = ""                # "": the packaged bert-base-uncased vocabulary
-    pad_token: str = "[PAD]"
-    bos_token: str = "[DEC]"
+    vocab_file: str = ""                # "": the packaged bert-base-uncased vocabulary; a language model's is always named
+    pad_token: str = ""                 # "": what the files of the language model say; BERT's four are fixed
+    bos_token: str = ""
     eos_token: str = ""
-    unk_token: str = "[UNK]"
+    unk_token: str = ""
+    added_tokens: tuple = ()            # appended to a language model's vocabulary, as LAVIS appends "[PAD]" to Vicuna's
     add_special_tokens: bool = True
-    add_bos_token: bool = False
-    add_eos_token: bool = False
+    add_bos_token: bool | None = None   # None: as the language model's own tokenizer does
+    add_eos_token: bool | None = None
     padding: str = "max_length"
     truncation: bool = True
     checkpoint_name_or_path: str = ""
@@ -370,6 +387,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     callbacks: tuple = ()
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
+    generation: dict = field(default_factory=dict)  # arguments of generate in eval and predict of stage 2, see docs/generation.md
     do_eval: bool = False               # in training: evaluate on eval_dataset, and choose the best checkpoint by that
     eval_epoch_interval: int = 1        # epochs between two evaluations, -1: none; there is one at the end in any case
     eval_step_interval: int = -1        # updates between two evaluations, -1: none
@@ -398,6 +416,11 @@ class RunConfig(Section):
 
 
 # ------------------------------------------------------------------------------------------------ presets
+def cache_folder():
+    """Where weights and tokenizers are looked for by name: ``$MINDBLIP2_CACHE`` or ``~/.cache/mindblip2``.  Nothing is ever fetched."""
+    return Path(os.environ.get("MINDBLIP2_CACHE", Path.home() / ".cache" / "mindblip2"))
+
+
 def presets():
     """Names of the packaged configurations: the files of ``configs/``."""
     return sorted(path.stem for path in _config_folder().glob("*.yaml"))
@@ -421,6 +444,7 @@ def load_config(name_or_path, overrides=None):
     if ignored:
         logger.warning("%s: these keys of MindFormers have no meaning in mindblip2 and are ignored: %s",
                        path.name, ", ".join(ignored))
+    config.model.model_config._from(str(path))
     return config
 
 

@@ -2,17 +2,18 @@
 import fnmatch
 import json
 import logging
-import os
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
+from mindspore.common.initializer import Normal, Zero, initializer
 
 from mindblip2 import config as configuration
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
-from mindblip2.config import Blip2Config
+from mindblip2.config import Blip2Config, cache_folder
 from mindblip2.device import runnable
 from mindblip2.sections import ConfigError, build
 
@@ -21,26 +22,35 @@ logger = logging.getLogger("mindblip2")
 LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2"
 
 
-def cache_folder():
-    """Where weights are looked for by name: ``$MINDBLIP2_CACHE`` or ``~/.cache/mindblip2``.  Nothing is ever fetched."""
-    return Path(os.environ.get("MINDBLIP2_CACHE", Path.home() / ".cache" / "mindblip2"))
-
-
 def find_weights(name):
     """The .ckpt of a preset: packaged with mindblip2 (the embedded demo) or put into the cache folder by the user."""
     places = [Path(__file__).resolve().parent / "assets" / f"{name}.ckpt", cache_folder() / f"{name}.ckpt"]
     for path in places:
         if path.is_file():
             return path
+    files, more = _published(name)
     raise FileNotFoundError(
         f"no weights for {name!r}: looked for {' and '.join(map(str, places))}.  mindblip2 downloads nothing.  Get\n"
-        f"  {LAVIS_URL}/blip2_pretrained.pth\n  {LAVIS_URL}/eva_vit_g.pth\nand convert them once:\n"
-        f"  python convert/convert_weight.py --torch_path blip2_pretrained.pth --vit_path eva_vit_g.pth "
-        f"--mindspore_path {places[-1]}")
+        + "".join(f"  {LAVIS_URL}/{file}\n" for file in files) + "and convert them once:\n"
+        f"  python convert/convert_weight.py --torch_path {files[0]} --vit_path {files[1]} {more}--mindspore_path {places[-1]}")
+
+
+def _published(name):
+    """LAVIS's files for a preset, and what else the converter needs."""
+    if "stage2" not in name:
+        return ("blip2_pretrained.pth", "eva_vit_g.pth"), ""
+    if "opt" in name:
+        return ("blip2_pretrained_opt2.7b.pth", "eva_vit_g.pth"), "--llm_path FOLDER_OF_OPT_2.7B "
+    return ("blip2_pretrained_vicuna7b.pth", "eva_vit_g.pth"), "--llm_path FOLDER_OF_THE_LANGUAGE_MODEL "
 
 
 class Pretrained(nn.Cell):
-    """A cell with a configuration, made from a preset's name and loaded strictly."""
+    """A cell with a configuration, made from a preset's name and loaded strictly.
+
+    ``presets``: patterns of the names that are meant for it.  ``new_parts`` and ``unused_parts``: patterns of the parameters that it has
+    and the stage before has not, and the other way round; see ``load_start``."""
+
+    presets, new_parts, unused_parts = ("*",), (), ()
 
     def __init__(self, config):
         super().__init__()
@@ -62,8 +72,17 @@ class Pretrained(nn.Cell):
 
     @classmethod
     def show_support_list(cls):
-        """Print and return the names that ``from_pretrained`` takes."""
-        return configuration.print_support_list(cls.__name__, configuration.presets())
+        """Print and return the names of the presets that are meant for this class."""
+        return configuration.print_support_list(cls.__name__, cls.preset_names())
+
+    @classmethod
+    def preset_names(cls):
+        """The presets that are meant for this class."""
+        return _matching(configuration.presets(), cls.presets)
+
+    def elsewhere(self):
+        """{begin of names: path of the .ckpt that holds those parameters where the model's own file does not}."""
+        return {}
 
     def save_pretrained(self, folder):
         """Write ``config.yaml`` and ``model.ckpt`` into a folder."""
@@ -101,20 +120,43 @@ class Pretrained(nn.Cell):
 
         A training run saves what it trains, and the name and fingerprint of the file that holds the rest; ``frozen_path`` says
         where that file is now, if it has moved."""
-        path = Path(path)
-        if path.is_dir():
-            inside = sorted(one.name for one in path.glob("step_*"))
-            if inside:
-                raise CheckpointError(f"{path.absolute()} holds the checkpoints of a run, the newest {inside[-1]}: give one of them")
-            path = path / "model.ckpt"
-        stored, parameters = Checkpoint(path), self.parameters_dict()
-        frozen = _frozen(stored, parameters, frozen_path)
-        _check_names({**stored.shapes, **frozen}, parameters, path)
-        _check_shapes({**stored.shapes, **{name: base.shapes[name] for name, base in frozen.items()}}, parameters, path)
-        for name, parameter in parameters.items():
-            parameter.set_data(Tensor.from_numpy(frozen.get(name, stored).float32(name)).astype(parameter.dtype))
-        logger.info("%s: %d parameters, all that the model has", path, len(parameters))
+        path = _model_file(path)
+        self._load(self._sources(Checkpoint(path), frozen_path, self.parameters_dict()), path)
         return self
+
+    def load_start(self, path):
+        """Load what a training starts from: a file of this model, or one of the stage before, of which ``unused_parts`` are left out
+        while ``new_parts`` get random values.  Returns lines that say what was taken from where.  Raises as ``load_checkpoint``."""
+        stored, parameters = Checkpoint(_model_file(path)), self.parameters_dict()
+        new, unused = _matching(parameters, self.new_parts), _matching(stored, self.unused_parts)
+        if not unused or any(name in stored for name in new):
+            self.load_checkpoint(path)
+            return [f"started from {path}: {_parts(parameters)}"]
+        wanted = {name: p for name, p in parameters.items() if name not in new}
+        files = self._sources(stored, None, wanted, unused)
+        self._load(files, stored.path)
+        for name in new:
+            p = parameters[name]
+            p.set_data(initializer(Normal(0.02) if p.ndim > 1 else Zero(), p.shape, p.dtype).init_data())
+        lines = [f"started from {path}: {_parts(name for name in wanted if files[name] is stored)}; left out: {_parts(unused)}"]
+        for other in {id(file): file for file in files.values() if file is not stored}.values():
+            lines.append(f"from {other.path}: {_parts(name for name in wanted if files[name] is other)}")
+        return [*lines, f"new, with random values: {_parts(new)}"]
+
+    def _sources(self, stored, frozen_path, parameters, unused=()):
+        """Name → the Checkpoint that holds it, for all of ``parameters``; ``unused``: names in ``stored`` that may be left over."""
+        missing = [name for name in parameters if name not in stored]
+        others = _frozen(self, stored, missing, frozen_path) or _elsewhere(self, stored, missing)
+        _check_names([name for name in stored if name not in unused] + list(others), parameters, stored.path)
+        files = {name: others.get(name, stored) for name in parameters}
+        _check_shapes(files, parameters)
+        return files
+
+    def _load(self, files, path):
+        parameters = self.parameters_dict()
+        for name, file in files.items():
+            parameters[name].set_data(Tensor.from_numpy(file.float32(name)).astype(parameters[name].dtype))
+        logger.info("%s: %d of %d parameters", path, len(files), len(parameters))
 
 
 def no_init():
@@ -130,16 +172,57 @@ def fingerprint(names, read):
     return crc
 
 
+def _crc(files, names):
+    return fingerprint(names, lambda name: files[name].float32(name))
+
+
 def frozen_record(path):
     """``{"path", "crc32"}`` of the file that holds what a training run's checkpoint does not, or None."""
     record = (Path(path) if Path(path).is_dir() else Path(path).parent) / "state.json"
     return json.loads(record.read_text(encoding="utf-8")).get("frozen") if record.is_file() else None
 
 
-def _frozen(stored, parameters, frozen_path):
-    """Name → Checkpoint for what a training run's checkpoint leaves to the file that it started from; else empty."""
+def holders(model, path, names):
+    """Name → Checkpoint for ``names``, of the .ckpt ``path`` or of the files that the model has ``elsewhere``."""
+    stored = Checkpoint(_model_file(path))
+    others = _elsewhere(model, stored, [name for name in names if name not in stored])
+    return {name: others.get(name, stored) for name in names if name in stored or name in others}
+
+
+def _model_file(path):
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    inside = sorted(one.name for one in path.glob("step_*"))
+    if inside:
+        raise CheckpointError(f"{path.absolute()} holds the checkpoints of a run, the newest {inside[-1]}: give one of them")
+    return path / "model.ckpt"
+
+
+def _elsewhere(model, stored, missing):
+    """Name → Checkpoint for what is ``missing`` in the model's own file and has a file of its own."""
+    found = {}
+    for begin, path in model.elsewhere().items():
+        names = [name for name in missing if name.startswith(begin)]
+        if not names or any(name.startswith(begin) for name in stored):
+            continue
+        if not path:
+            raise CheckpointError(f"{stored.path} holds no language model: convert it together with one (convert_weight.py --llm_path), "
+                                  "or set model.model_config.text_config.checkpoint_name_or_path to the .ckpt of the language model")
+        path = Path(path) if Path(path).suffix or Path(path).exists() else cache_folder() / f"{path}.ckpt"      # a name
+        if not path.is_file():
+            raise CheckpointError(f"no language model at {path.absolute()} (model.model_config.text_config.checkpoint_name_or_path): "
+                                  "convert it with\n  python convert/convert_weight.py --torch_path FOLDER --mindspore_path "
+                                  f"{path}")
+        other = Checkpoint(path)
+        _check_names([name for name in other if name.startswith(begin)], names, other.path)
+        found.update(dict.fromkeys(names, other))
+    return found
+
+
+def _frozen(model, stored, missing, frozen_path):
+    """Name → Checkpoint for what a training run's checkpoint leaves to the files that it started from; else empty."""
     known = frozen_record(stored.path)
-    missing = [name for name in parameters if name not in stored]
     if not known or not missing:
         return {}
     path = Path(frozen_path or known["path"])
@@ -147,12 +230,13 @@ def _frozen(stored, parameters, frozen_path):
     if not path.is_file():
         raise CheckpointError(f"{stored.path} holds what was trained; the rest is in {path}, which is not there: give the file as "
                               "frozen_path (--load_checkpoint when resuming)")
-    base = Checkpoint(path)
-    absent = [name for name in missing if name not in base]
-    if absent or fingerprint(missing, base.float32) != known["crc32"]:
+    files = holders(model, path, missing)
+    absent = [name for name in missing if name not in files]
+    own = [name for name in missing if not name.startswith(tuple(model.elsewhere()))]      # all that a run of stage 1 knew of
+    if absent or known["crc32"] not in (_crc(files, missing), _crc(files, own)):
         raise CheckpointError(f"{path} is not the file that {stored.path} was trained on: "
                               + (f"it has no {absent[0]}" if absent else "its weights differ") + f"; that was {known['path']}")
-    return dict.fromkeys(missing, base)
+    return files
 
 
 def _check_names(stored, parameters, path):
@@ -161,20 +245,37 @@ def _check_names(stored, parameters, path):
     if missing or extra:
         raise CheckpointError(
             f"{path} does not fit this model: {len(parameters) - len(missing)} of {len(parameters)} parameters are in it"
-            + _some("missing", missing) + _some("unexpected", extra) + _advice(stored, missing))
+            + _some("missing", missing) + _some("unexpected", extra) + _advice(stored, parameters, missing))
 
 
-def _check_shapes(shapes, parameters, path):
-    wrong = [(n, shapes[n], tuple(p.shape)) for n, p in parameters.items() if shapes[n] != tuple(p.shape)]
+def _check_shapes(files, parameters):
+    wrong = [name for name, p in parameters.items() if files[name].shapes[name] != tuple(p.shape)]
     if not wrong:
         return
-    name, got, expected = wrong[0]
+    name = wrong[0]
+    got, expected = files[name].shapes[name], tuple(parameters[name].shape)
     advice = "use the --config that belongs to the file"
     if name == "vit.pos_embed":
         advice = ("the file is for another image size: convert it with --image_size, or set "
                   "model.model_config.vision_config.image_size")
-    raise CheckpointError(f"{path}: {len(wrong)} parameters have another shape, first {name}: {got} in the file, {expected} "
+    elif name.startswith("llm_proj."):
+        advice = (f"this bridge leads into a language model of width {got[0]}, the configuration's has {expected[0]}: take the preset, "
+                  "or the language model, that it was trained with")
+    elif name in ("llm.word.embedding_table", "llm.lm_head.weight") and got[1] == expected[1]:
+        advice = (f"the language model's vocabulary has {got[0]} words: set model.model_config.text_config.vocab_size to that, and take "
+                  "its own tokenizer (LAVIS added tokens to Vicuna's)")
+    raise CheckpointError(f"{files[name].path}: {len(wrong)} parameters have another shape, first {name}: {got} in the file, {expected} "
                           f"expected; {advice}")
+
+
+def _matching(names, patterns):
+    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+def _parts(names):
+    """"vit 3, qformer 12": how many parameters of each part."""
+    counts = Counter(name.split(".")[0] for name in names)
+    return ", ".join(f"{part} {count}" for part, count in counts.items())
 
 
 def _some(what, names):
@@ -182,13 +283,18 @@ def _some(what, names):
     return f"\n  {what}: {shown}" if names else ""
 
 
-def _advice(stored, missing):
+def _advice(stored, parameters, missing):
     held = {part for name in stored for part in name.split(".")}
-    if "vit" not in held and all(name.startswith("vit.") for name in missing):
+    stage2 = any(name.startswith("llm") for name in parameters)
+    if "vit" not in held and missing and all(name.startswith("vit.") for name in missing):
         return "\n  It has no ViT: convert again with --vit_path eva_vit_g.pth"
-    if held & {"llm_proj", "opt_proj"} or ("query_tokens" in held and "text_ffn" not in held):
+    if stage2 and "itm_head" in held and "llm_proj" not in held:
+        return ("\n  It is a stage-1 checkpoint: a training of stage 2 starts from it (run_mode train), but captions need a checkpoint "
+                "of stage 2")
+    if not stage2 and (held & {"llm_proj", "opt_proj"} or ("query_tokens" in held and "text_ffn" not in held)):
         return ("\n  It looks like a stage-2 checkpoint, or one made without the text half: convert blip2_pretrained.pth "
                 "(stage 1)")
     if len(missing) > len(stored):
-        return "\n  It is not a mindblip2 stage-1 checkpoint: convert one with python convert/convert_weight.py"
+        return ("\n  It is not a mindblip2 checkpoint of this stage: convert one with python convert/convert_weight.py" if stage2 else
+                "\n  It is not a mindblip2 stage-1 checkpoint: convert one with python convert/convert_weight.py")
     return "\n  Use the --config that belongs to the file"

@@ -10,6 +10,11 @@ PRESET_ALIASES = {
     "run_blip2_stage1_vit_g_qformer_pretrain": "blip2_stage1_vit_g",
     "run_blip2_stage1_vit_g_retrieval_flickr30k": "blip2_stage1_evaluator",
     "run_blip2_stage1_vit_g_zero_shot_image_classification_cifar100": "blip2_stage1_classification",
+    "run_blip2_stage2_vit_g_llama_7b": "blip2_stage2_vit_g_llama_7b",
+    "run_blip2_stage2_vit_g_llama_7b_910b": "blip2_stage2_vit_g_llama_7b",
+    "run_blip2_stage2_vit_g_baichuan_7b": "blip2_stage2_vit_g_baichuan_7b",
+    "run_blip2_stage2_vit_g_llama_7b_image_to_text_generation": "itt_blip2_stage2_vit_g_llama_7b",
+    "run_blip2_stage2_vit_g_baichuan_7b_image_to_text_generation": "itt_blip2_stage2_vit_g_baichuan_7b",
     "blip2_stage1_pretrained": "blip2_stage1_vit_g",          # MindFormers' name of the weights
 }
 
@@ -36,7 +41,7 @@ IGNORED = {
     "ViTConfig": {"type", "encoder_stride"},
     "QFormerConfig": {"type", "chunk_size_feed_forward", "output_attentions", "output_hidden_states", "use_return_dict",
                       "convert_param_from_bert", "dtype", "compute_dtype"},
-    "LlamaConfig": {"compute_dtype", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype",
+    "LlamaConfig": {"ignore_token_id", "compute_dtype", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype",
                     "param_init_type", "use_past", "offset"},
 }
 

@@ -31,7 +31,6 @@ class LlamaConfig(Section):
     bos_token_id: int = 1
     eos_token_id: int = 2
     pad_token_id: int = 0
-    ignore_token_id: int = -100
     repetition_penalty: float = 1.0
     max_decode_length: int = 512
     top_k: int = 1
@@ -56,6 +55,12 @@ class LlamaConfig(Section):
     def kv_heads(self):
         """Heads of keys and values."""
         return self.num_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def positions(self):
+        """The most that queries, prompt and new tokens may be together.  MindFormers' files say 64 for training, where
+        ``max_decode_length`` holds for generation."""
+        return max(self.seq_length, self.max_decode_length)
 
     @property
     def feed_forward_size(self):
@@ -85,7 +90,6 @@ class OPTConfig(Section):
     bos_token_id: int = 2
     eos_token_id: int = 50118           # "\n", with which LAVIS ends a caption; OPT's own is 2
     pad_token_id: int = 1
-    ignore_token_id: int = -100
     repetition_penalty: float = 1.0
     max_decode_length: int = 512
     top_k: int = 1
@@ -102,6 +106,7 @@ class OPTConfig(Section):
                               f"do_layer_norm_before = {self.do_layer_norm_before}: this is OPT-350m, the one OPT with projected words "
                               "and norms behind its layers; BLIP-2 has no bridge to it.  Take opt-2.7b or opt-6.7b")
 
+    positions = property(lambda self: self.max_position_embeddings)     # for queries, prompt and new tokens together
     kv_heads = property(lambda self: self.num_heads)
     feed_forward_size = property(lambda self: self.intermediate_size)
 

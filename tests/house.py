@@ -22,6 +22,7 @@ ROOMS = {
     "cells": ["mindblip2.cells"],
     "data": ["mindblip2.data"],
     "zero_shot": ["mindblip2.zero_shot"],
+    "image_to_text": ["mindblip2.image_to_text"],
     "trainer": ["mindblip2.trainer"],
     "pipeline": ["mindblip2.pipeline"],
     "tools": ["mindblip2.tools", "mindblip2.dataset"],
@@ -31,18 +32,20 @@ ROOMS = {
 }
 # What a room may import beside itself and the standard library: rooms, libraries, or single names of either.
 MAY_IMPORT = {
-    "front": ["config", "checkpoint", "device", "hub", "cells", "data", "zero_shot", "trainer", "pipeline"],
+    "front": ["config", "checkpoint", "device", "hub", "cells", "data", "zero_shot", "image_to_text", "trainer",
+              "pipeline"],
     "config": ["yaml"],
     "checkpoint": ["numpy"],
     "comm": ["mindspore"],
     "device": ["config", "mindspore"],
     "hub": ["config", "checkpoint", "device", "mindspore", "numpy"],
     "cells": ["config", "comm", "device", "mindblip2.hub.Pretrained", "mindspore", "numpy"],
-    "data": ["config", "mindspore.dataset", "mindspore.Tensor", "numpy", "PIL", "tokenizers", "sklearn", "tqdm"],
+    "data": ["config", "mindspore.dataset", "mindspore.Tensor", "numpy", "PIL", "tokenizers", "sentencepiece", "sklearn", "tqdm"],
     "zero_shot": ["config", "hub", "cells", "data", "mindspore", "numpy", "tqdm"],
-    "trainer": ["config", "checkpoint", "comm", "device", "hub", "cells", "data", "zero_shot",
+    "image_to_text": ["data", "numpy", "tqdm"],
+    "trainer": ["config", "checkpoint", "comm", "device", "hub", "cells", "data", "zero_shot", "image_to_text",
                 "mindspore", "numpy", "PIL", "tqdm", "matplotlib"],
-    "pipeline": ["config", "device", "hub", "cells", "data", "zero_shot", "mindspore", "numpy", "PIL", "tqdm"],
+    "pipeline": ["config", "device", "hub", "cells", "data", "zero_shot", "image_to_text", "mindspore", "numpy", "PIL", "tqdm"],
     "tools": ["data"],
     "convert": ["config", "checkpoint", "mindblip2.hub.no_init", "cells",
                 "mindspore", "numpy", "torch", "safetensors", "tqdm"],
@@ -51,7 +54,8 @@ MAY_IMPORT = {
     "doorbell": ["yaml"],               # and what mindblip2.__all__ lists
 }
 # A cell imports only cells of an earlier set.
-CELL_ORDER = [{"fused", "noise"}, {"layers"}, {"vit", "qformer", "language_model"}, {"llama", "opt"}, {"losses", "generate"},
+CELL_ORDER = [{"fused", "noise", "decoding", "scores"}, {"layers", "beams"}, {"vit", "qformer", "language_model"}, {"llama", "opt"},
+              {"losses", "generate"},
               {"blip2_qformer", "blip2_llm"}]
 
 MOST_LINES = 300

@@ -91,3 +91,64 @@ def test_both_sides_re_rank_the_same_texts_of_the_stated_lengths():
     assert lengths.min() == 8 and lengths.max() == 20
     assert ((worker.rerank_inputs(2, 50, 35)[1] != 0).sum(1) == 35).all()
     assert (worker.rerank_inputs(2, 50, 0)[1] == ids).all()
+
+
+# ------------------------------------------------------------------------------------------------ kills
+@pytest.fixture
+def killed(tmp_path):
+    """A run of two saves and the digests of its checkpoints."""
+    from mindblip2.config import OptimizerConfig
+    from mindblip2.trainer import saving
+    from mindblip2.trainer.optim import AdamW
+    from tests.trainer.small import small_model
+    kills, model = loaded("kills"), small_model()
+    optimizer = AdamW(model.trainable_params(), OptimizerConfig())
+    run = kills.Run(tmp_path / "run", 1)
+    for step in (1, 2):
+        path = saving.save(run.checkpoints, model, optimizer, {"step": step})
+        saving.record_best(run.checkpoints, path, "loss", 0.5)
+    return kills, run, {int(one.name[5:]): kills.contents(one) for one in saving.saved(run.checkpoints)}
+
+
+def test_a_lost_torn_or_different_checkpoint_is_noticed(killed):
+    import shutil
+    kills, run, truth = killed
+    assert kills.wrong_with(run, 2, truth) == []
+    assert kills.wrong_with(run, 3, truth) == ["step 3 was lost, the newest is 2"]
+    assert kills.wrong_with(run, 2, {**truth, 2: "other"}) == ["step_0000002 is not that of the undisturbed run"]
+    file = run.checkpoints / "step_0000001" / "optimizer.ckpt"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert kills.wrong_with(run, 2, truth)[0].startswith("step_0000001 cannot be read: ")
+    shutil.rmtree(run.checkpoints / "step_0000002")
+    assert kills.wrong_with(run, 1, {})[-1] == "the best checkpoint, step_0000002, is gone"
+
+
+def test_kills_are_reported_by_their_moment():
+    kills = loaded("kills")
+    rows = [("after the start", 0, [], []), ("in training", 4, [], []), ("in a save", 9, [".partial_step_0000010"], ["step 8 was lost"])]
+    text = kills.report(rows, {"weights": True, "log": False}, 30, 12.0)
+    assert "| in a save | 1 | 1 | 9 |" in text and "lost, half written or different: 1." in text and "kill 3: step 8 was lost" in text
+    assert "weights yes, log NO.  30 steps, 3 kills, 12 s" in text
+
+
+# ------------------------------------------------------------------------------------------------ training and its data
+def test_a_full_width_run_is_reported_with_its_median_step():
+    full = loaded("train_full_width")
+    log = [{"step": step, "itc": 1.0, "itm": 0.5, "lm": 7.0, "seconds": seconds} for step, seconds in enumerate((90, 9, 4, 8, 6), 1)]
+    text = full.report(log, SimpleNamespace(steps=5, batch=3), 12.5, {"model.ckpt": 0.75}, same=True)
+    assert "Median 6.0 s per step of 3 pairs (0.50 pairs/s), peak memory 12.50 GB" in text and "not killed: yes" in text
+    assert full.untimed([{"step": 1, "seconds": 2, "samples_per_second": 3}]) == [{"step": 1}]
+
+
+def test_the_pictures_to_train_on_are_read_as_coco(tmp_path):
+    from mindblip2 import MultiImgCapDataLoader
+    loaded("train_full_width").draw(tmp_path, 4, (64, 48))
+    samples = list(MultiImgCapDataLoader(tmp_path, ["train.json"], ["images"]))
+    assert len({one["image_id"] for one in samples}) == 4 and len({one["caption"] for one in samples}) == 4
+
+
+def test_loading_is_compared_with_the_model():
+    loading = loaded("loading")
+    text = loading.report({"files": [80.0, 100.0]}, 4.0)
+    assert "| files | 100 | 10.00 | 25.0 |" in text and "4.00 samples/s" in text
+    assert "| files | 100 | 10.00 |\n" in loading.report({"files": [80.0, 100.0]}) + "\n"

@@ -3,7 +3,6 @@
 B batch · G batch over all cards · L labels · P image tokens · Q queries · T text · S buffer slots · W image width · D width · E embed
 V vocab · N rows = batch × beams
 """
-import dataclasses
 from typing import NamedTuple
 
 import mindspore as ms
@@ -32,6 +31,8 @@ class Features(NamedTuple):
 class Blip2Qformer(Pretrained):
     """BLIP-2 stage 1.  Called with pictures and captions it returns its losses; see also ``extract_features``,
     ``itm_logits``, ``itc_similarity`` and ``generate``."""
+
+    presets = ("blip2_stage1_*", "blip2_digits")
 
     def __init__(self, config=None):
         super().__init__(config or Blip2Config())
@@ -134,13 +135,10 @@ class Blip2Qformer(Pretrained):
     def generate(self, image, use_cache=True, **decoding):
         """Captions of pictures (B, 3, S, S) → ids (B, at most 1 + max_new_tokens) int32, [DEC] first, as LAVIS.
 
-        Keywords are the fields of :class:`mindblip2.cells.generate.Decoding`.  ``use_cache=False`` computes the whole prefix at
-        every step: the same ids, slower."""
+        Keywords are the fields of :class:`mindblip2.cells.decoding.Decoding` and its aliases.  ``use_cache=False`` computes the whole
+        prefix at every step: the same ids, slower."""
         config = self.config.qformer_config
-        known = {field.name for field in dataclasses.fields(Decoding)}
-        if not set(decoding) <= known:
-            raise TypeError(f"generate got {sorted(set(decoding) - known)}; it takes {sorted(known)}")
-        how = Decoding(**{"eos_token_id": config.sep_token_id, "pad_token_id": config.pad_token_id, **decoding})
+        how = Decoding.of(decoding, eos_token_id=config.sep_token_id, pad_token_id=config.pad_token_id)
         if how.max_new_tokens >= config.max_position_embeddings:
             raise ValueError(f"max_new_tokens = {how.max_new_tokens}: the model has "
                              f"{config.max_position_embeddings} positions, one of which is [DEC]")

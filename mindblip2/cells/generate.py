@@ -1,172 +1,88 @@
-"""Greedy, beam and nucleus decoding over any step function; plain NumPy on the host, float32 log-probabilities.
+"""Greedy, beam and nucleus decoding over any step function; plain NumPy on the host, float32 scores.
 
 A step function takes ``(tokens (N,) int, position, order (N,) int)``: it first reorders its caches by ``order``, then feeds the
-tokens at ``position``, and returns the logits (N, V) of the next token.  Beam search follows the scorer of the transformers
-releases that LAVIS ran on (< 4.36), where the length of a hypothesis counts the given ids too.
+tokens at ``position``, and returns the logits (N, V) of the next token.
 
-B rows · M beams · N = B × M · T ids so far · V vocab
+Two beginnings: ``generate`` starts from a token, as the Q-Former's captions do; ``complete`` and ``stream`` go on from the logits
+that prompts have left, as a language model's answers do, whatever the prompts were made of.
+
+B prompts · N = B × beams or captions · T ids · V vocab
 """
-from dataclasses import dataclass
-
 import numpy as np
 
+from mindblip2.cells.beams import beam_search
+from mindblip2.cells.decoding import Decoding, LanguageDecoding
+from mindblip2.cells.scores import checked, draw, narrow, restrict
 
-@dataclass(frozen=True)
-class Decoding:
-    """How to decode.  Lengths count generated tokens only, the start token never."""
-    max_new_tokens: int = 29            # the end token included; LAVIS: max_length 30 with [DEC]
-    min_new_tokens: int = 9             # before the end token; LAVIS: min_length 10 with [DEC]
-    num_beams: int = 3
-    do_sample: bool = False             # nucleus sampling; num_beams is not used then
-    top_p: float = 0.9
-    top_k: int = 0                      # 0: no limit
-    temperature: float = 1.0
-    repetition_penalty: float = 1.0
-    length_penalty: float = 1.0
-    seed: int = 0
-    eos_token_id: int = 102
-    pad_token_id: int = 0
-
-    def __post_init__(self):
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
-            raise ValueError(f"min_new_tokens = {self.min_new_tokens}, max_new_tokens = {self.max_new_tokens}: expected "
-                             "0 <= min_new_tokens <= max_new_tokens and at least one new token")
-        if self.num_beams < 1 or not 0 < self.top_p <= 1 or self.temperature <= 0 or self.repetition_penalty <= 0:
-            raise ValueError(f"num_beams = {self.num_beams}, top_p = {self.top_p}, temperature = {self.temperature}, "
-                             f"repetition_penalty = {self.repetition_penalty}: expected num_beams >= 1, 0 < top_p <= 1, and "
-                             "the other two above 0")
+__all__ = ["Decoding", "LanguageDecoding", "complete", "generate", "stream"]
 
 
 def generate(step, start_B1, how):
-    """Token ids (B, 1 + at most max_new_tokens) int32: the start token, the caption, the end token, padding."""
-    start_B1 = np.asarray(start_B1, np.int32)
-    if how.do_sample or how.num_beams == 1:
-        return _one_by_one(step, start_B1, how)
-    return _beams(step, start_B1, how)
+    """Token ids (B × captions, 1 + at most max_new_tokens) int32: the start token, the caption, the end token, padding."""
+    start_N1 = np.repeat(np.asarray(start_B1, np.int32), how.rows, 0)
+    first_N = np.arange(len(start_N1)) // how.rows * how.rows       # the first row of each prompt
+    logits_NV = step(start_N1[:, -1], 0, first_N)
+    ids_NT = _decode(step, logits_NV, start_N1, how)
+    return np.concatenate([np.repeat(start_B1, how.num_return_sequences, 0).astype(np.int32), ids_NT], 1)
 
 
-def _one_by_one(step, ids_BT, how):
-    rows = np.arange(len(ids_BT))
+def complete(step, logits_BV, how, prompt_BT=None, on_token=None):
+    """Token ids (B × captions, at most max_new_tokens) int32 that follow B prompts: the text, the end token, padding.
+
+    ``logits_BV``: of the first new token, as the prompts' prefill left them.  ``step``: position 0 is the first new token; the first
+    ``order`` picks N rows out of the B of the prefill, later ones out of N.  ``prompt_BT``: ids of the prompts (-1: padding), for
+    the penalty on repetition and for n-grams; without them these see new tokens only, as transformers with ``inputs_embeds``.
+    ``on_token``: called with the (N,) ids of every step as soon as they are there; after its end a row gives padding.
+
+    Raises ValueError for ``on_token`` with beams, an end token outside the vocabulary, and NaN."""
+    if on_token is not None:
+        tokens = []
+        for token_N in stream(step, logits_BV, how, prompt_BT):
+            on_token(token_N)
+            tokens.append(token_N)
+        return np.stack(tokens, 1)
+    return _decode(*_prepared(step, logits_BV, how, prompt_BT), how)
+
+
+def stream(step, logits_BV, how, prompt_BT=None):
+    """Like :func:`complete`, an iterator over the (N,) ids of every step; a model step runs only when its token is asked for."""
+    if how.beams > 1:
+        raise ValueError(f"no streaming with num_beams = {how.beams}: a beam may still be dropped after it was shown; use num_beams=1 "
+                         "or do_sample=True")
+    return _one_by_one(*_prepared(step, logits_BV, how, prompt_BT), how)
+
+
+def _prepared(step, logits_BV, how, prompt_BT):
+    """(step, logits, ids) with N rows, where ``step`` counts the new tokens that are there."""
+    def from_one(tokens_N, new, order_N):
+        return step(tokens_N, new - 1, order_N // how.rows if new == 1 else order_N)
+    if prompt_BT is None:       # the old scorer always saw one id, a placeholder
+        prompt_BT = np.full((len(logits_BV), int(how.scorer == "lavis")), -1)
+    return from_one, np.repeat(logits_BV, how.rows, 0), np.repeat(np.asarray(prompt_BT, np.int32), how.rows, 0)
+
+
+def _decode(step, logits_NV, given_NT, how):
+    if how.beams == 1:
+        return np.stack(list(_one_by_one(step, logits_NV, given_NT, how)), 1)
+    captions = beam_search(step, logits_NV, given_NT, how)
+    ids_NT = np.full((len(captions), max(map(len, captions))), how.pad_token_id, np.int32)
+    for row, caption in zip(ids_NT, captions):
+        row[:len(caption)] = caption
+    return ids_NT
+
+
+def _one_by_one(step, logits_NV, ids_NT, how):
+    """Yield the next token of every row until all have ended."""
     random = np.random.default_rng(how.seed)
-    done_B = np.zeros(len(ids_BT), bool)
+    rows, done_N = np.arange(len(ids_NT)), np.zeros(len(ids_NT), bool)
     for new in range(how.max_new_tokens):
-        scores_BV = _scores(step(ids_BT[:, -1], new, rows), ids_BT, new, how)
-        token_B = _sample(scores_BV, random, how) if how.do_sample else scores_BV.argmax(1)
-        token_B = np.where(done_B, how.pad_token_id, token_B).astype(np.int32)
-        ids_BT = np.concatenate([ids_BT, token_B[:, None]], 1)
-        done_B |= token_B == how.eos_token_id
-        if done_B.all():
-            break
-    return ids_BT
-
-
-def _scores(logits_NV, ids_NT, new, how, beam=False):
-    """Logits → log-probabilities.  As in transformers the repetition penalty works on the logits, but in beam search on the
-    log-probabilities, and the minimal length comes last."""
-    logits_NV = np.array(logits_NV, np.float32)
-    if not beam:
-        _penalise(logits_NV, ids_NT, how.repetition_penalty)
-    top = logits_NV.max(1, keepdims=True)
-    scores_NV = logits_NV - top - np.log(np.exp(logits_NV - top).sum(1, keepdims=True))
-    if beam:
-        _penalise(scores_NV, ids_NT, how.repetition_penalty)
-    if new < how.min_new_tokens:
-        scores_NV[:, how.eos_token_id] = -np.inf
-    return scores_NV
-
-
-def _penalise(scores_NV, ids_NT, penalty):
-    """Make tokens that are there already less likely, in place."""
-    if penalty != 1.0:
-        seen = np.take_along_axis(scores_NV, ids_NT, 1)
-        np.put_along_axis(scores_NV, ids_NT, np.where(seen < 0, seen * penalty, seen / penalty), 1)
-
-
-def _sample(scores_BV, random, how):
-    """One draw per row from the smallest set of tokens whose probability reaches top_p."""
-    scores_BV = scores_BV / how.temperature
-    order_BV = np.argsort(-scores_BV, 1, kind="stable")
-    sorted_BV = np.take_along_axis(scores_BV, order_BV, 1)
-    probs_BV = np.exp(sorted_BV - sorted_BV[:, :1])
-    if how.top_k:
-        probs_BV[:, how.top_k:] = 0
-    probs_BV /= probs_BV.sum(1, keepdims=True)
-    before_BV = np.cumsum(probs_BV, 1) - probs_BV
-    if how.top_p < 1:
-        probs_BV[before_BV >= how.top_p] = 0  # the token that crosses top_p stays
-    edges_BV = np.cumsum(probs_BV, 1)
-    draw_B1 = random.random((len(scores_BV), 1)) * edges_BV[:, -1:]
-    choice_B = np.minimum((edges_BV <= draw_B1).sum(1), (probs_BV > 0).sum(1) - 1)
-    return np.take_along_axis(order_BV, choice_B[:, None], 1)[:, 0]
-
-
-class _Hypotheses:
-    """The best finished captions of one row."""
-
-    def __init__(self, size, length_penalty):
-        self.size, self.length_penalty, self.kept = size, length_penalty, []
-
-    def add(self, ids, log_prob):
-        self.kept.append((log_prob / len(ids) ** self.length_penalty, ids))
-        self.kept = sorted(self.kept, key=lambda pair: -pair[0])[:self.size]
-
-    def is_done(self, best_log_prob, length):
-        full = len(self.kept) == self.size
-        return full and self.kept[-1][0] >= best_log_prob / length ** self.length_penalty
-
-
-def _beams(step, start_B1, how):
-    batch, beams = len(start_B1), how.num_beams
-    ids_NT = np.repeat(start_B1, beams, 0)
-    order_N = np.repeat(np.arange(batch) * beams, beams)
-    total_BM = np.where(np.arange(beams)[None] == 0, 0.0, -1e9).repeat(batch, 0).astype(np.float32)
-    finished = [_Hypotheses(beams, how.length_penalty) for _ in range(batch)]
-    done_B = np.zeros(batch, bool)
-    for new in range(how.max_new_tokens):
-        scores_NV = _scores(step(ids_NT[:, -1], new, order_N), ids_NT, new, how, beam=True) + total_BM.reshape(-1, 1)
-        token_BM, order_BM, total_BM = _advance(scores_NV, ids_NT, finished, done_B, how)
-        order_N = order_BM.reshape(-1)
-        ids_NT = np.concatenate([ids_NT[order_N], token_BM.reshape(-1, 1).astype(np.int32)], 1)
-        if done_B.all():
-            break
-    for row in range(batch):
-        for beam in range(beams if not done_B[row] else 0):
-            finished[row].add(ids_NT[row * beams + beam], float(total_BM[row, beam]))
-    return _pad([hypotheses.kept[0][1] for hypotheses in finished], start_B1.shape[1] + how.max_new_tokens, how)
-
-
-def _advance(scores_NV, ids_NT, finished, done_B, how):
-    """One step of every row: the 2 × beams best continuations either end a caption or go on; ``done_B`` is updated."""
-    batch, beams, vocab = len(finished), how.num_beams, scores_NV.shape[1]
-    token_BM = np.full((batch, beams), how.pad_token_id)
-    order_BM = np.zeros((batch, beams), int)
-    total_BM = np.zeros((batch, beams), np.float32)
-    for row in range(batch):
-        flat = scores_NV[row * beams:(row + 1) * beams].reshape(-1)
-        best = np.argpartition(-flat, 2 * beams - 1)[:2 * beams]
-        best = best[np.argsort(-flat[best], kind="stable")]
-        if done_B[row]:
-            order_BM[row] = row * beams
-            continue
-        slot = 0
-        for rank, index in enumerate(best):
-            source = row * beams + index // vocab
-            if index % vocab == how.eos_token_id:
-                if rank < beams:  # an end token further down is no candidate
-                    finished[row].add(ids_NT[source], float(flat[index]))
-            elif slot < beams:
-                token_BM[row, slot], order_BM[row, slot], total_BM[row, slot] = index % vocab, source, flat[index]
-                slot += 1
-        done_B[row] = finished[row].is_done(float(flat[best[0]]), ids_NT.shape[1])
-    return token_BM, order_BM, total_BM
-
-
-def _pad(rows, longest, how):
-    """Captions of different lengths → (B, T): the end token where there is room for it, then padding."""
-    width = min(max(map(len, rows)) + 1, longest)
-    ids_BT = np.full((len(rows), width), how.pad_token_id, np.int32)
-    for ids, row in zip(ids_BT, rows):
-        ids[:len(row)] = row
-        if len(row) < longest:
-            ids[len(row)] = how.eos_token_id
-    return ids_BT
+        if new:
+            logits_NV = step(ids_NT[:, -1], new, rows)
+        scores_NV = restrict(checked(logits_NV, new, how), ids_NT, new, how)
+        token_N = draw(narrow(scores_NV, how), random) if how.do_sample else scores_NV.argmax(1)
+        token_N = np.where(done_N, how.pad_token_id, token_N).astype(np.int32)
+        ids_NT = np.concatenate([ids_NT, token_N[:, None]], 1)
+        done_N |= np.isin(token_N, how.ends)
+        yield token_N
+        if done_N.all():
+            return

@@ -1,4 +1,4 @@
-"""The three losses of stage 1 (paper section 3.2): tensors in, scalars out, all in float32.
+"""The three losses of stage 1 (paper section 3.2) and the one of stage 2: tensors in, scalars out, all in float32.
 
 B batch · G batch over all cards · Q queries · E embed · T text · V vocab
 """
@@ -94,10 +94,21 @@ def itm_accuracy(logits_32):
 
 def lm(logits_BTV, input_ids_BT, pad_id, smoothing=0.1):
     """Language modelling: position t predicts token t + 1.  The mean, smoothing included, is over real tokens only."""
-    vocab = logits_BTV.shape[-1]
-    labels = input_ids_BT[:, 1:].reshape(-1)
-    real = (labels != pad_id).astype(ms.float32)
-    log_probs = log_softmax(logits_BTV[:, :-1].reshape(-1, vocab))
-    hit = ops.gather_elements(log_probs, 1, labels[:, None].astype(ms.int32))[:, 0]
-    loss = -(1 - smoothing) * hit - smoothing * log_probs.mean(-1)
-    return (loss * real).sum() / ops.maximum(real.sum(), 1.0)
+    labels_BT = input_ids_BT[:, 1:]
+    return next_word(logits_BTV[:, :-1], labels_BT, (labels_BT != pad_id).astype(ms.float32), smoothing)
+
+
+def next_word(logits_BTV, labels_BT, learnt_BT, smoothing=0.0):
+    """Position t predicts label t.  The mean, smoothing included, is over the positions where ``learnt_BT`` is 1."""
+    labels, learnt = labels_BT.reshape(-1), learnt_BT.reshape(-1)
+    log_probs = log_softmax(logits_BTV.reshape(-1, logits_BTV.shape[-1]))
+    loss = -(1 - smoothing) * ops.gather_elements(log_probs, 1, labels[:, None].astype(ms.int32))[:, 0]
+    if smoothing:
+        loss = loss - smoothing * log_probs.mean(-1)
+    return (loss * learnt).sum() / ops.maximum(learnt.sum(), 1.0)
+
+
+def word_accuracy(logits_BTV, labels_BT, learnt_BT):
+    """How often the likeliest word is the label, where ``learnt_BT`` is 1."""
+    hit_BT = (logits_BTV.argmax(-1).astype(ms.int32) == labels_BT.astype(ms.int32)).astype(ms.float32)
+    return (hit_BT * learnt_BT).sum() / ops.maximum(learnt_BT.sum(), 1.0)

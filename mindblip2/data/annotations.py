@@ -47,7 +47,7 @@ def read_annotations(files, image_dirs):
 
 def _pictures(file, folder, ids):
     found = {}
-    for row, entry in enumerate(_rows(file)):
+    for row, entry in enumerate(rows_of(file)):
         image, captions, given = _checked(entry, file, row)
         path = os.path.normpath(os.path.join(folder, image))
         key = (path, _number(ids, path, folder, given))
@@ -66,7 +66,8 @@ def _number(ids, path, folder, given):
     return number
 
 
-def _rows(file):
+def rows_of(file):
+    """What an annotation file holds: a list of at least one row.  Raises FileNotFoundError, AnnotationError."""
     path = Path(file)
     if not path.is_file():
         folder = "the folder exists, the file does not" if path.absolute().parent.is_dir() else \

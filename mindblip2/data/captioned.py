@@ -2,49 +2,54 @@
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from mindblip2.data.captions import BlipCaption
-from mindblip2.data.image import load_image
+from mindblip2.data.image import sizes
 
 SHOWN = 5   # unreadable files named in a message
 
 
-def pictures_and_texts(samples, prompt="", max_words=50):
-    """Samples → pictures (what ``load_image`` takes), cleaned texts, and the index of each text's picture (T,) int64.
+def pictures_and_captions(samples):
+    """Samples → pictures (what ``load_image`` takes), and for each the list of its captions as they are.
 
     A sample is one picture with all its captions, as many as it has: ``{"image", "captions", "image_id"?}`` (``"caption"`` is read
     too, a string or several), or an object with ``path``, ``captions`` and ``image_id``.  Raises ValueError for a sample without
     a picture or without text, and for a picture that comes twice: its captions would count as wrong answers to each other."""
-    pictures, texts, text_image, seen = [], [], [], {}
-    clean = BlipCaption(prompt, max_words)
+    pictures, captions, seen = [], [], {}
     for i, sample in enumerate(samples):
-        picture, captions, image_id = _parts(sample, i)
+        picture, own, image_id = _parts(sample, i)
         for key in _names(picture, image_id):
             if key in seen:
                 raise ValueError(f"samples {seen[key]} and {i} are the same picture ({key[0]} {key[1]}): give it once, with "
                                  "all its captions")
             seen[key] = i
         pictures.append(picture)
-        texts += [clean(caption) for caption in captions]
-        text_image += [i] * len(captions)
-        empty = [caption for caption, text in zip(captions, texts[-len(captions):]) if text == prompt]
-        if empty:
-            raise ValueError(f"sample {i}: nothing is left of the caption {empty[0]!r} when it is cleaned; remove it")
+        captions.append(own)
     if not pictures:
         raise ValueError("nothing to evaluate: there are no samples")
+    return pictures, captions
+
+
+def pictures_and_texts(samples, prompt="", max_words=50):
+    """Samples → pictures, cleaned texts of all, and the index of each text's picture (T,) int64.
+
+    Raises ValueError as :func:`pictures_and_captions`, and for a caption of which nothing is left."""
+    pictures, captions = pictures_and_captions(samples)
+    clean, texts, text_image = BlipCaption(prompt, max_words), [], []
+    for i, own in enumerate(captions):
+        for caption in own:
+            texts.append(clean(caption))
+            text_image.append(i)
+            if texts[-1] == prompt:
+                raise ValueError(f"sample {i}: nothing is left of the caption {caption!r} when it is cleaned; remove it")
     return pictures, texts, np.array(text_image)
 
 
 def check_readable(pictures):
     """Read every file once, before hours of work depend on it.  Raises ValueError that names those that cannot be read."""
     files = [one for one in pictures if isinstance(one, (str, Path))]
-    bad = []
-    for path in tqdm(files, desc="check", unit="picture", disable=None if len(files) > 100 else True):
-        try:
-            load_image(path)
-        except (OSError, ValueError) as error:
-            bad.append(f"\n  {error}")
+    found = sizes(files, "check", quiet=None if len(files) > 100 else True)
+    bad = [f"\n  {error}" for error in found if isinstance(error, Exception)]
     if bad:
         bad[SHOWN:] = [f"\n  … and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
         raise ValueError(f"{len(files)} pictures were looked at; mend or take out those that cannot be read:" + "".join(bad))

@@ -5,18 +5,16 @@ import json
 import os
 import statistics
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
 from mindblip2.config import RunConfig, load_config
 from mindblip2.data.captions import BlipCaption
-from mindblip2.data.image import load_image
+from mindblip2.data.image import sizes
 from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.loaders import CAPTIONED, LABELLED, captioned, labelled_sets
 from mindblip2.data.pairs import Pairs
-from mindblip2.data.pixels import ImageError
 from mindblip2.data.processor import Blip2Processor
 from mindblip2.sections import ConfigError
 
@@ -83,17 +81,16 @@ def check_labelled(data):
 
 
 def look(paths):
-    """Open every picture: ``{"missing", "unreadable", "sizes"}``.  In threads, since PIL decodes outside Python's lock."""
-    missing, unreadable, sizes = [], [], []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, result in zip(paths, tqdm(pool.map(_look, paths), "pictures", len(paths), unit="picture")):
-            if isinstance(result, FileNotFoundError):
-                missing.append(path)
-            elif isinstance(result, Exception):
-                unreadable.append({"image": path, "reason": str(result)})
-            else:
-                sizes.append(result)
-    widths, heights = zip(*sizes) if sizes else ((), ())
+    """Open every picture: ``{"missing", "unreadable", "sizes"}``."""
+    missing, unreadable, found = [], [], []
+    for path, result in zip(paths, sizes(paths)):
+        if isinstance(result, FileNotFoundError):
+            missing.append(path)
+        elif isinstance(result, Exception):
+            unreadable.append({"image": path, "reason": str(result)})
+        else:
+            found.append(result)
+    widths, heights = zip(*found) if found else ((), ())
     of = {"width": widths, "height": heights}
     return {"missing": missing, "unreadable": unreadable,
             "sizes": {key: {"min": min(side), "median": statistics.median(side)} for key, side in of.items() if side}}
@@ -121,11 +118,3 @@ def _from_files(loader, stage):
     if loader.type in LABELLED:
         return labelled_sets(loader, None)[0]
     return captioned(loader, stage) if loader.type in CAPTIONED else None
-
-
-def _look(path):
-    """Width and height of a picture that can be read, else the reason."""
-    try:
-        return load_image(path).size
-    except (OSError, ImageError) as error:
-        return error

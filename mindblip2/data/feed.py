@@ -18,7 +18,7 @@ SOON = 100          # samples after which the share of unreadable pictures is lo
 NAMED = 5           # unreadable pictures that messages name
 UNREADABLE = (OSError, ImageError)
 ADVICE = "; run_blip2.py --run_mode check lists all of them"
-COLUMNS = ("image", "input_ids", "length", "image_id", "skipped")
+COLUMNS = ("image", "input_ids", "length", "prompt_length", "image_id", "skipped")
 
 
 class UnreadableError(ValueError):
@@ -38,21 +38,22 @@ class Feed:
     "image_id"?}`` with one caption each.  Iterables are read in their own order; one with ``epoch(e)`` or ``set_epoch(e)`` is asked
     for each epoch.  ``processor``: a ``Blip2Processor``; its image transform is used unless ``transforms`` has one callable
     (picture, generator) → array for each of ``samples.sizes`` (see ``recipe``).  ``ratios``: see ``order``.  ``prompt`` goes before
-    the cleaned caption.  ``workers``: processes that make samples (threads if not ``processes``); 0 makes them in one thread of
-    this process, as it is done for iterables.
+    the cleaned caption.  ``text``: for stage 2, the :class:`~mindblip2.data.prompted.PromptedText` that makes the ids instead of the
+    processor's tokenizer; batches then hold "length" and "prompt_length" (B,) too.  ``workers``: processes that make samples (threads
+    if not ``processes``); 0 makes them in one thread of this process, as it is done for iterables.
 
     A picture that cannot be read is replaced by the sample at its place of the next batch (not by a neighbour: a batch shall not
     hold the same picture twice), and counted: ``skipped``, and the first ``skipped_names``.  UnreadableError is raised for more
     than ``max_unreadable`` of the samples."""
 
     def __init__(self, samples, processor, batch_size, seed, *, transforms=(), ratios=(), shuffle=True, prompt="", max_words=50,
-                 max_length=None, rank=0, world=1, workers=0, processes=True, max_unreadable=0.01):
+                 max_length=None, text=None, rank=0, world=1, workers=0, processes=True, max_unreadable=0.01):
         if batch_size < 1 or not 0 <= rank < world:
             raise ValueError(f"batch_size = {batch_size}, rank = {rank}, world = {world}: expected at least one pair per batch, and "
                              "a rank from 0 below world")
         self.samples, self.processor, self.batch_size, self.seed = samples, processor, batch_size, seed
         self.transforms, self.ratios, self.shuffle = tuple(transforms), tuple(ratios), shuffle
-        self.clean, self.max_length = BlipCaption(prompt, max_words), max_length
+        self.clean, self.max_length, self.text = BlipCaption(prompt, max_words), max_length, text
         self.rank, self.chunk = rank, world * batch_size
         self.workers, self.processes, self.max_unreadable = min(workers, os.cpu_count() or 1), processes, max_unreadable
         self.indexable = hasattr(samples, "__getitem__") and hasattr(samples, "__len__") and not hasattr(samples, "epoch")
@@ -107,9 +108,13 @@ class Feed:
         caption = sample["caption"]
         if isinstance(caption, (list, tuple)) and caption:      # one of them, the same whenever this place is made again
             caption = caption[np.random.default_rng([self.seed, epoch, place, 1]).integers(len(caption))]
-        text = self.processor.tokenizer([self.clean(caption)], max_length=self.max_length, padding="max_length",
-                                        return_tensors="np")
-        return image, text["input_ids"][0], np.int32(text["attention_mask"].sum()), _checked_id(sample.get("image_id", -1))
+        return image, *self._ids(self.clean(caption)), _checked_id(sample.get("image_id", -1))
+
+    def _ids(self, caption):
+        if self.text is not None:
+            return tuple(self.text(caption)[name] for name in COLUMNS[1:4])
+        text = self.processor.tokenizer([caption], max_length=self.max_length, padding="max_length", return_tensors="np")
+        return text["input_ids"][0], np.int32(text["attention_mask"].sum()), np.int32(0)
 
     # ------------------------------------------------------------------------------------------------ samples in their own order
     def _from_stream(self, epoch, start_step):
@@ -154,6 +159,8 @@ class Feed:
         quarter = -(-full // LENGTHS)
         longest = -(-int(made["length"].max()) // quarter) * quarter
         batch = {"image": made["image"], "input_ids": np.ascontiguousarray(made["input_ids"][:, :longest])}
+        if self.text is not None:
+            batch |= {name: made[name] for name in ("length", "prompt_length")}
         if made["image_id"].min() >= 0:
             batch["image_id"] = made["image_id"]
         return batch

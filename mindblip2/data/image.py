@@ -3,11 +3,13 @@ import contextlib
 import io
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 from mindblip2.data.fetch import fetch
 from mindblip2.data.pixels import ImageError, array_to_rgb, to_rgb
@@ -52,6 +54,20 @@ def load_image(source, timeout=10.0, frame=None, max_bytes=MAX_BYTES):
         stream.seek(0)
         with _explained(name, looks_like(head)):
             return _upright_rgb(Image.open(stream), frame, name)
+
+
+def sizes(paths, desc="pictures", quiet=False):
+    """(width, height) of every picture, or the OSError or ImageError why it cannot be read; in order.  In threads, since PIL decodes
+    outside Python's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from tqdm(pool.map(_size, paths), desc, len(paths), unit="picture", disable=quiet)
+
+
+def _size(path):
+    try:
+        return load_image(path).size
+    except (OSError, ImageError) as error:
+        return error
 
 
 # from a source to a stream of bytes

@@ -4,7 +4,7 @@ import numpy as np
 from mindblip2.config import CLIP_MEAN, CLIP_STD, load_config, presets, print_support_list
 from mindblip2.data.image import load_image
 from mindblip2.data.pixels import CHANNELS, ImageError, array_to_rgb
-from mindblip2.data.tokenizer import BertTokenizer
+from mindblip2.data.tokenizer import BertTokenizer, load_tokenizer
 from mindblip2.data.transforms import EvalTransform
 
 
@@ -86,11 +86,8 @@ class Blip2Processor:
     @classmethod
     def from_config(cls, config):
         """The processor that a ``processor:`` section (``ProcessorConfig``) describes."""
-        image, text = config.image_processor, config.tokenizer
-        if text.type != "BertTokenizer":
-            raise ValueError(f"processor.tokenizer.type = {text.type!r}: stage 1 reads text with 'BertTokenizer'")
-        return cls(Blip2ImageProcessor(image.image_size, image.mean, image.std),
-                   BertTokenizer(text.vocab_file or None, text.max_length))
+        image = config.image_processor
+        return cls(Blip2ImageProcessor(image.image_size, image.mean, image.std), load_tokenizer(config.tokenizer))
 
     @classmethod
     def show_support_list(cls):

@@ -1,19 +1,41 @@
-"""BERT's WordPiece tokenizer with LAVIS's [DEC] token, through the ``tokenizers`` library."""
+"""BERT's WordPiece tokenizer with LAVIS's [DEC] token, through the ``tokenizers`` library; and which tokenizer a configuration means."""
+import difflib
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from mindblip2.data.captions import text_of
+from mindblip2.data.encoding import checked_length, encoding, joined, listed, texts_of
+from mindblip2.data.language_tokenizer import KIND_NAMES, LanguageTokenizer
+from mindblip2.data.tokenizer_files import ASSETS
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
 VOCAB_FILE = ASSETS / "bert_base_uncased_vocab.txt"
 PAD, UNK, CLS, SEP, MASK, DEC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"
 REQUIRED = (PAD, UNK, CLS, SEP)     # [MASK] is BERT's; BLIP-2 never uses it
 LONGEST_WORD = 100                  # characters; BERT's limit, longer words become [UNK]
-# Undoing the splits at punctuation, in the order of transformers' clean_up_tokenization, which made LAVIS's captions.
-JOINS = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
-         (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
+
+
+def load_tokenizer(config):
+    """The tokenizer that a ``tokenizer:`` section (``TokenizerConfig``) describes: :class:`BertTokenizer` for stage 1, or a
+    :class:`LanguageTokenizer`.
+
+    A language model's comes from ``vocab_file``, or from ``checkpoint_name_or_path`` where that is a folder or a file; never from
+    another model.  ``add_special_tokens: false`` means neither bos nor eos, unless ``add_bos_token`` or ``add_eos_token`` is said.
+
+    Raises ValueError for an unknown type, and as the two classes."""
+    if config.type == "BertTokenizer":
+        return BertTokenizer(config.vocab_file or None, config.max_length)
+    if config.type not in KIND_NAMES:
+        near = difflib.get_close_matches(config.type, ("BertTokenizer", *KIND_NAMES), 1, 0.5)
+        raise ValueError(f"tokenizer.type = {config.type!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                         + f"  Known: BertTokenizer, {', '.join(KIND_NAMES)}")
+    folder = config.checkpoint_name_or_path
+    silent = None if config.add_special_tokens else False
+    return LanguageTokenizer(
+        config.vocab_file or (folder if folder and Path(folder).exists() else ""), config.type, config.max_length,
+        bos_token=config.bos_token, eos_token=config.eos_token, unk_token=config.unk_token, pad_token=config.pad_token,
+        add_bos_token=silent if config.add_bos_token is None else config.add_bos_token,
+        add_eos_token=silent if config.add_eos_token is None else config.add_eos_token, added_tokens=config.added_tokens)
 
 
 class BertTokenizer:
@@ -33,7 +55,7 @@ class BertTokenizer:
         self.vocab_file = Path(vocab_file or VOCAB_FILE)
         if not self.vocab_file.is_file() and (ASSETS / self.vocab_file).is_file():
             self.vocab_file = ASSETS / self.vocab_file
-        self.max_length = _checked_length(max_length)
+        self.max_length = checked_length(max_length, 2, "[CLS] and [SEP]")
         self.words = read_vocab(self.vocab_file)
         self._tokenizer = _wordpiece(self.words)
         self.all_special_ids = frozenset(map(self.convert_tokens_to_ids, _specials(self.words)))
@@ -50,32 +72,25 @@ class BertTokenizer:
         Raises TypeError for text that is not a string; ValueError for an empty list, an unknown option, or rows of
         unequal length where an array is asked for.
         """
-        length = _checked_length(self.max_length if max_length is None else max_length)
-        rows = [self._encode(one, length if truncation else None) for one in _texts(text)]
-        ids, mask = _pad(rows, _padded_length(rows, padding, length), self.pad_token_id)
-        encoding = {"input_ids": ids, "attention_mask": mask}
-        if return_tensors is not None:
-            return {key: _tensor(rows, return_tensors) for key, rows in encoding.items()}
+        length = checked_length(self.max_length if max_length is None else max_length, 2, "[CLS] and [SEP]")
+        rows = [self._encode(one, length if truncation else None) for one in texts_of(text)]
         single = np.ndim(text) == 0     # a string, or a string array without axes
-        return {key: rows[0] for key, rows in encoding.items()} if single else encoding
+        return encoding(rows, single, padding, length, self.pad_token_id, return_tensors=return_tensors)
 
     def decode(self, ids, skip_special_tokens=True):
         """One row of ids (list, array or Tensor) to text.  Raises ValueError for an id outside the vocabulary."""
-        kept = [one for one in _listed(ids) if not (skip_special_tokens and one in self.all_special_ids)]
-        text = " ".join(self.convert_ids_to_tokens(kept)).replace(" ##", "").strip()
-        for split, joined in JOINS:
-            text = text.replace(split, joined)
-        return text
+        kept = [one for one in listed(ids) if not (skip_special_tokens and one in self.all_special_ids)]
+        return joined(" ".join(self.convert_ids_to_tokens(kept)).replace(" ##", "").strip())
 
     def batch_decode(self, ids, skip_special_tokens=True):
         """Rows of ids, (B, T) or a list of rows, to a list of texts."""
-        return [self.decode(row, skip_special_tokens) for row in _listed(ids)]
+        return [self.decode(row, skip_special_tokens) for row in listed(ids)]
 
     def convert_ids_to_tokens(self, ids):
         """One row of ids to the words of the vocabulary, "##" included."""
-        tokens = [self._tokenizer.id_to_token(one) if one >= 0 else None for one in map(int, _listed(ids))]
+        tokens = [self._tokenizer.id_to_token(one) if one >= 0 else None for one in map(int, listed(ids))]
         if None in tokens:
-            raise ValueError(f"id {_listed(ids)[tokens.index(None)]} lies outside the vocabulary of {len(self)} "
+            raise ValueError(f"id {listed(ids)[tokens.index(None)]} lies outside the vocabulary of {len(self)} "
                              f"({self.vocab_file}); was the text made with another vocabulary?")
         return tokens
 
@@ -105,8 +120,6 @@ class BertTokenizer:
     bos_token_id = property(lambda self: self.convert_tokens_to_ids(DEC), doc="[DEC], 30522 with bert-base-uncased.")
 
     def _encode(self, text, length):
-        # Lone halves of UTF-16 pairs occur in scraped JSON; BERT's cleaning drops them, the library cannot take them.
-        text = text.encode("utf-8", "ignore").decode("utf-8")
         # One call per text: encode_batch starts threads, which the worker processes of a data loader do not survive.
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         room = len(ids) if length is None else length - 2
@@ -143,54 +156,3 @@ def _wordpiece(words):
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.add_special_tokens(_specials(words))  # recognised in raw text too; BlipCaption's lower case prevents it
     return tokenizer
-
-
-def _texts(text):
-    if isinstance(text, np.ndarray):
-        text = text.tolist()
-    texts = list(text) if isinstance(text, (list, tuple)) else [text]
-    if not texts:
-        raise ValueError("no text: the list is empty; pass a string or a list of strings")
-    return [text_of(one) for one in texts]
-
-
-def _padded_length(rows, padding, length):
-    if padding == "max_length":
-        return length
-    if padding in (True, "longest"):
-        return max(map(len, rows))
-    if padding in (False, None, "do_not_pad"):
-        return 0
-    raise ValueError(f"padding = {padding!r}: expected 'max_length', 'longest', True or False")
-
-
-def _pad(rows, length, pad_id):
-    ids = [row + [pad_id] * (length - len(row)) for row in rows]
-    mask = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
-    return ids, mask
-
-
-def _tensor(rows, kind):
-    if kind not in ("np", "ms"):
-        raise ValueError(f"return_tensors = {kind!r}: expected None, 'np' or 'ms'")
-    lengths = {len(row) for row in rows}
-    if len(lengths) > 1:
-        raise ValueError(f"rows of {min(lengths)} to {max(lengths)} tokens make no array; use padding='longest', or "
-                         "truncation=True with padding='max_length'")
-    array = np.array(rows, np.int32)
-    if kind == "np":
-        return array
-    from mindspore import Tensor  # here, because importing MindSpore takes seconds
-    return Tensor(array)
-
-
-def _checked_length(length):
-    if not isinstance(length, (int, np.integer)) or length < 2:
-        raise ValueError(f"max_length = {length!r}: expected a whole number of at least 2, for [CLS] and [SEP]")
-    return int(length)
-
-
-def _listed(ids):
-    """Lists from a list, an array or a Tensor."""
-    ids = ids.asnumpy() if hasattr(ids, "asnumpy") else ids
-    return ids.tolist() if isinstance(ids, np.ndarray) else list(ids)

@@ -2,9 +2,11 @@
 import sys
 import types
 
+from mindblip2.pipeline.image_to_text import ImageToTextGenerationPipeline
 from mindblip2.pipeline.zero_shot import ZeroShotImageClassificationPipeline
 
-PIPELINES = {"zero_shot_image_classification": ZeroShotImageClassificationPipeline}
+PIPELINES = {"zero_shot_image_classification": ZeroShotImageClassificationPipeline,
+             "image_to_text_generation": ImageToTextGenerationPipeline}
 
 
 def pipeline(task, model=None, **options):
@@ -25,4 +27,4 @@ class _CallableModule(types.ModuleType):
 
 sys.modules[__name__].__class__ = _CallableModule
 
-__all__ = ["pipeline", "ZeroShotImageClassificationPipeline"]
+__all__ = ["pipeline", "ImageToTextGenerationPipeline", "ZeroShotImageClassificationPipeline"]

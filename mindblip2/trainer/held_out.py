@@ -1,18 +1,19 @@
 """Evaluation during training: how good is the model on data that it does not learn from?
 
 Pictures with all their captions are retrieved, by the recipe of ``eval_dataset``; where every sample is one caption, there is nothing to
-retrieve among, and the losses are computed.  The run goes on as if nothing had been evaluated: all that training draws is a function of
-(seed, step), and its graphs stay compiled.
+retrieve among, and the losses are computed; so they are in stage 2.  The run goes on as if nothing had been evaluated: all that
+training draws is a function of (seed, step), and its graphs stay compiled.
 """
 import mindspore as ms
 from mindspore import Tensor
 
 from mindblip2.data.captioned import check_readable, pictures_and_texts
 from mindblip2.data.feed import Feed
+from mindblip2.data.prompted import PromptedText
 from mindblip2.sections import ConfigError
-from mindblip2.trainer.loaders import captioned_pictures, token_ids
+from mindblip2.trainer.loaders import captioned_pictures, prompt_of, token_ids
 from mindblip2.trainer.retrieval import Match, Recipe, recalls, score
-from mindblip2.trainer.step import VALUES, Losses, check_losses
+from mindblip2.trainer.step import check_losses, losses_of
 
 KEY = 1_000_003     # of the losses' negatives: no step of training draws with it
 
@@ -37,15 +38,17 @@ class HeldOutRetrieval:
 
 
 class HeldOutLosses:
-    """The means of stage 1's losses and accuracies over pairs, without dropout, always with the same draws of negatives."""
+    """The means of the losses and accuracies over pairs, without dropout, in stage 1 always with the same draws of negatives."""
     metric = "loss"
 
     def __init__(self, model, processor, config, samples):
-        data, text = config.eval_dataset, config.eval_dataset.text_transforms
-        self.model, self.net, self.seed, self.use_image_id = model, Losses(model, frozen_vision=True), config.seed, data.use_image_id
+        data, text, stage2 = config.eval_dataset, config.eval_dataset.text_transforms, hasattr(model, "stage2")
+        self.model, self.net, self.seed, self.use_image_id = model, losses_of(model, True), config.seed, data.use_image_id
         length = min(text.max_length, processor.max_length or processor.tokenizer.max_length)
-        self.feed = Feed(samples, processor, config.runner_config.batch_size, config.seed, shuffle=False, prompt=text.prompt,
-                         max_words=text.max_words, max_length=length, max_unreadable=data.max_unreadable)
+        prompted = PromptedText(processor.tokenizer, model.config, prompt_of(config), length) if stage2 else None
+        self.feed = Feed(samples, processor, config.runner_config.batch_size, config.seed, shuffle=False,
+                         prompt="" if stage2 else text.prompt, max_words=text.max_words, max_length=length, text=prompted,
+                         max_unreadable=data.max_unreadable)
 
     def __str__(self):
         return f"losses of {len(self.feed) * self.feed.batch_size} pairs"
@@ -54,12 +57,13 @@ class HeldOutLosses:
         sums = 0
         for place, batch in enumerate(self.feed.epoch(0)):
             self.model.noise.set(self.seed, place, KEY)
-            image_id = Tensor(batch["image_id"]) if self.use_image_id and "image_id" in batch else None
-            picture = self.model.vit.by_blocks(Tensor(batch["image"]))
-            values = self.net(picture, Tensor(batch["input_ids"]), image_id, None, Tensor(1.0, ms.float32))[1].asnumpy()
-            check_losses(values)
+            if not self.use_image_id:
+                batch.pop("image_id", None)
+            inputs = (Tensor(batch[name]) if name in batch else None for name in self.net.inputs)
+            values = self.net(self.model.vit.by_blocks(Tensor(batch["image"])), *inputs, Tensor(1.0, ms.float32))[1].asnumpy()
+            check_losses(values, self.net.names)
             sums = sums + values
-        figures = dict(zip(VALUES, (sums / len(self.feed)).tolist()))
+        figures = dict(zip(self.net.names, (sums / len(self.feed)).tolist()))
         return {name: value for name, value in figures.items() if name != "temp"}
 
 
@@ -71,7 +75,7 @@ def held_out(config, model, processor, samples=None):
         if loader.type != "DigitScenes" and not (loader.dataset_dir or loader.annotation_files):
             raise ConfigError("do_eval needs held-out data: name them in eval_dataset.data_loader, or pass eval_dataset to Trainer")
         samples = captioned_pictures(loader, processor.image_processor.image_size)
-    if getattr(samples, "repeat_images", False):
+    if getattr(samples, "repeat_images", False) or hasattr(model, "stage2"):
         return HeldOutLosses(model, processor, config, samples)
     return HeldOutRetrieval(model, processor, config.eval_dataset, samples)
 

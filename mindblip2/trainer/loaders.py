@@ -4,7 +4,9 @@ from mindblip2.data.feed import Feed
 from mindblip2.data.loaders import captioned
 from mindblip2.data.loaders import labelled_sets as labelled_sets
 from mindblip2.data.pairs import Pairs
+from mindblip2.data.prompted import PromptedText
 from mindblip2.data.recipe import recipes
+from mindblip2.sections import ConfigError
 
 
 def training_samples(loader, seed, image_size, batch_size):
@@ -14,8 +16,8 @@ def training_samples(loader, seed, image_size, batch_size):
     return captioned(loader, "train")
 
 
-def training_feed(config, processor, samples=None, rank=0, world=1):
-    """The :class:`~mindblip2.data.feed.Feed` of a RunConfig.
+def training_feed(config, processor, samples=None, rank=0, world=1, stage2=False):
+    """The :class:`~mindblip2.data.feed.Feed` of a RunConfig; ``stage2``: of prompts and captions for the language model.
 
     ``samples``: what ``Trainer(train_dataset=…)`` was given, else those of ``train_dataset.data_loader``.  A loader of ours gets
     the transforms of the configuration, or by default LAVIS's for training (see ``recipes``); any other samples get those of the
@@ -26,15 +28,28 @@ def training_feed(config, processor, samples=None, rank=0, world=1):
         raise ValueError(f"train_dataset.repeat = {data.repeat}: set runner_config.epochs instead")
     if samples is None:
         samples = training_samples(data.data_loader, config.seed, image.image_size, size * world)
+    length = min(text.max_length, processor.max_length or processor.tokenizer.max_length)
+    prompted = PromptedText(processor.tokenizer, config.model.model_config, prompt_of(config), length) if stage2 else None
     ours = isinstance(samples, Pairs)
     if ours and not samples.repeat_images:
         raise ValueError("training takes one caption per sample: make the loader with stage='train'")
     names = samples.names if ours else ("",)
     transforms = recipes(data.transforms, names, image.image_size, image.mean, image.std) if ours or data.transforms else ()
     return Feed(samples, processor, size, config.seed, transforms=transforms, ratios=getattr(samples, "ratios", ()),
-                shuffle=getattr(samples, "shuffle", True), prompt=text.prompt, max_words=text.max_words,
-                max_length=min(text.max_length, processor.max_length or processor.tokenizer.max_length), rank=rank, world=world,
+                shuffle=getattr(samples, "shuffle", True), prompt="" if stage2 else text.prompt, max_words=text.max_words,
+                max_length=length, text=prompted, rank=rank, world=world,
                 workers=data.num_parallel_workers, processes=data.python_multiprocessing, max_unreadable=data.max_unreadable)
+
+
+def prompt_of(config):
+    """The prompt before every caption of stage 2: ``text_transforms.prompt`` of the training data, or ``model_config.prompt`` where that
+    is a text.  Raises ConfigError where both are, and differ."""
+    given, own = config.train_dataset.text_transforms.prompt, config.model.model_config.prompt
+    own = own if isinstance(own, str) else ""
+    if given and own and given != own:
+        raise ConfigError(f"train_dataset.text_transforms.prompt = {given!r}, but model.model_config.prompt = {own!r}: one prompt goes "
+                          "before every caption; give both the same, or remove one")
+    return given or own
 
 
 def captioned_pictures(loader, image_size):

@@ -1,4 +1,4 @@
-"""The task of stage 1: what happens before and after the training loop."""
+"""The training of both stages: what happens before and after the loop."""
 import contextlib
 import os
 from pathlib import Path
@@ -6,18 +6,24 @@ from pathlib import Path
 import mindspore as ms
 
 from mindblip2 import device
+from mindblip2.cells import opt
+from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
 from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.cells.layers import FeedForward
+from mindblip2.cells.llama import SwiGLU
 from mindblip2.cells.vit import ViTAttention
-from mindblip2.hub import fingerprint, frozen_record, no_init
+from mindblip2.checkpoint import Checkpoint
+from mindblip2.hub import fingerprint, frozen_record, holders, no_init
 from mindblip2.sections import ConfigError
 from mindblip2.trainer import saving
 from mindblip2.trainer.held_out import held_out
+from mindblip2.trainer.inputs import named_weights
 from mindblip2.trainer.loaders import training_feed
 from mindblip2.trainer.loop import fit, planned_steps
 from mindblip2.zero_shot import check_vocabulary
 
 GB = 1e9
+STAGE_2 = ("Blip2Llm", "Blip2ImageToTextGeneration", "Blip2Llama")     # the last is an older name of MindFormers
 CALLBACKS = {  # MindFormers' callbacks → their keys that mean something here
     "CheckpointMointor": {"save_checkpoint_steps": "save_steps", "keep_checkpoint_max": "keep_checkpoint_max"},
     "CheckpointMonitor": {"save_checkpoint_steps": "save_steps", "keep_checkpoint_max": "keep_checkpoint_max"},
@@ -25,7 +31,8 @@ CALLBACKS = {  # MindFormers' callbacks → their keys that mean something here
 
 
 class Pretrain:
-    """Stage 1: train the Q-Former (and a ViT that is not frozen) with ITC, ITM and LM."""
+    """Stage 1: train the Q-Former (and a ViT that is not frozen) with ITC, ITM and LM.  Stage 2, where the architecture is ``Blip2Llm``:
+    train it and the projection with the loss of the frozen language model."""
 
     @staticmethod
     def train(trainer, checkpoint):
@@ -33,14 +40,18 @@ class Pretrain:
         if trainer.model is None:
             device.use(config.context)
         resume = saving.find(config.resume_training, _folder(config)) if config.resume_training else None
+        stage2 = config.model.arch.type in STAGE_2 if trainer.model is None else hasattr(trainer.model, "stage2")
+        if stage2 and trainer.model is None and not (checkpoint or resume):
+            checkpoint = named_weights(config.model.model_config.checkpoint_name_or_path)   # MindFormers: those of stage 1
         model = trainer.model or _model(config, bool(checkpoint or resume))
         frozen = starting_weights(model, config, checkpoint, resume)
         if config.recompute_config.recompute:
             recompute(model)
         processor = trainer.processor()
-        check_vocabulary(model, processor.tokenizer)
-        feed = training_feed(config, processor, trainer.train_dataset)
-        _check_sizes(model.config, feed.max_length, processor.image_processor.image_size)
+        if not stage2:      # there the prompts and captions check it
+            check_vocabulary(model, processor.tokenizer)
+        feed = training_feed(config, processor, trainer.train_dataset, stage2=stage2)
+        _check_sizes(model.config, feed.max_length, processor.image_processor.image_size, stage2)
         wanted = config.do_eval or trainer.eval_dataset is not None
         examination = held_out(config, model, processor, trainer.eval_dataset) if wanted else None
         print("\n".join(summary(model, feed, config, trainer.name or "a model", bool(checkpoint or resume or trainer.model))))
@@ -67,8 +78,9 @@ def recompute(model):
     if ms.get_context("mode") != ms.GRAPH_MODE:
         raise ConfigError("recompute_config.recompute needs graph mode: set context.mode to 0")
     for _, cell in model.cells_and_names():
-        if isinstance(cell, (FeedForward, ViTAttention)) and any(p.requires_grad for p in cell.get_parameters()):
-            cell.recompute()
+        trained = any(p.requires_grad for p in cell.get_parameters())
+        if isinstance(cell, (SwiGLU, opt.FeedForward)) or (isinstance(cell, (FeedForward, ViTAttention)) and trained):
+            cell.recompute()    # gradients pass through a frozen language model too
 
 
 def with_callbacks(config):
@@ -86,14 +98,18 @@ def with_callbacks(config):
 
 def _model(config, is_loaded):
     """A new model; without random values where it ``is_loaded`` at once."""
+    cell = Blip2ImageToTextGeneration if config.model.arch.type in STAGE_2 else Blip2Qformer    # which can be asked when it is trained
     with no_init() if is_loaded else contextlib.nullcontext():
-        return Blip2Qformer(config.model.model_config)
+        return cell(config.model.model_config)
 
 
-def _check_sizes(config, text_length, image_size):
-    if text_length > config.qformer_config.max_position_embeddings:
-        raise ConfigError(f"texts of {text_length} tokens, but the model has {config.qformer_config.max_position_embeddings} positions: "
-                          "lower train_dataset.text_transforms.max_length")
+def _check_sizes(config, text_length, image_size, stage2):
+    most = config.qformer_config.max_position_embeddings
+    if stage2:
+        most = config.text_config.positions - config.qformer_config.query_length
+    if text_length > most:
+        raise ConfigError(f"texts of {text_length} tokens, but the model has {most} positions for them: lower "
+                          "train_dataset.text_transforms.max_length")
     if image_size != config.vision_config.image_size:
         raise ConfigError(f"processor.image_processor.image_size = {image_size}, but model.model_config.vision_config.image_size = "
                           f"{config.vision_config.image_size}: give both the same")
@@ -102,22 +118,28 @@ def _check_sizes(config, text_length, image_size):
 def starting_weights(model, config, checkpoint, resume):
     """Load what the run starts from.  Returns ``{"path", "crc32"}`` of the file that holds what is not trained, or None where there
     is no such file or everything is to be saved."""
-    source = checkpoint or ((saving.read_state(resume)["frozen"] or {}).get("path") if resume else None)
+    source = named_weights(checkpoint) or ((saving.read_state(resume)["frozen"] or {}).get("path") if resume else None)
     if resume:
         model.load_checkpoint(resume, source)
     elif source:
-        model.load_checkpoint(source)
+        print("\n".join(model.load_start(source)))
     kept = {name: p for name, p in model.parameters_dict().items() if not p.requires_grad}
     if not (source and kept and config.runner_config.save_trainable_only):
         return None
     source = (frozen_record(source) or {"path": source})["path"]
-    return {"path": os.path.abspath(source), "crc32": fingerprint(kept, lambda name: kept[name].asnumpy())}
+    known = frozen_record(resume) if resume else None
+    if known and set(Checkpoint(Path(resume) / "model.ckpt")) == set(model.parameters_dict()) - set(kept):
+        crc32 = known["crc32"]      # of the same parameters, and compared when they were loaded
+    else:
+        files = holders(model, source, kept)
+        crc32 = fingerprint(kept, lambda name: files[name].float32(name))
+    return {"path": os.path.abspath(source), "crc32": crc32}
 
 
 def summary(model, feed, config, name, is_loaded):
     """What is going to happen, in lines: sizes, negatives, parameters by part, memory."""
     runner = config.runner_config
-    steps = planned_steps(config, -(-len(feed) // runner.accumulation_steps))
+    steps, stage2 = planned_steps(config, -(-len(feed) // runner.accumulation_steps)), hasattr(model, "stage2")
     batches = f" x {runner.accumulation_steps} accumulated" if runner.accumulation_steps > 1 else ""
     parts, trained = {}, model.trainable_params()
     for p in trained:
@@ -125,16 +147,17 @@ def summary(model, feed, config, name, is_loaded):
         parts[part] = parts.get(part, 0) + p.size
     total = sum(p.size for p in model.get_parameters())
     count = sum(p.size for p in trained)
-    lines = [f"training {name}: {steps:,} steps of {runner.batch_size} pairs{batches}, {runner.batch_size - 1} negatives for each pair",
+    lines = [f"training {name}: {steps:,} steps of {runner.batch_size} pairs{batches}"
+             + (_prompt_line(feed.text) if stage2 else f", {runner.batch_size - 1} negatives for each pair"),
              f"trained parameters: {count:,} of {total:,} ({', '.join(f'{part} {size:,}' for part, size in parts.items())})",
              f"memory: weights {total * 4 / GB:.2f} GB, gradients and moments {count * 12 / GB:.2f} GB, activations about "
-             f"{activation_bytes(model.config, runner.batch_size) / GB:.2f} GB"]
+             f"{(word_activation_bytes if stage2 else activation_bytes)(model.config, runner.batch_size) / GB:.2f} GB"]
     if model.config.freeze_vision and not is_loaded:
         lines.append("warning: the frozen ViT has random weights, from which nothing can be learnt: give --load_checkpoint")
     if config.lr_schedule.warmup_steps >= steps:
         lines.append(f"warning: the run ends within the warm-up of {config.lr_schedule.warmup_steps} steps and never reaches the learning "
                      "rate: lower lr_schedule.warmup_steps")
-    if runner.batch_size == 1:
+    if runner.batch_size == 1 and not stage2:
         lines.append("warning: with one pair per batch there are no negatives: ITC is 0 and ITM learns nothing")
     return lines
 
@@ -149,6 +172,22 @@ def activation_bytes(config, batch):
     maps = 2 * q.num_attention_heads * batch * (3 * joint ** 2 + q.query_length ** 2 + 2 * text ** 2 + text * q.query_length)
     memory = 8 * batch * config.vision_config.num_tokens * q.hidden_size / q.cross_attention_freq
     return 4 * (q.num_hidden_layers * (layer + maps + memory) + 2 * batch * text * q.vocab_size)
+
+
+def word_activation_bytes(config, batch):
+    """The same for stage 2: the Q-Former's queries, and what the frozen language model keeps on the way back to them."""
+    q, text = config.qformer_config, config.text_config
+    queries, tokens = batch * q.query_length, batch * (q.query_length + config.max_txt_len)
+    seen = q.num_hidden_layers * (queries * (12 * q.hidden_size + 3 * q.intermediate_size) + 2 * q.num_attention_heads * queries
+                                  * (q.query_length + config.vision_config.num_tokens / q.cross_attention_freq))
+    read = text.num_layers * tokens * (8 * text.hidden_size + 4 * text.feed_forward_size + 2 * text.num_heads
+                                       * (q.query_length + config.max_txt_len))
+    return 4 * (seen + read + 3 * batch * config.max_txt_len * text.vocab_size)
+
+
+def _prompt_line(text):
+    """What stage 2 puts before each caption."""
+    return f", each after {text.prompt!r}, {len(text.ids(text.prompt))} tokens that are not learnt" if text.prompt else ", without a prompt"
 
 
 def _folder(config):

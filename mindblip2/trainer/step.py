@@ -8,7 +8,7 @@ from mindspore import Tensor, nn, ops
 
 from mindblip2.trainer.optim import AdamW
 
-VALUES = ("loss", "itc", "itm", "lm", "i2t_acc", "t2i_acc", "itm_acc", "temp")
+VALUES = ("loss", "itc", "itm", "lm", "i2t_acc", "t2i_acc", "itm_acc", "temp")      # of stage 1
 FIRST_SCALE, GROWTH_STEPS = 2.0 ** 16, 2000  # torch's GradScaler
 _square_sum = ops.MultitypeFuncGraph("square_sum")
 _add = ops.MultitypeFuncGraph("add")
@@ -25,23 +25,26 @@ def _added(one, other):
 
 
 class Gradients(nn.Cell):
-    """(values, norm, gradients) of a batch: VALUES as one vector, and the gradients of loss · scale with their norm.
+    """(values, norm, gradients) of a batch: the losses' ``names`` as one vector, and the gradients of loss · scale with their norm.
 
     A frozen ViT has run before, in ``ViT.by_blocks``: no activation of it is kept, and ``picture`` is its output."""
 
     def __init__(self, model, frozen_vision):
         super().__init__(auto_prefix=False)
-        self.losses = Losses(model, frozen_vision)
+        self.losses = losses_of(model, frozen_vision)
         self.value_and_grad = ops.value_and_grad(self.losses, None, ms.ParameterTuple(model.trainable_params()), has_aux=True)
         self.norm = _Norm()
 
-    def construct(self, picture, input_ids, image_id, negatives, scale):
-        (_, values), gradients = self.value_and_grad(picture, input_ids, image_id, negatives, scale)
+    def construct(self, picture, input_ids, one, other, scale):
+        (_, values), gradients = self.value_and_grad(picture, input_ids, one, other, scale)
         return values, self.norm(gradients), gradients
 
 
 class Losses(nn.Cell):
-    """(loss · scale, VALUES as one vector) of a batch; ``picture`` is the output of the ViT where that is frozen or has run before."""
+    """Stage 1: (loss · scale, ``names`` as one vector) of a batch; ``picture`` is the output of the ViT where that is frozen or has run
+    before.  ``inputs``: what a batch has besides, the last two perhaps not."""
+
+    names, inputs = VALUES, ("input_ids", "image_id", "negatives")
 
     def __init__(self, model, frozen_vision):
         super().__init__(auto_prefix=False)
@@ -51,6 +54,22 @@ class Losses(nn.Cell):
         vit_BPW = picture if self.frozen_vision else self.model.vit(picture)
         loss, parts, accuracies = self.model.stage1(vit_BPW, input_ids, image_id, negatives)
         return loss * scale, ops.stack((loss, *parts, *accuracies, self.model.temp * 1.0))  # a parameter itself cannot be stacked
+
+
+class WordLosses(Losses):
+    """Stage 2: the same with the loss of the language model and its share of right tokens."""
+
+    names, inputs = ("loss", "lm", "word_acc"), ("input_ids", "prompt_length", "length")
+
+    def construct(self, picture, input_ids, prompt_length, length, scale):
+        vit_BPW = picture if self.frozen_vision else self.model.vit(picture)
+        loss, accuracy = self.model.stage2(vit_BPW, input_ids, prompt_length, length)
+        return loss * scale, ops.stack((loss, loss, accuracy))
+
+
+def losses_of(model, frozen_vision):
+    """The losses that a model is trained with."""
+    return (WordLosses if hasattr(model, "stage2") else Losses)(model, frozen_vision)
 
 
 class _Norm(nn.Cell):
@@ -103,15 +122,17 @@ class TrainStep:
         self.model = model
         self.frozen_vision = not any(p.requires_grad for p in model.vit.get_parameters())
         self.gradients, self.sum = Gradients(model, self.frozen_vision), _Sum()
+        self.names, self.inputs = self.gradients.losses.names, self.gradients.losses.inputs
         self.optimizer = AdamW(model.trainable_params(), config, scales)
         self.max_norm = config.max_grad_norm
         half = model.config.compute_dtype == "float16"
         self.scale = LossScale(config.loss_scale or (FIRST_SCALE if half else None))
 
     def __call__(self, batches, rate):
-        """One update from a list of batches (dicts of arrays), whose gradients are averaged.  Returns {name: number} of VALUES'
-        means, the gradients' norm before clipping, and whether the update was "skipped".  A batch holds "image", "input_ids", and
-        perhaps "image_id" and "negatives" (2, B): image_idx and text_idx that are used instead of sampling.
+        """One update from a list of batches (dicts of arrays), whose gradients are averaged.  Returns {name: number}: the
+        means of the losses' ``names``, the gradients' norm before clipping, and whether the update was "skipped".  A batch holds "image",
+        "input_ids", and perhaps, in stage 1, "image_id" and "negatives" (2, B): image_idx and text_idx that are used instead of
+        sampling; in stage 2 "prompt_length" and "length" (B,).
 
         Raises FloatingPointError that names the first loss, or else the first gradient, that is not finite; with a dynamic
         loss scale an overflow of gradients is skipped instead."""
@@ -119,7 +140,7 @@ class TrainStep:
         for batch in batches:
             values, norm, gradients = self._gradients(batch)
             values = values.asnumpy()
-            check_losses(values)
+            check_losses(values, self.names)
             sums = values if sums is None else sums + values
             if total is not None:
                 norm, gradients = self.sum(ms.mutable(total), ms.mutable(gradients))
@@ -133,23 +154,23 @@ class TrainStep:
         elif not self.scale.dynamic or self.scale.value < 2.0 ** -14:
             raise FloatingPointError(f"the gradient of {self._first_wrong(total)} is not finite; lower the learning rate or set "
                                      "optimizer.max_grad_norm")
-        return {**dict(zip(VALUES, (sums / len(batches)).tolist())), "grad_norm": norm, "skipped": not made}
+        return {**dict(zip(self.names, (sums / len(batches)).tolist())), "grad_norm": norm, "skipped": not made}
 
     def _gradients(self, batch):
         picture = Tensor(batch["image"])
         if self.frozen_vision:
             picture = self.model.vit.by_blocks(picture)
-        image_id, negatives = (Tensor(batch[name]) if name in batch else None for name in ("image_id", "negatives"))
-        return self.gradients(picture, Tensor(batch["input_ids"]), image_id, negatives, Tensor(self.scale.value, ms.float32))
+        inputs = (Tensor(batch[name]) if name in batch else None for name in self.inputs)
+        return self.gradients(picture, *inputs, Tensor(self.scale.value, ms.float32))
 
     def _first_wrong(self, gradients):
         sizes = ((p.name, float(abs(g).sum().asnumpy())) for p, g in zip(self.optimizer.parameters, gradients))
         return next((name for name, size in sizes if size - size != 0), "all parameters together")
 
 
-def check_losses(values):
-    """Raises FloatingPointError that names the first of VALUES' losses that is not finite."""
-    names = VALUES[1:4] + VALUES[:1]
-    for name, value in zip(names, (*values[1:4], values[0])):
+def check_losses(values, names=VALUES):
+    """Raises FloatingPointError that names the first loss that is not finite, the parts before their sum."""
+    losses = [(name, value) for name, value in zip(names, values) if name in ("itc", "itm", "lm", "loss")]
+    for name, value in losses[1:] + losses[:1]:
         if value - value != 0:
             raise FloatingPointError(f"loss_{name} is {value}; lower the learning rate or set optimizer.max_grad_norm")

@@ -10,12 +10,12 @@ from mindblip2.cells.blip2_qformer import Blip2Classifier, Blip2Qformer
 from mindblip2.data.captioned import check_readable, pictures_and_texts
 from mindblip2.data.captions import BlipCaption
 from mindblip2.data.image import load_image
-from mindblip2.data.labelled import PICTURE_SUFFIXES, LabelledSet
+from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.sheet import confusion_sheet, hit_sheet, score_sheet
-from mindblip2.hub import find_weights, no_init
-from mindblip2.legacy import PRESET_ALIASES
 from mindblip2.trainer import retrieval
 from mindblip2.trainer.features import extract
+from mindblip2.trainer.generation import Generation
+from mindblip2.trainer.inputs import load, pictures_of
 from mindblip2.trainer.loaders import captioned_pictures, labelled_sets, token_ids
 from mindblip2.trainer.pretrain import Pretrain
 from mindblip2.zero_shot import TEMPLATE, ZeroShotClassifier, accuracy, check_vocabulary
@@ -29,7 +29,7 @@ class ZeroShot:
 
     @staticmethod
     def predict(trainer, input_data, checkpoint, options):
-        pictures = _pictures(input_data)
+        pictures = pictures_of(input_data)
         top_k = options.pop("top_k", 1)
         batch_size = options.pop("batch_size", 8)
         picture_file = options.pop("save_picture", None)
@@ -77,7 +77,7 @@ class Retrieval:
             samples = captioned_pictures(data.data_loader, config.processor.image_processor.image_size)
         pictures, texts, owners = pictures_and_texts(samples, text.prompt, text.max_words)
         check_readable(pictures)
-        weights = _load(trainer, Blip2Qformer, checkpoint)
+        weights = load(trainer, Blip2Qformer, checkpoint)
         processor = trainer.processor()
         check_vocabulary(trainer.model, processor.tokenizer)
         ids_TL = token_ids(trainer.model, processor.tokenizer, texts, recipe.text_length)
@@ -100,13 +100,13 @@ class Features:
         if options:
             raise TypeError(f"unknown option {sorted(options)[0]!r}; {trainer.task} takes captions, batch_size, save_arrays")
         pictures = []
-        for one in _pictures(input_data):
+        for one in pictures_of(input_data):
             if isinstance(one, (str, Path)) and Path(one).suffix.lower() == ".txt":
                 captions += [line for line in Path(one).read_text(encoding="utf-8").splitlines() if line.strip()]
             else:
                 pictures.append(one)
         check_readable(pictures)
-        _load(trainer, Blip2Qformer, checkpoint)
+        load(trainer, Blip2Qformer, checkpoint)
         processor, text = trainer.processor(), trainer.config.eval_dataset.text_transforms
         check_vocabulary(trainer.model, processor.tokenizer)
         cleaned = [BlipCaption(text.prompt, text.max_words)(caption) for caption in captions]
@@ -120,15 +120,12 @@ class Features:
 
 
 TASKS = {"contrastive_language_image_pretrain": Pretrain, "zero_shot_image_classification": ZeroShot,
-         "image_to_text_retrieval": Retrieval, "feature_extraction": Features}
-DEFAULT_MODEL = {"contrastive_language_image_pretrain": "blip2_stage1_vit_g",
-                 "zero_shot_image_classification": "blip2_stage1_classification",
-                 "image_to_text_retrieval": "blip2_stage1_evaluator", "feature_extraction": "blip2_stage1_vit_g"}
+         "image_to_text_retrieval": Retrieval, "feature_extraction": Features, "image_to_text_generation": Generation}
 ALIASES = {"ContrastiveLanguageImagePretrainTrainer": "contrastive_language_image_pretrain",
            "ZeroShotImageClassificationTrainer": "zero_shot_image_classification",
-           "ImageToTextRetrievalTrainer": "image_to_text_retrieval", "blip2_retrieval": "image_to_text_retrieval",
+           "ImageToTextRetrievalTrainer": "image_to_text_retrieval", "ImageToTextGenerationTrainer": "image_to_text_generation",
+           "zero_shot_image_to_text_generation": "image_to_text_generation", "blip2_retrieval": "image_to_text_retrieval",
            "blip2_retireval": "image_to_text_retrieval"}     # the card's spelling
-LATER = ("image_to_text_generation",)
 
 
 def task_named(name):
@@ -136,48 +133,17 @@ def task_named(name):
     name = ALIASES.get(name, name)
     if name in TASKS:
         return name
-    later = " (a later version brings it)" if name in LATER else ""
-    raise ValueError(f"no task {name!r}{later}; there is: {', '.join(TASKS)}")
-
-
-def _load(trainer, cell, checkpoint):
-    """See that ``trainer.model`` is there, with ``checkpoint`` or the preset's weights; returns what these are called."""
-    config = trainer.config.model.model_config
-    if trainer.model is None:
-        name = config.checkpoint_name_or_path or trainer.name or DEFAULT_MODEL[trainer.task]
-        is_file = Path(name).suffix == ".ckpt" or Path(name).is_dir()
-        checkpoint = checkpoint or (name if is_file else find_weights(PRESET_ALIASES.get(name, name)))
-        with no_init():
-            trainer.model = cell(config)
-    if checkpoint:
-        trainer.model.load_checkpoint(checkpoint)
-    trainer.model.set_train(False)
-    return str(checkpoint or "those of trainer.model")
+    raise ValueError(f"no task {name!r}; there is: {', '.join(TASKS)}")
 
 
 def _classifier(trainer, checkpoint, options):
-    _load(trainer, Blip2Classifier, checkpoint)
+    load(trainer, Blip2Classifier, checkpoint)
     data = trainer.config.eval_dataset.data_loader
     options = {**options}
     options["candidate_labels"] = options.get("candidate_labels") or trainer.candidate_labels or data.candidate_labels
     options["hypothesis_template"] = (options.get("hypothesis_template") or trainer.hypothesis_template
                                       or data.hypothesis_template or TEMPLATE)
     return ZeroShotClassifier(trainer.model, trainer.processor(), **options)
-
-
-def _pictures(data):
-    """One picture, a list of them, or folders, whose pictures are taken in the order of their names."""
-    data = list(data) if isinstance(data, (list, tuple)) else [data]
-    found = []
-    for one in data:
-        if isinstance(one, (str, Path)) and Path(one).is_dir():
-            inside = sorted(p for p in Path(one).iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
-            if not inside:
-                raise FileNotFoundError(f"no pictures ({', '.join(PICTURE_SUFFIXES)}) in {Path(one).absolute()}")
-            found += inside
-        else:
-            found.append(one)
-    return found
 
 
 def _save_sheet(pictures, result, path):

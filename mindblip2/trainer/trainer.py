@@ -10,7 +10,8 @@ from mindblip2.config import RunConfig, load_config, presets, print_support_list
 from mindblip2.data.check import check_data
 from mindblip2.data.processor import Blip2Processor
 from mindblip2.sections import build
-from mindblip2.trainer.tasks import DEFAULT_MODEL, TASKS, task_named
+from mindblip2.trainer.inputs import DEFAULT_MODEL
+from mindblip2.trainer.tasks import TASKS, task_named
 
 logger = logging.getLogger("mindblip2")
 
@@ -114,11 +115,11 @@ def _run_config(args, model, model_name, task):
         return build(RunConfig, args)
     if args is not None:
         return load_config(args)
-    name = model if isinstance(model, str) else model_name
+    name = model if isinstance(model, str) else model_name or getattr(getattr(model, "config", None), "preset", None) or None
     if name is None:
         name = DEFAULT_MODEL.get(task_named(task), None) if task else None
     config = load_config(name) if name else RunConfig()
-    if name and name not in presets():
+    if isinstance(model, str) and name not in presets():
         logger.info("%s is read as preset %s", name, config.trainer.model_name)
     if hasattr(model, "config"):
         config = config.replace(model={"model_config": model.config.to_dict()})

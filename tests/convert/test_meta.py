@@ -60,7 +60,8 @@ def test_a_pair_is_turned_as_meta_turns_it():
         return torch.view_as_real(pairs).flatten(2)
 
     def as_ours(x):
-        cos, sin = (ms.Tensor(f(angle).numpy()[None, None]) for f in (torch.cos, torch.sin))
+        cos, sin = (f(angle).numpy()[None, None] for f in (torch.cos, torch.sin))
+        cos, sin = (ms.Tensor(np.concatenate(halves, -1)) for halves in ((cos, cos), (-sin, sin)))
         return torch.from_numpy(rotated(ms.Tensor(x.numpy().transpose(1, 0, 2)[None]), (cos, sin)).asnumpy()[0].transpose(1, 0, 2))
 
     ms.set_context(mode=ms.PYNATIVE_MODE)

@@ -78,15 +78,20 @@ def test_a_shard_that_is_cut_short_is_named(convert, tmp_path, size):
 
 
 # ------------------------------------------------------------------------------------------------ memory
-MEASURE = """
-import resource, sys
+# The kernel's high-water mark of this program: ru_maxrss would begin with what the tests' own process ever held.
+PEAK = """
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+MEASURE = PEAK + """
+import sys
 from convert.convert_weight import main
 from convert.shapes import llm_shapes
 from mindblip2.config import LlamaConfig
 llm_shapes(LlamaConfig(hidden_size=64, num_heads=2, num_layers=1, vocab_size=64))   # what the first cell imports
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 code = main(sys.argv[1:])
-print(code, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(code, before, peak())
 """
 
 
@@ -122,15 +127,14 @@ def test_memory_is_that_of_one_shard(tmp_path, kind, flags):
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     code, before, after = map(int, done.stdout.split()[-3:])
-    assert code == 0 and sum(sizes) > 3 * max(sizes) > 100 * MB
+    assert code == 0 and sum(sizes) > 2.5 * max(sizes) > 100 * MB
     assert (after - before) * 1024 < 1.3 * max(sizes), f"{(after - before) / 1024:.0f} MB for shards of {max(sizes) / MB:.0f} MB"
 
 
 def test_a_loader_of_everything_at_once_would_need_more(tmp_path):
     """The control: the same measure over torch.load of all shards."""
     save(large(4), tmp_path, parts=4)
-    code = ("import resource, sys, pathlib, torch\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "all = [torch.load(p, weights_only=True) for p in pathlib.Path(sys.argv[1]).glob('*.bin')]\n"
-            "print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+    code = PEAK + ("import sys, pathlib, torch\nbefore = peak()\n"
+                   "all = [torch.load(p, weights_only=True) for p in pathlib.Path(sys.argv[1]).glob('*.bin')]\nprint(before, peak())")
     before, after = map(int, subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True).stdout.split())
     assert (after - before) * 1024 > 1.3 * max(shard.stat().st_size for shard in tmp_path.glob("*.bin"))

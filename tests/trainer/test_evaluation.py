@@ -106,7 +106,7 @@ def test_the_examination_is_500_held_out_scenes():
 
 def test_mistakes_are_named_before_the_model_runs(few, monkeypatch):
     loaded = []
-    monkeypatch.setattr("mindblip2.trainer.tasks._load", lambda *inputs: loaded.append(inputs))
+    monkeypatch.setattr("mindblip2.trainer.tasks.load", lambda *inputs: loaded.append(inputs))
     with pytest.raises(ValueError, match="nowhere.png"):
         trainer([*few, {"image": "nowhere.png", "caption": "a red seven"}]).evaluate()
     with pytest.raises(ValueError, match="rerank = 'both'"):

@@ -186,6 +186,21 @@ def test_what_is_frozen_is_saved_by_reference_and_found_again(half_trained):
     assert same(arrays(other), weights)
 
 
+def test_resuming_computes_the_fingerprint_of_what_is_frozen_once(half_trained, monkeypatch):
+    from mindblip2 import hub
+    from mindblip2.trainer import pretrain
+    checkpoint, base, _ = half_trained
+    counted, record = [], saving.read_state(checkpoint)["frozen"]
+    for module in (hub, pretrain):
+        monkeypatch.setattr(module, "fingerprint", lambda names, read: counted.append(len(names)) or fingerprint(names, read))
+    assert pretrain.starting_weights(small_model(freeze_vision=True), run_config(), None, checkpoint) == record
+    assert len(counted) == 1
+    assert pretrain.starting_weights(small_model(freeze_vision=True), run_config(), str(base), None) == record
+    assert len(counted) == 2    # a new run: nobody has counted yet
+    more = pretrain.starting_weights(small_model(freeze_vision=True, frozen=["ln_vision.*"]), run_config(), None, checkpoint)
+    assert counted[2:] == [counted[0], counted[0] + 2] and more["crc32"] != record["crc32"]     # something else is frozen now
+
+
 def test_a_run_that_starts_from_a_checkpoint_names_the_file_behind_it(half_trained):
     from mindblip2.hub import frozen_record
     checkpoint, base, weights = half_trained

@@ -1,0 +1,68 @@
+"""Texts of stage 2: what the language model reads behind the queries, in training and when it is asked.
+
+    bos? prompt caption end        training: caption and end are learnt
+    bos? prompt                    asked: the model goes on
+
+T text
+"""
+import numpy as np
+
+
+class PromptedText:
+    """Captions and prompts to ids as the model of ``config`` (a ``Blip2Config``) reads them.
+
+    The end token is ``text_config.eos_token_id``, which for OPT is a line end, as in LAVIS; bos is there if ``begins_with_bos`` says so,
+    whatever the tokenizer puts in front by itself.  ``max_length`` in tokens, all included: a longer caption loses its end, and
+    with it the end token, since it does not end there.
+
+    Raises ValueError for a tokenizer of another model, a special id outside the vocabulary, and a prompt that leaves no room for a
+    caption."""
+
+    def __init__(self, tokenizer, config, prompt="", max_length=32):
+        text = config.text_config
+        check_language_vocabulary(config, tokenizer)
+        self.tokenizer, self.prompt, self.max_length = tokenizer, prompt, max_length
+        self.before = [text.bos_token_id] if config.begins_with_bos else []
+        self.end, self.pad = text.eos_token_id, text.pad_token_id
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if not 0 <= getattr(text, name) < text.vocab_size:
+                raise ValueError(f"text_config.{name} = {getattr(text, name)} lies outside the vocabulary of {text.vocab_size}: give the "
+                                 "language model's")
+        taken = len(self.ids(prompt))
+        if taken >= max_length:
+            raise ValueError(f"the prompt {prompt!r} takes {taken} of text_transforms.max_length = {max_length} tokens and leaves no room "
+                             "for a caption: shorten it, or raise max_length (and processor.tokenizer.max_length)")
+
+    def ids(self, text):
+        """The ids of a prompt, as a list."""
+        return self.before + plain_ids(self.tokenizer, text)
+
+    def __call__(self, caption):
+        """``{"input_ids": (T,) int32, padded on the right, "length", "prompt_length"}`` of a cleaned caption.
+
+        The prompt ends where the ids of prompt and caption together stop being those of the prompt: a tokenizer may join the
+        prompt's last letters with the caption's first."""
+        ids = (self.ids(self.prompt + caption) + [self.end])[:self.max_length]
+        same = 0
+        if self.prompt:
+            alone = self.ids(self.prompt)
+            same = next((i for i, (one, other) in enumerate(zip(ids, alone)) if one != other), len(alone))
+        row = np.array(ids + [self.pad] * (self.max_length - len(ids)), np.int32)
+        return {"input_ids": row, "length": np.int32(len(ids)), "prompt_length": np.int32(same)}
+
+
+def plain_ids(tokenizer, text):
+    """The ids of a text without special tokens."""
+    if hasattr(tokenizer, "encode"):
+        return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer(text, padding=False, truncation=False)["input_ids"][1:-1]      # BERT's puts two around
+
+
+def check_language_vocabulary(config, tokenizer):
+    """Raises ValueError where the tokenizer's ids are not the language model's words."""
+    size = config.text_config.vocab_size
+    if hasattr(tokenizer, "check_vocabulary"):
+        tokenizer.check_vocabulary(size)
+    elif len(tokenizer) != size:
+        raise ValueError(f"the tokenizer {tokenizer!r} knows {len(tokenizer)} tokens, the language model {size}: set processor.tokenizer "
+                         "to the language model's own (type and vocab_file)")

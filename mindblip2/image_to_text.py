@@ -1,0 +1,102 @@
+"""Pictures and prompts in, texts out: what pipeline, predict and eval of stage 2 share."""
+import numpy as np
+from tqdm import tqdm
+
+from mindblip2.data.prompted import check_language_vocabulary, plain_ids
+from mindblip2.data.text_stream import TextStream
+from mindblip2.data.vqa import PROMPT
+
+ANSWER = {"max_new_tokens": 10, "length_penalty": 0.0}      # LAVIS's predict_answers
+
+
+class Writer:
+    """A ``Blip2ImageToTextGeneration`` and the processor of its language model.
+
+    Raises ValueError where the tokenizer's ids are not the language model's words."""
+
+    def __init__(self, model, processor):
+        check_language_vocabulary(model.config, processor.tokenizer)
+        self.model, self.processor = model, processor
+
+    def __call__(self, inputs, prompts="", batch_size=8, return_full_text=True, on_text=None, **decoding):
+        """A text per picture; a list of texts per picture where ``num_return_sequences`` is above 1.
+
+        ``inputs``: pictures (anything ``load_image`` takes), or dicts ``{"image", "prompt"}``, or one of them.  ``prompts``: one for all
+        pictures, or a list of one for each; a dict's own goes before.  The texts begin with their prompts, or without
+        ``return_full_text`` are what follows them.  ``on_text``: called with the new text of each picture of a batch, a list of strings,
+        as it grows (not with beams).  ``decoding``: see ``Blip2ImageToTextGeneration.generate``; a wrong argument is an error before
+        any picture is read."""
+        many = self.model.decoding(decoding).num_return_sequences
+        images, prompts = _pairs(inputs, prompts)
+        size, texts = min(batch_size, len(images)), []
+        starts = range(0, len(images), size)
+        for start in tqdm(starts, desc="write", unit="batch", disable=None if len(starts) > 4 else True):
+            part = slice(start, start + size)
+            texts += self._batch(images[part], prompts[part], size, return_full_text, on_text, decoding)
+        return texts if many == 1 else [texts[i:i + many] for i in range(0, len(texts), many)]
+
+    def answers(self, images, questions, template=PROMPT, batch_size=8, **decoding):
+        """Short answers to questions, one for each picture (or one for all): LAVIS's ``predict_answers`` and its defaults."""
+        if "{}" not in template:
+            raise ValueError(f"prompt = {template!r}: expected {{}} where the question goes, e.g. {PROMPT!r}")
+        asked = [questions] if isinstance(questions, str) else list(questions)
+        prompts = [template.replace("{}", question) for question in asked]
+        return self(images, prompts if len(prompts) > 1 else prompts[0], batch_size, False, **{**_defaults(decoding), **decoding})
+
+    def prompt_ids(self, prompt):
+        """What follows the queries: bos, where the model has one, and the prompt."""
+        before = [self.model.config.text_config.bos_token_id] if self.model.config.begins_with_bos else []
+        return before + plain_ids(self.processor.tokenizer, prompt)
+
+    def _batch(self, images, prompts, size, full, on_text, decoding):
+        rest = size - len(images)       # filled up, so that the last batch has the shape of the others
+        image = self.processor.image_processor([*images, *images[-1:] * rest])
+        rows = [self.prompt_ids(prompt) for prompt in [*prompts, *prompts[-1:] * rest]]
+        shown = TextStream(self.processor.tokenizer)
+        ids_NT = self.model.generate(image, rows, on_text and (lambda token_N: on_text(shown.put(token_N))), **decoding)
+        if on_text:
+            on_text(shown.end())
+        many = len(ids_NT) // size
+        return [self._text(prompts[i // many], rows[i // many], ids, full) for i, ids in enumerate(ids_NT[:len(prompts) * many])]
+
+    def _text(self, prompt, prompt_ids, ids, full):
+        """The prompt as it was given and what the new ids add to it, or the latter alone."""
+        ends = {self.model.config.text_config.eos_token_id, self.model.config.text_config.pad_token_id}
+        ids = [int(one) for one in ids]
+        ids = ids[:next((i for i, one in enumerate(ids) if one in ends), len(ids))]
+        decode = self.processor.tokenizer.decode
+        before, whole = decode(prompt_ids), decode(prompt_ids + ids)
+        added = whole[len(before):] if whole.startswith(before) else decode(ids)
+        return prompt + added if full else added.strip()
+
+
+def _defaults(decoding):
+    """LAVIS's for answers, as far as nothing else is said, under whatever name."""
+    aliases = {"max_new_tokens": ("max_new_tokens", "max_length")}
+    return {name: value for name, value in ANSWER.items() if not set(aliases.get(name, (name,))) & set(decoding)}
+
+
+def _pairs(inputs, prompts):
+    """Lists of pictures and prompts of the same length."""
+    inputs = inputs.asnumpy() if hasattr(inputs, "asnumpy") else inputs
+    if isinstance(inputs, np.ndarray) and inputs.ndim == 4:
+        inputs = list(inputs)
+    inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+    if not inputs:
+        raise ValueError("no pictures to write about: the list is empty")
+    if not isinstance(prompts, str):
+        prompts = list(prompts)
+        inputs = inputs * len(prompts) if len(inputs) == 1 else inputs
+    prompts = [prompts] * len(inputs) if isinstance(prompts, str) else prompts
+    if len(prompts) != len(inputs):
+        raise ValueError(f"{len(inputs)} pictures and {len(prompts)} prompts: give one prompt for all, or one for each picture")
+    images, texts = [], []
+    for one, prompt in zip(inputs, prompts):
+        if isinstance(one, dict):
+            unknown = sorted(set(one) - {"image", "prompt"})
+            if "image" not in one or unknown:
+                raise ValueError(f"an input is a picture or a dict with 'image' and 'prompt', this one has {sorted(one)}")
+            one, prompt = one["image"], one.get("prompt", prompt)
+        images.append(one)
+        texts.append(prompt)
+    return images, texts

@@ -1,0 +1,54 @@
+"""``pipeline('image_to_text_generation')``: pictures and a prompt in, texts out."""
+from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
+from mindblip2.config import print_support_list
+from mindblip2.data.processor import Blip2Processor
+from mindblip2.data.vqa import PROMPT
+from mindblip2.image_to_text import Writer
+
+DEFAULT = "itt_blip2_stage2_vit_g_llama_7b"
+
+
+class ImageToTextGenerationPipeline:
+    """What does the picture show; what is the answer?
+
+    ``model``: a preset's name, a YAML file, or a ``Blip2ImageToTextGeneration``, whose tokenizer is that of the preset or file that its
+    configuration was read from; for another give ``processor``.  ``checkpoint``: the weights, where they do not lie under the
+    preset's name in the cache.  ``hypothesis_template``: the prompt.  ``options``: defaults of a call's generation arguments."""
+
+    def __init__(self, model=None, processor=None, checkpoint=None, hypothesis_template="", batch_size=8, return_full_text=True, **options):
+        self.model = model if model is not None and not isinstance(model, str) else Blip2ImageToTextGeneration.from_pretrained(
+            model or DEFAULT, checkpoint)
+        self._writer = Writer(self.model, processor or _own_processor(self.model))
+        self.hypothesis_template, self.batch_size, self.return_full_text = hypothesis_template, batch_size, return_full_text
+        self.model.decoding(options)        # wrong ones are an error here
+        self._options = options
+
+    processor = property(lambda self: self._writer.processor)
+
+    def __call__(self, images, hypothesis_template=None, batch_size=None, return_full_text=None, **options):
+        """Pictures (path, URL, bytes, PIL, array, dict ``{"image", "prompt"}``, or a list of them) → a text for each, prompt included
+        unless ``return_full_text=False``.
+
+        ``hypothesis_template``: a prompt for all, or a list of one for each.  ``options``: every argument of
+        :class:`mindblip2.cells.decoding.LanguageDecoding`: max_new_tokens, num_beams, do_sample, top_k, … and ``on_text`` of
+        :class:`mindblip2.image_to_text.Writer`; another name is a TypeError."""
+        return self._writer(images, self.hypothesis_template if hypothesis_template is None else hypothesis_template,
+                            batch_size or self.batch_size, self.return_full_text if return_full_text is None else return_full_text,
+                            **{**self._options, **options})
+
+    def predict_answers(self, images, questions, prompt=PROMPT, batch_size=None, **options):
+        """Short answers to questions about pictures, one question for each or for all; LAVIS's defaults (10 tokens, length_penalty 0)."""
+        return self._writer.answers(images, questions, prompt, batch_size or self.batch_size, **{**self._options, **options})
+
+    @classmethod
+    def show_support_list(cls):
+        """Print and return the names that ``model`` takes."""
+        return print_support_list(cls.__name__, Blip2ImageToTextGeneration.preset_names())
+
+
+def _own_processor(model):
+    """The processor of the preset or file that the model's configuration was read from."""
+    if not model.config.preset:
+        raise ValueError("this model's configuration was made in Python, so nothing says which tokenizer belongs to it: pass processor="
+                         "Blip2Processor.from_pretrained(name), or a Blip2Processor with the language model's tokenizer")
+    return Blip2Processor.from_pretrained(model.config.preset)

@@ -1,0 +1,114 @@
+"""The task of stage 2: train the bridge, write about pictures, and measure captions and answers."""
+import json
+from pathlib import Path
+
+from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
+from mindblip2.data.annotations import rows_of
+from mindblip2.data.caption_metrics import caption_scores
+from mindblip2.data.captioned import check_readable, pictures_and_captions
+from mindblip2.data.captions import BlipQuestion
+from mindblip2.data.questions import asks, question, read_questions
+from mindblip2.data.vqa import PROMPT, vqa_accuracy
+from mindblip2.image_to_text import Writer
+from mindblip2.trainer.inputs import load, pictures_of
+from mindblip2.trainer.loaders import captioned_pictures, prompt_of
+from mindblip2.trainer.pretrain import Pretrain
+
+
+class Generation:
+    """Stage 2: pictures into words.  Options of ``predict`` and ``evaluate`` are those of
+    :class:`mindblip2.image_to_text.Writer`, over ``generation`` of the configuration."""
+
+    train = staticmethod(Pretrain.train)
+
+    @staticmethod
+    def predict(trainer, input_data, checkpoint, options):
+        """The texts of pictures, a list; each begins with its prompt unless ``return_full_text=False``."""
+        options = {**options}
+        prompt = _prompt(trainer, options)
+        pictures = pictures_of(input_data)
+        check_readable(pictures)
+        texts = _writer(trainer, checkpoint)(pictures, prompt, **{**trainer.config.generation, **options})
+        for picture, text in zip(pictures, texts):
+            if isinstance(picture, (str, Path)):
+                print(f"{picture}: {text}")
+        return texts
+
+    @staticmethod
+    def evaluate(trainer, checkpoint, options):
+        """Scores of captions (BLEU, ROUGE-L, CIDEr), or the accuracy of answers where the data are questions."""
+        data, samples = trainer.config.eval_dataset, trainer.eval_dataset
+        loader = data.data_loader
+        if samples is None and loader.annotation_files:
+            files, folders = ([Path(loader.dataset_dir) / name for name in names]
+                              for names in (loader.annotation_files, loader.image_dirs))
+            if asks(rows_of(files[0])):
+                samples = read_questions(files, folders)
+        if samples is None:
+            samples = captioned_pictures(loader, trainer.config.processor.image_processor.image_size)
+        options = {"batch_size": max(data.batch_size, 1), **trainer.config.generation, **options}
+        prompt, samples = _prompt(trainer, options), samples if hasattr(samples, "__len__") else list(samples)
+        if asks(samples):
+            questions = [question(one, f"sample {i}") for i, one in enumerate(samples)]
+            return _answers(trainer, checkpoint, questions, prompt or PROMPT, options)
+        return _captions(trainer, checkpoint, samples, prompt, options)
+
+
+def _captions(trainer, checkpoint, samples, prompt, options):
+    pictures, captions = pictures_and_captions(samples)
+    check_readable(pictures)
+    weights = load(trainer, Blip2ImageToTextGeneration, checkpoint)
+    texts = _writer(trainer, None)(pictures, prompt, return_full_text=False, **options)
+    texts = [one if isinstance(one, str) else one[0] for one in texts]      # of several the best
+    figures = caption_scores(dict(enumerate(texts)), dict(enumerate(captions)))
+    exact = sum(text in own for text, own in zip(texts, captions)) / len(texts)
+    print(f"{len(texts)} captions: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()) + f", exact {exact:.1%}")
+    _write(trainer, [{"image": _name(picture, i), "caption": text} for i, (picture, text) in enumerate(zip(pictures, texts))])
+    return {**figures, "exact": exact, "pictures": len(texts), "weights": weights, "prompt": prompt}
+
+
+def _answers(trainer, checkpoint, questions, prompt, options):
+    check_readable([one.image for one in questions])
+    rule = options.pop("rule", "official")
+    weights, clean = load(trainer, Blip2ImageToTextGeneration, checkpoint), BlipQuestion()
+    answers = _writer(trainer, None).answers([one.image for one in questions], [clean(one.question) for one in questions], prompt,
+                                             **options)
+    _write(trainer, [{"question_id": one.question_id, "image": _name(one.image, i), "question": one.question, "answer": answer}
+                     for i, (one, answer) in enumerate(zip(questions, answers))])
+    truths = [one.answers for one in questions]
+    if not all(truths):     # a test set, whose answers are kept secret
+        print(f"{len(answers)} answers; no accuracy, since not all questions come with people's answers")
+        return {"questions": len(answers), "weights": weights, "prompt": prompt}
+    accuracy = vqa_accuracy(answers, truths, rule)
+    figures = {"accuracy": sum(accuracy) / len(accuracy), "questions": len(answers), "rule": rule, "weights": weights, "prompt": prompt}
+    print("{questions} answers: VQA accuracy {accuracy:.2%} ({rule} rule)".format(**figures))
+    return figures
+
+
+def _writer(trainer, checkpoint):
+    if checkpoint or trainer.model is None:
+        load(trainer, Blip2ImageToTextGeneration, checkpoint)
+    if not isinstance(trainer.model, Blip2ImageToTextGeneration):
+        raise ValueError(f"a {type(trainer.model).__name__} writes nothing: make a Blip2ImageToTextGeneration, which has the same "
+                         "parameters")
+    trainer.model.set_train(False)
+    return Writer(trainer.model, trainer.processor())
+
+
+def _prompt(trainer, options):
+    """The prompt: of the call, else of the Trainer, else of the evaluation's data, else that of training."""
+    said = [options.pop(name, None) for name in ("hypothesis_template", "prompt")]
+    known = (*said, trainer.hypothesis_template, trainer.config.eval_dataset.data_loader.hypothesis_template,
+             trainer.config.eval_dataset.text_transforms.prompt, prompt_of(trainer.config))
+    return next((one for one in known if one), "")
+
+
+def _write(trainer, rows):
+    path = Path(trainer.config.output_dir) / f"{trainer.task}_texts.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+    print(f"texts are saved at: {path}")
+
+
+def _name(picture, i):
+    return str(picture) if isinstance(picture, (str, Path)) else f"picture {i}"

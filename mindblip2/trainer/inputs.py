@@ -1,0 +1,46 @@
+"""What a task works with: the model with its weights, and pictures however they were given."""
+from pathlib import Path
+
+from mindblip2.data.labelled import PICTURE_SUFFIXES
+from mindblip2.hub import find_weights, no_init
+from mindblip2.legacy import PRESET_ALIASES
+
+DEFAULT_MODEL = {"contrastive_language_image_pretrain": "blip2_stage1_vit_g",
+                 "zero_shot_image_classification": "blip2_stage1_classification",
+                 "image_to_text_retrieval": "blip2_stage1_evaluator", "feature_extraction": "blip2_stage1_vit_g",
+                 "image_to_text_generation": "itt_blip2_stage2_vit_g_llama_7b"}
+
+
+def named_weights(name):
+    """The file of a name or path: a path as it is, else what is found under the name; None for ""."""
+    if not name or Path(name).suffix or Path(name).exists():
+        return name or None
+    return find_weights(PRESET_ALIASES.get(name, name))
+
+
+def load(trainer, cell, checkpoint):
+    """See that ``trainer.model`` is there, with ``checkpoint`` or the preset's weights; returns what these are called."""
+    config = trainer.config.model.model_config
+    if trainer.model is None:
+        checkpoint = checkpoint or named_weights(config.checkpoint_name_or_path or trainer.name or DEFAULT_MODEL[trainer.task])
+        with no_init():
+            trainer.model = cell(config)
+    if checkpoint:
+        trainer.model.load_checkpoint(checkpoint)
+    trainer.model.set_train(False)
+    return str(checkpoint or "those of trainer.model")
+
+
+def pictures_of(data):
+    """One picture, a list of them, or folders, whose pictures are taken in the order of their names."""
+    data = list(data) if isinstance(data, (list, tuple)) else [data]
+    found = []
+    for one in data:
+        if isinstance(one, (str, Path)) and Path(one).is_dir():
+            inside = sorted(p for p in Path(one).iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+            if not inside:
+                raise FileNotFoundError(f"no pictures ({', '.join(PICTURE_SUFFIXES)}) in {Path(one).absolute()}")
+            found += inside
+        else:
+            found.append(one)
+    return found

@@ -1,0 +1,228 @@
+"""Stage 2 through its doors: run_blip2.py, Trainer and pipeline write the same; every argument arrives; figures of captions and answers."""
+import json
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from PIL import Image
+
+import run_blip2
+from mindblip2 import Blip2ImageToTextGeneration, Trainer, load_config, pipeline
+from mindblip2.checkpoint import Checkpoint
+from mindblip2.data.processor import Blip2Processor
+from mindblip2.image_to_text import Writer
+from tests import stage2_small
+
+PROMPT = "a photo of"
+SHORT = {"max_new_tokens": 5, "num_beams": 2}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    return stage2_small.write(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def piped(small):
+    return pipeline("image_to_text_generation", model=small.yaml, checkpoint=small.ckpt)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def files(small):
+    return list(small.pictures.values())[:3]
+
+
+# ------------------------------------------------------------------------------------------------ doors
+def test_three_doors_one_answer(small, piped, files, capsys):
+    texts = piped(files, hypothesis_template=PROMPT, **SHORT)
+    trained = Trainer(args=load_config(small.yaml, {"context.mode": 1})).predict(
+        files, small.ckpt, hypothesis_template=PROMPT, **SHORT)
+    ran = run_blip2.run(["--config", small.yaml, "--run_mode", "predict", "--mode", "1", "--load_checkpoint", small.ckpt,
+                         "--predict_data", *files, "--hypothesis_template", PROMPT, "--generation.max_new_tokens", "5",
+                         "--generation.num_beams", "2"])
+    assert texts == trained == ran and len(texts) == 3 and all(text.startswith(PROMPT) for text in texts)
+    assert texts != piped(files, hypothesis_template="a green", **SHORT)        # control
+    assert ran != [text.replace(PROMPT, "") for text in texts]
+    answers = run_blip2.run(["--config", small.yaml, "--run_mode", "predict", "--mode", "1", "--load_checkpoint", small.ckpt,
+                             "--predict_data", *files, "--hypothesis_template", PROMPT, "--answer_only", "--options",
+                             "generation.max_new_tokens=5", "generation.num_beams=2"])
+    assert answers == [text.removeprefix(PROMPT).strip() for text in texts]
+
+
+def test_predict_prints_the_lines_of_the_card_and_writes_its_file(small, capsys):
+    result = Trainer(task="image_to_text_generation", model=small.yaml).predict(
+        input_data=small.pictures["red"], predict_checkpoint=small.ckpt, hypothesis_template="###问题：什么颜色？###答案：", **SHORT)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == [f"output result is: {result}", "output result is saved at: image_to_text_generation_result.txt",
+                          ".........Predict Over!............."]
+    assert Path("image_to_text_generation_result.txt").read_text(encoding="utf-8").strip() == str(result)
+    assert isinstance(result, list) and len(result) == 1 and result[0].startswith("###问题：什么颜色？###答案：")
+
+
+def test_a_model_object_brings_its_own_tokenizer(small, piped, files):
+    """MindFormers took Llama's for every model object."""
+    model = Blip2ImageToTextGeneration.from_pretrained(small.yaml, small.ckpt)
+    assert pipeline("image_to_text_generation", model=model)(files, **SHORT) == piped(files, **SHORT)
+    assert Trainer(task="image_to_text_generation", model=model).predict(files, **SHORT) == piped(files, **SHORT)
+    config = load_config(small.yaml).model.model_config
+    bare = Blip2ImageToTextGeneration(type(config)(**config.to_dict())).load_checkpoint(small.ckpt)
+    with pytest.raises(ValueError, match="nothing says which tokenizer belongs to it: pass processor="):
+        pipeline("image_to_text_generation", model=bare)
+    given = pipeline("image_to_text_generation", model=bare, processor=Blip2Processor.from_pretrained(small.yaml))
+    assert given(files, **SHORT) == piped(files, **SHORT)
+
+
+# ------------------------------------------------------------------------------------------------ pictures, prompts, texts
+def test_the_text_holds_the_prompt_unless_it_is_not_wanted(piped, files):
+    full = piped(files, hypothesis_template=PROMPT, **SHORT)
+    alone = piped(files, hypothesis_template=PROMPT, return_full_text=False, **SHORT)
+    assert [text.removeprefix(PROMPT).strip() for text in full] == alone and full != alone
+
+
+def test_pictures_come_in_every_form(piped, files):
+    one = piped(files[0], **SHORT)
+    picture = Image.open(files[0])
+    assert one == piped(picture, **SHORT) == piped(np.asarray(picture), **SHORT) == piped({"image": files[0]}, **SHORT) == piped(
+        ms.Tensor(np.asarray(picture)), **SHORT)
+    with pytest.raises(ValueError, match="'image' and 'prompt', this one has"):
+        piped({"image": files[0], "promt": "a"})
+    with pytest.raises(ValueError, match="the list is empty"):
+        piped([])
+
+
+def test_every_picture_may_have_its_own_prompt(piped, files):
+    prompts = [PROMPT, "a red", ""]
+    together = piped(files, hypothesis_template=prompts, **SHORT)
+    assert together == [piped(file, hypothesis_template=prompt, **SHORT)[0] for file, prompt in zip(files, prompts)]
+    assert together == piped([{"image": file, "prompt": prompt} for file, prompt in zip(files, prompts)], **SHORT)
+    assert together == piped(files, hypothesis_template=prompts, batch_size=2, **SHORT)     # a last batch that is not full
+    assert len(piped(files[0], hypothesis_template=prompts, **SHORT)) == 3                  # one picture, several prompts
+    with pytest.raises(ValueError, match="3 pictures and 2 prompts"):
+        piped(files, hypothesis_template=prompts[:2])
+
+
+def test_questions_are_put_as_lavis_does(piped, files, monkeypatch):
+    asked = []
+    real = piped.model.generate
+    monkeypatch.setattr(type(piped.model), "generate", lambda self, image, rows, *more, **how: asked.append((rows, how)) or real(
+        image, rows, *more, **how))
+    answer = piped.predict_answers(files[0], "what colour is it?", num_beams=2)
+    assert isinstance(answer, list) and len(answer) == 1 and "Question" not in answer[0]
+    rows, how = asked[0]
+    assert piped.processor.tokenizer.decode(rows[0]) == "Question: what colour is it? Short answer:"
+    assert how == {"max_new_tokens": 10, "length_penalty": 0.0, "num_beams": 2}
+    assert len(piped.predict_answers(files[0], ["what?", "which colour?"], max_new_tokens=2)) == 2
+    with pytest.raises(ValueError, match="expected {} where the question goes"):
+        piped.predict_answers(files[0], "what?", prompt="Question:")
+
+
+# ------------------------------------------------------------------------------------------------ every argument arrives
+@pytest.mark.parametrize("how", [
+    {"max_new_tokens": 2}, {"min_new_tokens": 9}, {"num_beams": 1}, {"do_sample": True}, {"do_sample": True, "top_k": 1},
+    {"do_sample": True, "top_p": 0.05}, {"do_sample": True, "temperature": 9.0}, {"do_sample": True, "seed": 3},
+    {"repetition_penalty": 9.0}, {"no_repeat_ngram_size": 1}, {"length_penalty": -9.0}, {"max_length": 2}, {"use_nucleus_sampling": True}],
+    ids=str)
+def test_every_argument_reaches_the_decoder(piped, small, how, monkeypatch):
+    """It does what the decoder does when it is called with it; that each has an effect there is shown in tests/cells."""
+    seen = []
+    from mindblip2.cells import blip2_llm
+    real = blip2_llm.complete
+    monkeypatch.setattr(blip2_llm, "complete", lambda step, logits, given, *more: seen.append(given) or real(step, logits, given, *more))
+    piped(small.pictures["red"], **{"max_new_tokens": 4, "num_beams": None, **how} if "max_length" not in how else how)
+    wanted = piped.model.decoding({"max_new_tokens": 4, **how} if "max_length" not in how else how)
+    assert seen == [wanted] and wanted != piped.model.decoding({"max_new_tokens": 4})
+
+
+def test_several_captions_make_a_list_for_each_picture(piped, files):
+    texts = piped(files[:2], num_captions=2, **SHORT)
+    assert len(texts) == 2 and all(len(own) == 2 and own[0] != own[1] for own in texts)
+    assert [own[0] for own in texts] == piped(files[:2], **SHORT)
+
+
+def test_text_can_be_watched_as_it_grows(piped, files):
+    pieces = []
+    text = piped(files[0], return_full_text=False, max_new_tokens=8, num_beams=1, on_text=pieces.append)[0]
+    assert 2 < len(pieces) <= 9 and "".join(piece[0] for piece in pieces).strip() == text
+    with pytest.raises(ValueError, match="no streaming with num_beams = 2"):
+        piped(files[0], num_beams=2, on_text=pieces.append)
+
+
+def test_unknown_arguments_are_errors_before_a_picture_is_read(piped):
+    with pytest.raises(TypeError, match="no argument 'num_beam'; did you mean 'num_beams'"):
+        piped("nowhere.png", num_beam=3)
+    with pytest.raises(TypeError, match="no argument 'topk'"):
+        pipeline("image_to_text_generation", model=piped.model, topk=3)
+
+
+def test_a_tokenizer_of_another_model_is_an_error(piped):
+    with pytest.raises(ValueError, match="set processor.tokenizer to the language model's own"):
+        Writer(piped.model, Blip2Processor())
+    with pytest.raises(ValueError, match="needs the tokenizer of the language model"):
+        Blip2Processor.from_config(load_config(piped.model.config.preset, {"processor.tokenizer.vocab_file": ""}).processor)
+
+
+def test_a_missing_tokenizer_names_the_place_where_it_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINDBLIP2_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"no tokenizer file llama_7b/tokenizer.model: .*put it at {tmp_path}"):
+        Blip2Processor.from_pretrained("itt_blip2_stage2_vit_g_llama_7b")
+
+
+# ------------------------------------------------------------------------------------------------ evaluation
+def write(path, rows):
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path.name
+
+
+def evaluate(small, folder, file, **overrides):
+    config = load_config(small.yaml, {"context.mode": 1, "output_dir": "out", "eval_dataset.data_loader.dataset_dir": str(folder),
+                                      "eval_dataset.data_loader.annotation_files": [file], "eval_dataset.batch_size": 2,
+                                      "eval_dataset.data_loader.image_dirs": ["."], "generation.max_new_tokens": 5, **overrides})
+    return Trainer(args=config).evaluate(small.ckpt)
+
+
+def test_captions_are_scored(small, piped, tmp_path, capsys):
+    file = write(small.folder / "captions.json", [{"image": f"{colour}.png", "caption": ["a thing", "another thing"]}
+                                                  for colour in small.pictures])
+    figures = evaluate(small, small.folder, file)
+    assert set(figures) >= {"Bleu_4", "CIDEr", "ROUGE_L", "exact"} and figures["pictures"] == 4 and figures["exact"] == 0
+    rows = json.loads(Path("out/image_to_text_generation_texts.json").read_text(encoding="utf-8"))
+    own = [row["caption"] for row in rows]
+    assert own == piped(list(small.pictures.values()), return_full_text=False, max_new_tokens=5)
+    if all(own):
+        file = write(small.folder / "own.json", [{"image": f"{colour}.png", "caption": [text]}
+                                                 for colour, text in zip(small.pictures, own)])
+        assert evaluate(small, small.folder, file)["exact"] == 1.0      # control: its own words are the best
+    assert json.loads(Path("out/image_to_text_generation_evaluation.json").read_text())["pictures"] == 4
+
+
+def test_answers_are_scored(small, piped, capsys):
+    own = piped.predict_answers(list(small.pictures.values()), ["what colour?"] * 4, max_new_tokens=5)
+    rows = [{"image": f"{colour}.png", "question": "What colour?", "question_id": i, "answer": [answer or "none"] * 10}
+            for i, (colour, answer) in enumerate(zip(small.pictures, own))]
+    right = evaluate(small, small.folder, write(small.folder / "right.json", rows))
+    assert right["accuracy"] == pytest.approx(sum(map(bool, own)) / 4) and right["questions"] == 4
+    wrong = evaluate(small, small.folder, write(small.folder / "wrong.json", [{**row, "answer": ["nobody says this"]} for row in rows]))
+    assert wrong["accuracy"] == 0
+    secret = [{key: row[key] for key in ("image", "question", "question_id")} for row in rows]
+    assert "accuracy" not in evaluate(small, small.folder, write(small.folder / "secret.json", secret))
+    assert "no accuracy" in capsys.readouterr().out
+
+
+def test_the_weights_count(small, tmp_path):
+    """Control of all that is compared above: with other weights other texts are written."""
+    from mindblip2.checkpoint import write_checkpoint
+    stored = Checkpoint(small.ckpt)
+    write_checkpoint(tmp_path / "other.ckpt", ((name, "Float32", stored[name] * (3 if name == "llm_proj.weight" else 1))
+                                               for name in stored))
+    files = list(small.pictures.values())
+    one, other = (pipeline("image_to_text_generation", model=small.yaml, checkpoint=path)(files, **SHORT)
+                  for path in (small.ckpt, tmp_path / "other.ckpt"))
+    assert one != other

@@ -1,0 +1,139 @@
+"""Stage 2 through the loop of stage 1: it learns, leaves alone what is frozen, resumes bit for bit, starts from stage 1."""
+import mindspore as ms
+import numpy as np
+import pytest
+
+from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
+from mindblip2.cells.blip2_qformer import Blip2Qformer
+from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
+from mindblip2.config import OptimizerConfig, load_config
+from mindblip2.sections import ConfigError
+from mindblip2.trainer import Trainer
+from mindblip2.trainer.loaders import prompt_of
+from mindblip2.trainer.step import TrainStep
+from tests import stage2_small
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    return stage2_small.write(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    monkeypatch.chdir(tmp_path)
+
+
+def train(small, checkpoint=None, samples=None, **overrides):
+    config = load_config(small.yaml, {"output_dir": "run", "context.mode": 1,
+                                      **{key.replace("__", "."): value for key, value in overrides.items()}})
+    trainer = Trainer(args=config, train_dataset=samples or stage2_small.samples(small.pictures))
+    return trainer, trainer.train(checkpoint or small.ckpt)
+
+
+def values(model):
+    return {name: p.asnumpy().copy() for name, p in model.parameters_dict().items()}
+
+
+def test_a_run_lowers_the_loss_and_moves_only_what_is_trained(small, capsys):
+    trainer, log = train(small, runner_config__epochs=6, train_dataset__text_transforms__prompt="a photo of ",
+                         lr_schedule__learning_rate=2e-2)
+    assert log[-1]["loss"] < log[0]["loss"] - 0.2 and log[-1]["lm"] == log[-1]["loss"] and 0 <= log[-1]["word_acc"] <= 1
+    before, after = Checkpoint(small.ckpt), values(trainer.model)
+    moved = {name.split(".")[0] for name in after if not np.array_equal(after[name], before[name])}
+    assert moved == {"ln_vision", "qformer", "llm_proj"}
+    out = capsys.readouterr().out
+    assert "each after 'a photo of '" in out and f"started from {small.ckpt}" in out
+    assert "(what was trained; the rest is in" in out
+    text = trainer.predict(small.pictures["red"], max_new_tokens=3)     # a trained model can be asked
+    assert len(text) == 1 and text[0].startswith("a photo of ")
+
+
+def test_without_a_learning_rate_nothing_is_learnt(small):
+    """Control of the test above."""
+    _, log = train(small, runner_config__epochs=3, lr_schedule__learning_rate=0, lr_schedule__warmup_lr_init=0, lr_schedule__lr_end=0)
+    assert abs(log[-1]["loss"] - log[0]["loss"]) < 0.05
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(small):
+    whole, log = train(small, output_dir="whole")
+    train(small, output_dir="parts", runner_config__save_steps=1)
+    parts, again = train(small, small.ckpt, output_dir="parts", runner_config__save_steps=1,
+                         resume_training="parts/checkpoint/rank_0/step_0000002")
+    assert [entry["loss"] for entry in again] == [entry["loss"] for entry in log]
+    one, other = values(whole.model), values(parts.model)
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_resumed_run_wants_the_same_language_model(small, tmp_path):
+    bridge, llm = split(small, tmp_path)
+    both = {"model__model_config__text_config__checkpoint_name_or_path": llm, "runner_config__epochs": 1}
+    train(small, bridge, **both)
+    held = Checkpoint("run/checkpoint/rank_0/step_0000002/model.ckpt")
+    assert {name.split(".")[0] for name in held} == {"ln_vision", "qformer", "llm_proj"}     # 7B of frozen weights are not saved again
+    changed = {name: Checkpoint(llm)[name] for name in Checkpoint(llm)}
+    changed["llm.norm.gamma"] = changed["llm.norm.gamma"] + 1
+    write_checkpoint("other.ckpt", ((name, "Float32", value) for name, value in changed.items()))
+    with pytest.raises(CheckpointError, match="is not the file that .* was trained on: its weights differ"):
+        train(small, bridge, **{**both, "model__model_config__text_config__checkpoint_name_or_path": "other.ckpt"}, resume_training=True)
+    train(small, bridge, **both, resume_training=True)
+
+
+def split(small, folder):
+    """The weights as two files: the language model's, and the rest."""
+    stored = Checkpoint(small.ckpt)
+    for name, mine in (("bridge", False), ("llm", True)):
+        write_checkpoint(folder / f"{name}.ckpt", ((n, "Float32", stored[n]) for n in stored if n.startswith("llm.") is mine))
+    return str(folder / "bridge.ckpt"), str(folder / "llm.ckpt")
+
+
+def test_training_starts_from_a_file_of_stage_1(small, tmp_path, capsys):
+    _, llm = split(small, tmp_path)
+    first = Blip2Qformer(load_config(small.yaml).model.model_config.replace(text_config=None))
+    first.save_checkpoint("one.ckpt")
+    trainer, log = train(small, "one.ckpt", model__model_config__text_config__checkpoint_name_or_path=llm,
+                         runner_config__epochs=1)
+    out = capsys.readouterr().out
+    assert "started from one.ckpt: vit" in out and "left out: " in out and "new, with random values: llm_proj 2" in out
+    after = values(trainer.model)
+    assert np.array_equal(after["vit.pos_embed"], first.vit.pos_embed.asnumpy()) and len(log) == 1
+
+
+def test_the_step_takes_the_lengths_of_the_batch(small):
+    model = Blip2ImageToTextGeneration(load_config(small.yaml).model.model_config).load_checkpoint(small.ckpt)
+    batch = {"image": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32),
+             "input_ids": np.array([[2, 40, 41, 42, 5], [2, 40, 43, 5, 1]], np.int32)}
+    step = TrainStep(model, OptimizerConfig())
+    plain = step([batch], 0.0)
+    assert set(plain) == {"loss", "lm", "word_acc", "grad_norm", "skipped"}
+    said = {"length": np.array([5, 4], np.int32), "prompt_length": np.array([0, 0], np.int32)}
+    assert step([{**batch, **said}], 0.0)["loss"] == pytest.approx(plain["loss"], abs=1e-6)
+    assert abs(step([{**batch, **said, "prompt_length": np.array([2, 2], np.int32)}], 0.0)["loss"] - plain["loss"]) > 1e-3
+
+
+def test_held_out_losses_choose_the_best_checkpoint(small, capsys):
+    config = load_config(small.yaml, {"output_dir": "run", "runner_config.epochs": 1, "context.mode": 1})
+    trainer = Trainer(args=config, train_dataset=stage2_small.samples(small.pictures),
+                      eval_dataset=stage2_small.samples(small.pictures)[:4])
+    log = trainer.train(small.ckpt)
+    assert any("eval_loss" in entry and "eval_word_acc" in entry for entry in log)
+    assert "best checkpoint: step_0000002" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------ the prompt
+def test_the_prompt_may_stand_at_either_place(small):
+    text, own = "train_dataset.text_transforms.prompt", "model.model_config.prompt"
+    assert prompt_of(load_config(small.yaml, {text: "a "})) == prompt_of(load_config(small.yaml, {own: "a "})) == "a "
+    assert prompt_of(load_config(small.yaml, {own: True, text: "a "})) == "a " and prompt_of(load_config(small.yaml)) == ""
+    with pytest.raises(ConfigError, match="give both the same"):
+        prompt_of(load_config(small.yaml, {text: "a ", own: "b "}))
+
+
+def test_what_does_not_fit_is_said_before_the_first_step(small):
+    with pytest.raises(ValueError, match="leaves no room for a caption"):
+        train(small, train_dataset__text_transforms__prompt="a photo of " * 9)
+    with pytest.raises(ConfigError, match="texts of 16 tokens, but the model has 6 positions for them"):
+        Trainer(args=load_config(small.yaml, {"model.model_config.text_config.max_position_embeddings": 10, "context.mode": 1}),
+                train_dataset=stage2_small.samples(small.pictures)).train()
