@@ -5,7 +5,7 @@ from tqdm import tqdm
 
 from convert import plan
 from convert.beside import IDS, beside
-from convert.dimensions import Shapes, read_config, read_text_config
+from convert.dimensions import Shapes, read_config, read_text_config, unknown
 from convert.files import read
 from convert.kinds import check_bridge, detect, holds_vit, is_bridge, is_language_model
 from convert.mindspore_files import Ours
@@ -84,7 +84,7 @@ def _plan_stage_2(main, kind, vit, llm, paths, config, image_size):
     elif config and config.text_config:
         text_config = config.text_config
     else:
-        text_config = (kind.llm or LlamaConfig)(hidden_size=width, num_heads=1)
+        text_config = unknown(width, kind.llm)
     check_bridge(kind, width, text_config, paths[0], paths[1] or "the language model")
     if not (llm or within):
         remarks.append(f"the language model, {width} wide, is not in these files: join it with --llm_path, or convert it to a "

@@ -121,6 +121,11 @@ def _read_text_config(shapes, beside):
     return config, [*remarks, "text_config: {" + ", ".join(f"{key}: {_yaml(value)}" for key, value in said.items()) + "}"]
 
 
+def unknown(width, llm):
+    """The section of a language model of which only the width is known, from the bridge into it."""
+    return (llm or LlamaConfig)(hidden_size=width, num_heads=1, num_layers=1)
+
+
 def _yaml(value):
     """A value as YAML; 1e-05 would be text there."""
     text = json.dumps(value)

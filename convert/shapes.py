@@ -1,13 +1,6 @@
-"""Names and shapes of the parameters that a checkpoint must hold, from the cells themselves, without allocating them."""
-from mindspore import nn
-
+"""Names and shapes of the parameters that a checkpoint must hold, from the models themselves, without allocating them."""
+from mindblip2.cells.blip2_llm import LANGUAGE_MODELS, Blip2Llm
 from mindblip2.cells.blip2_qformer import Blip2Qformer
-from mindblip2.cells.layers import LayerNorm, Linear
-from mindblip2.cells.llama import Llama
-from mindblip2.cells.opt import OPT
-from mindblip2.cells.qformer import QFormer
-from mindblip2.cells.vit import ViT
-from mindblip2.config import LlamaConfig
 from mindblip2.hub import no_init
 
 
@@ -20,26 +13,14 @@ def model_shapes(config):
 def stage_2_shapes(config, llm=True):
     """Name → shape of every parameter of stage 2, or of all but its language model's."""
     with no_init():
-        return _shapes(_Bridge(config)) | (llm_shapes(config.text_config) if llm else {})
+        shapes = _shapes(Blip2Llm(config))
+    return {name: shape for name, shape in shapes.items() if llm or not name.startswith("llm.")}
 
 
 def llm_shapes(text_config):
     """Name → shape of every parameter of a language model, as part of stage 2: ``llm.*``."""
     with no_init():
-        return {f"llm.{name}": shape for name, shape in
-                _shapes((Llama if isinstance(text_config, LlamaConfig) else OPT)(text_config)).items()}
-
-
-class _Bridge(nn.Cell):
-    """Stage 2 without its language model."""
-
-    def __init__(self, config):
-        super().__init__()
-        vision, qformer = config.vision_config, config.qformer_config
-        self.vit = ViT(vision, config.compute_dtype)
-        self.ln_vision = LayerNorm(vision.hidden_size, config.ln_vision_eps)
-        self.qformer = QFormer(qformer, config.compute_dtype, text=False)
-        self.llm_proj = Linear(qformer.hidden_size, config.text_config.hidden_size, config.compute_dtype)
+        return {f"llm.{name}": shape for name, shape in _shapes(LANGUAGE_MODELS[type(text_config)](text_config)).items()}
 
 
 def _shapes(model):

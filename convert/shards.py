@@ -50,8 +50,7 @@ def _in_folder(folder):
     if any(CONSOLIDATED.fullmatch(file.name) for file in folder.iterdir()):
         return _consolidated(folder)
     raise FileNotFoundError(f"the folder {folder.absolute()} holds no model.safetensors, pytorch_model.bin, index or shards of "
-                            f"these, "
-                            "or consolidated.00.pth")
+                            "these, or consolidated.00.pth")
 
 
 def _indexed(index):

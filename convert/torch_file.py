@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from convert.dimensions import read_config, read_text_config
+from convert.dimensions import read_config, read_text_config, unknown
 from convert.fit import ROTARY, interleave
 from convert.mindspore_files import from_numpy
 from convert.names import LAVIS, foreign_name
@@ -58,8 +58,7 @@ def _source(stored, names):
         return crossed(LAVIS_OPT, opt("opt_model.")) if kind is OPTConfig else crossed(LAVIS_LLM, llama("llm_model."))
     if bridge and not names and stored.shapes["llm_proj.weight"][0] != OPT_ONLY:
         raise CheckpointError(f"{stored.path} holds a bridge without its language model, which may be an OPT or a Llama: add "
-                              f"--names "
-                              "opt_proj or --names llm_proj, as LAVIS calls it")
+                              "--names opt_proj or --names llm_proj, as LAVIS calls it")
     if bridge:
         return NAMES[names or "opt_proj"]
     return (OPT if kind is OPTConfig else NAMES[names or "transformers"]) if llm else LAVIS
@@ -86,7 +85,7 @@ def _check_whole(stored, source, groups, beside):
     if "llm.word.embedding_table" in stored:
         text_config, _ = read_text_config(shapes, source, beside)
     elif "llm_proj.weight" in stored:
-        text_config = LlamaConfig(hidden_size=stored.shapes["llm_proj.weight"][0], num_heads=1)
+        text_config = unknown(stored.shapes["llm_proj.weight"][0], source.llm)
     if "qformer.query_tokens" not in stored:
         expected = llm_shapes(text_config)
     elif text_config is None:
@@ -96,8 +95,7 @@ def _check_whole(stored, source, groups, beside):
     wrong = [name for name in expected | stored.shapes if expected.get(name) != stored.shapes.get(name)]
     if wrong:
         raise CheckpointError(f"{stored.path} is no whole model: {len(wrong)} parameters are missing or do not fit, first "
-                              f"{wrong[0]}: "
-                              f"{stored.shapes.get(wrong[0])} in the file, {expected.get(wrong[0])} expected")
+                              f"{wrong[0]}: {stored.shapes.get(wrong[0])} in the file, {expected.get(wrong[0])} expected")
     return text_config
 
 

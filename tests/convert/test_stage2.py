@@ -9,7 +9,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from convert.convert_weight import main, to_torch  # noqa: E402
-from mindblip2.checkpoint import Checkpoint  # noqa: E402
+from mindblip2.cells.blip2_llm import Blip2Llm  # noqa: E402
+from mindblip2.checkpoint import Checkpoint, CheckpointError  # noqa: E402
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig  # noqa: E402
 from tests.convert.stage2 import language_model, llama, opt, printed, queries, save, write_config  # noqa: E402
 
@@ -124,6 +125,17 @@ def test_the_language_model_may_stay_in_a_file_of_its_own(convert, whole, bridge
         assert not any(name.startswith("llm.") for name in rest) and text.count("written:") == 2
     again, _ = convert(bridge, "--vit_path", vit_and_llm[0], "--llm_path", tmp_path / "llm.ckpt")
     assert_equal(arrays(again), wanted)                                     # and a .ckpt of ours is joined too
+
+
+def test_the_model_loads_them_strictly_both_ways(convert, whole, tmp_path):
+    convert(whole)
+    joined = Blip2Llm(Blip2Config(**SIZES, text_config=OPT_SECTION)).load_checkpoint(tmp_path / "out.ckpt")
+    rest, _ = convert(whole, "--llm_mindspore_path", tmp_path / "own.ckpt")
+    with pytest.raises(CheckpointError, match="holds no language model"):
+        Blip2Llm(joined.config).load_checkpoint(rest.path)
+    section = {**OPT_SECTION.to_dict(), "checkpoint_name_or_path": str(tmp_path / "own.ckpt")}
+    apart = Blip2Llm(Blip2Config(**SIZES, text_config=section)).load_checkpoint(rest.path)
+    assert_equal(*({name: p.asnumpy() for name, p in model.parameters_dict().items()} for model in (joined, apart)))
 
 
 def test_the_text_half_of_an_instruct_file_is_dropped_and_said(convert, vicuna):
