@@ -28,7 +28,7 @@ setup(
         "llm": ["sentencepiece"],   # tokenizers of Llama, Vicuna and Baichuan that come as a .model file
         # Pinned: the numbers of parity/ and of the converter are measured against exactly these.
         "parity": ["torch==2.13.0", "transformers==5.23.0", "safetensors"],
-        "dev": ["pytest", "ruff", "sentencepiece", *DEMO],
+        "dev": ["pytest", "pytest-xdist", "ruff", "sentencepiece", *DEMO],
     },
     # configs/ lies at the top of a checkout and inside mindblip2/ in a wheel; mindblip2.config looks in both places.
     package_dir={"mindblip2.configs": "configs"},

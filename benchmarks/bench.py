@@ -1,10 +1,13 @@
 """mindblip2 against PyTorch at the published size, paired: the sides are timed in turn in one run, two threads each.
 
-    python benchmarks/bench.py [--rounds 5] [--cases vit,see,match,classify,step] [--graph_kernel] [--markdown out.md]
+    python benchmarks/bench.py [--rounds 5] [--cases vit,see,match,classify,step] [--graph_kernel] [--small] [--markdown out.md]
 
 torch runs twice, as installed and with MKL's check for an Intel processor answered "yes" (a library of one line, preloaded: on AMD
 hosts MKL takes a slow path without it; on Intel hosts the two are the same).  Figures are medians over the rounds; ratios are
-medians of the ratios within a round.  Load and memory are taken from the same processes.
+medians of the ratios within a round.  Memory is taken from the same processes.
+
+step: a stage-1 training step (forward, backward, AdamW) on the given output of the ViT, batch 8; torch does what LAVIS does, without
+dropout on both sides.  All sides together need about 20 GB then: run it alone.
 """
 import argparse
 import json
@@ -72,11 +75,11 @@ def measure(sides, cases, rounds):
     return figures
 
 
-def report(figures, memory, options):
+def report(figures, memory, options, machine):
     """The figures as Markdown."""
     names = list(memory)
     peak = max(GEMM_FLOP / np.median(v) / 1e9 for v in figures["gemm"].values())
-    lines = [f"# Speed against PyTorch, {date.today()}", "", hardware(), "", f"Command: `{' '.join(sys.argv)}`", "",
+    lines = [f"# Speed against PyTorch, {date.today()}", "", machine, "", f"Command: `{' '.join(sys.argv)}`", "",
              f"Measured fp32 GEMM peak (ten chained 2048² products of 1028 rows, best side): {peak:.0f} GFLOP/s.", "",
              "| case | " + " | ".join(f"{n}, ms" for n in names) + " | "
              + " | ".join(f"{n} / mindblip2" for n in names[1:]) + " | share of peak |",
@@ -110,8 +113,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--graph_kernel", action="store_true", help="fuse with MindSpore's graph kernels (needs g++, decorator)")
+    parser.add_argument("--small", action="store_true", help="a small Q-Former in step: tries the script, measures nothing")
     parser.add_argument("--markdown", help="write the report here too")
     options = parser.parse_args()
+    os.environ["MINDBLIP2_BENCH_SMALL"] = "1" if options.small else "0"
+    machine = hardware()
     cases = ["gemm"] + [case for group in options.cases.split(",") for case in CASES[group]]
     with tempfile.TemporaryDirectory() as folder:
         library = intel_answer(folder)
@@ -124,7 +130,7 @@ def main():
         memory = {name: side.ask("memory") for name, side in sides.items()}
         for side in sides.values():
             side.end()
-    text = report(figures, memory, options)
+    text = report(figures, memory, options, machine)
     print(text + f"\ntook {time.time() - started:.0f} s")
     if options.markdown:
         Path(options.markdown).write_text(text, encoding="utf-8")

@@ -1,6 +1,6 @@
 """Re-ranking in retrieval, mindblip2 against LAVIS's way in PyTorch: pairs of picture and text scored per second.
 
-    python benchmarks/retrieval.py [--rounds 3] [--pictures 4] [--texts 16] [--graph_kernel] [--small] [--markdown out.md]
+    python benchmarks/retrieval.py [--rounds 3] [--pictures 2] [--texts 64] [--graph_kernel] [--small] [--markdown out.md]
 
 Both sides score the same pairs, every picture with ``--texts`` texts, from the same given ViT-g embeddings (257 x 1408) with a
 random Q-Former of the published size.  torch does what LAVIS does: the embeddings are repeated per text, every pair makes keys and values
@@ -39,7 +39,7 @@ def report(figures, pairs, memory):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("rounds", 3), ("pictures", 4), ("texts", 16)):
+    for name, default in (("rounds", 3), ("pictures", 2), ("texts", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--graph_kernel", action="store_true", help="fuse with MindSpore's graph kernels (needs g++, decorator)")
     parser.add_argument("--small", action="store_true", help="a small Q-Former: tries the script, measures nothing")

@@ -5,7 +5,7 @@
 Reads a case per line from standard input and answers with one JSON line: seconds per call, or the process's peak memory.
 Cases: gemm · vit BATCH · see BATCH · match BATCH · classify LABELS · rerank PICTURES TEXTS TOKENS ·
 step BATCH · memory.
-MINDBLIP2_BENCH_SMALL=1 makes the Q-Former of rerank small, to try the script.
+MINDBLIP2_BENCH_SMALL=1 makes the Q-Former of rerank and step small, to try the script.
 """
 import json
 import os
@@ -100,7 +100,6 @@ class Torch:
         """A training step of the Q-Former as LAVIS computes it: texts of 32 tokens, keys and values made in every pass."""
         from parity.twin import Twin, decay_groups
         from parity.twin_config import TwinConfig
-        self.torch.set_grad_enabled(True)
         twin = Twin(TwinConfig(vit_depth=0, **(SMALL_TWIN if SMALL else {})))
         optimizer = self.torch.optim.AdamW(decay_groups(twin), lr=1e-4)
         image_BPW, ids = map(self.torch.from_numpy, step_inputs(batch))
@@ -108,9 +107,10 @@ class Torch:
         ids = ids.long()
 
         def run():
-            optimizer.zero_grad()
-            twin(image_BPW, ids).loss.backward()
-            optimizer.step()
+            with self.torch.enable_grad():
+                optimizer.zero_grad()
+                twin(image_BPW, ids).loss.backward()
+                optimizer.step()
         return run
 
     def _vision(self):

@@ -6,6 +6,12 @@ import tempfile
 
 import pytest
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if WORKER:      # a processor for each: MindSpore's kernels wait for all their threads, and these would wait for the other worker's
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+    if hasattr(os, "sched_setaffinity"):
+        own = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {own[int(WORKER[2:]) % len(own)]})
 DROPPINGS = tempfile.mkdtemp(prefix="mindblip2-tests-")
 
 os.environ["MS_OM_PATH"] = DROPPINGS                # rank_0/om/analyze_fail.ir, otherwise in the working directory

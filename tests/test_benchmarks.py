@@ -39,22 +39,20 @@ def test_sides_take_turns_in_every_round(bench):
     assert order == [(case, name) for case in ("see 1", "see 4") for _ in range(2) for name in "ab"]
 
 
-def test_ratios_are_medians_of_the_ratios_within_a_round(bench, monkeypatch):
+def test_ratios_are_medians_of_the_ratios_within_a_round(bench):
     """Rounds of a machine that is slow for a while: the ratio of the medians would be 0.5, no round has seen that."""
-    monkeypatch.setattr(bench, "hardware", lambda: "")
     figures = bench.measure({"mindblip2": Clock(1.0, 4.0, 4.0), "torch": Clock(2.0, 8.0, 2.0)}, ["see 1"], 3)
     figures["gemm"] = {"mindblip2": [1.0], "torch": [1.0]}
-    text = bench.report(figures, {"mindblip2": 4.4e9, "torch": 5e9}, SimpleNamespace(rounds=3))
+    text = bench.report(figures, {"mindblip2": 4.4e9, "torch": 5e9}, SimpleNamespace(rounds=3), "")
     assert "| see 1 | 4000.0 | 2000.0 | 2.00 |" in text
     assert "mindblip2 4.40 GB, torch 5.00 GB" in text
 
 
-def test_the_share_of_the_peak_is_that_of_the_measured_products(bench, monkeypatch):
-    monkeypatch.setattr(bench, "hardware", lambda: "")
+def test_the_share_of_the_peak_is_that_of_the_measured_products(bench):
     second = bench.GEMM_FLOP / 1e12                             # 1 TFLOP/s
     slow = bench.VIT_FLOP * 4 / 0.5e12                          # half of it
     figures = {"gemm": {"mindblip2": [second], "torch": [2 * second]}, "vit 4": {"mindblip2": [slow], "torch": [slow]}}
-    text = bench.report(figures, {"mindblip2": 1, "torch": 1}, SimpleNamespace(rounds=1))
+    text = bench.report(figures, {"mindblip2": 1, "torch": 1}, SimpleNamespace(rounds=1), "")
     assert "1000 GFLOP/s" in text and "| 1.00 | 50% |" in text
 
 

@@ -155,18 +155,13 @@ class Blip2Qformer(Pretrained):
         return ops.cat((first, input_ids[:, 1:]), 1)
 
     def _match_three(self, input_ids, memory, negatives):
-        """ITM logits (3B, 2) of [own text, own picture], [own text, wrong picture], [wrong text, own picture].
-
-        A picture's own and wrong text are two texts of one picture, so that only wrong pictures' memories are gathered."""
+        """ITM logits (3B, 2) of [own text, own picture], [own text, wrong picture], [wrong text, own picture]."""
         image_idx, text_idx = negatives
-        batch, length = input_ids.shape
-        both_2BT = ops.stack((input_ids, comm.gather(input_ids)[text_idx]), 1).reshape(2 * batch, length)
+        ids_3BT = ops.cat((input_ids, input_ids, comm.gather(input_ids)[text_idx]))
         with_others = ()
         for key, value in memory:
             with_others += ((key, value, ops.gather(comm.gather(key), image_idx, 0), ops.gather(comm.gather(value), image_idx, 0)),)
-        logits_32 = self.match_logits(ops.cat((both_2BT, input_ids)), with_others)
-        both_B22 = logits_32[:2 * batch].reshape(batch, 2, 2)
-        return ops.cat((both_B22[:, 0], logits_32[2 * batch:], both_B22[:, 1]))
+        return self.match_logits(ids_3BT, with_others)
 
 
 class Blip2Classifier(Blip2Qformer):

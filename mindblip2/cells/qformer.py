@@ -91,8 +91,8 @@ class CrossAttention(nn.Cell):
     """Queries (B, Q, D) read one layer's image memory (key, value), each (I, H, P, K).  All image tokens are seen.
 
     I = B, or fewer pictures with as many rows each, one picture's rows after the other: they are then more queries of one picture,
-    so that many texts meet a picture without a copy of its memory.  A memory of four, (key, value, other key, other value), has further
-    pictures for the last rows, one each; the rows before belong to the first."""
+    so that many texts meet a picture without a copy of its memory.  A memory of four, (key, value, other key, other value), is ITM's in
+    training: of B = 3 I rows the first and the last third meet the own pictures, the middle third the others, and nothing is copied."""
 
     def __init__(self, config, dtype):
         super().__init__()
@@ -104,15 +104,16 @@ class CrossAttention(nn.Cell):
     def construct(self, query_BQD, memory):
         asked_BQD = self.query(query_BQD)
         if len(memory) == 2:
-            return self.output(self._read(asked_BQD, memory, self.dropout))
-        rows = query_BQD.shape[0] - memory[2].shape[0]
-        own_BQD = self._read(asked_BQD[:rows], memory[:2], self.dropout)
-        return self.output(ops.cat((own_BQD, self._read(asked_BQD[rows:], memory[2:], self.other_dropout))))
+            asked_IRD = asked_BQD.reshape(memory[0].shape[0], -1, query_BQD.shape[2])
+            return self.output(self._read(asked_IRD, memory, self.dropout).reshape(query_BQD.shape))
+        images, queries = memory[0].shape[0], query_BQD.shape[1]
+        both_IRD = ops.cat((asked_BQD[:images], asked_BQD[2 * images:]), 1)
+        both_IRD = self._read(both_IRD, memory[:2], self.dropout)
+        other_IQD = self._read(asked_BQD[images:2 * images], memory[2:], self.other_dropout)
+        return self.output(ops.cat((both_IRD[:, :queries], other_IQD, both_IRD[:, queries:])))
 
-    def _read(self, query_BQD, memory, dropout):
-        query_IRD = query_BQD.reshape(memory[0].shape[0], -1, query_BQD.shape[2])
-        context = attend(split_heads(query_IRD, self.heads), memory[0], memory[1], None, dropout)
-        return merge_heads(context).reshape(query_BQD.shape)
+    def _read(self, query_IRD, memory, dropout):
+        return merge_heads(attend(split_heads(query_IRD, self.heads), memory[0], memory[1], None, dropout))
 
 
 class Memory(nn.Cell):
@@ -245,7 +246,7 @@ class QFormer(nn.Cell):
     def match(self, input_ids_BT, memory):
         """Queries see the image and the text, the text sees the queries → queries (B, Q, D) and text (B, T, D).
 
-        The memory is of B pictures, or of fewer that each belong to as many texts, one after the other; see CrossAttention."""
+        The memory is of B pictures, or of fewer that several texts belong to, see CrossAttention."""
         query_BQD = self._queries(input_ids_BT.shape[0])
         bias = match_bias(pad_mask(input_ids_BT, self.pad_id), query_BQD.shape[1])
         return self.encoder(query_BQD, self._text(input_ids_BT), memory, None, bias)[:2]

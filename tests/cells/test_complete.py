@@ -90,9 +90,21 @@ def texts(ids, ends=(EOS,)):
 def test_the_ids_are_those_of_transformers(model, how):
     theirs = dict(how, eos_token_id=list(how["eos_token_id"])) if "eos_token_id" in how else how
     prompts = Prompts(model, lengths=FULL) if "repetition_penalty" in how else Prompts(model)
-    # With padding on the left transformers 5.23 leaves as many generated tokens out of the repetition penalty as there is padding.
     assert texts(prompts.ours(**how), how.get("eos_token_id", (EOS,))) == texts(
         prompts.theirs(**theirs), how.get("eos_token_id", (EOS,)))
+
+
+def test_padding_on_the_left_leaves_no_token_out_of_the_penalty(model, monkeypatch):
+    """transformers 5.23 takes padding of prompt embeddings for padding of ids, so the first generated tokens are not penalised."""
+    how = {"num_beams": 1, "repetition_penalty": 1.6}
+    theirs, marked = texts(Prompts(model).theirs(**how)), scores._marked
+    assert texts(Prompts(model).ours(**how)) != theirs
+
+    def without_the_first(shape, ids_NT):
+        padding_B1 = (Prompts(model).mask_BT == 0).sum(1, keepdim=True).numpy()
+        return marked(shape, np.where(np.arange(ids_NT.shape[1]) < padding_B1, -1, ids_NT))
+    monkeypatch.setattr(scores, "_marked", without_the_first)
+    assert texts(Prompts(model).ours(**how)) == theirs
 
 
 def test_other_scores_would_be_noticed(model):
