@@ -31,8 +31,8 @@ def _from_transformers(config, path, llm):
     kind = config.get("model_type")
     if kind not in MODEL_TYPES[llm]:
         raise CheckpointError(f"{path} says model_type {kind!r}, but the weights beside it look like "
-                              f"{' or '.join(MODEL_TYPES[llm])}: "
-                              "models of other types are not built here, even where the names agree")
+                              f"{' or '.join(MODEL_TYPES[llm])}: models of other types are not built here, even where the names "
+                              "agree")
     fields = {"num_heads": config.get("num_attention_heads"), **(_llama if llm is LlamaConfig else _opt)(config, path)}
     return _known(fields), bool(config.get("tie_word_embeddings")), remarks
 
@@ -61,14 +61,15 @@ def _from_meta(params):
     remarks = []
     if params.get("use_scaled_rope"):
         remarks.append("params.json says use_scaled_rope, whose factors are in no file of Meta: copy text_config.rope_scaling "
-                       "from the "
-                       "config.json of the same model on Hugging Face")
+                       "from the config.json of the same model on Hugging Face")
     fields = {"num_heads": params.get("n_heads"), "n_kv_heads": params.get("n_kv_heads"), "rms_norm_eps": params.get("norm_eps"),
               "rope_theta": params.get("rope_theta")}
     return _known(fields), False, remarks
 
 
 def _known(fields):
+    if fields.get("n_kv_heads") == fields["num_heads"]:     # then ours is None
+        fields["n_kv_heads"] = None
     return {key: value for key, value in fields.items() if value is not None}
 
 

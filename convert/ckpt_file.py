@@ -9,11 +9,13 @@ from convert.dimensions import Shapes, read_config, read_text_config
 from convert.files import read
 from convert.kinds import check_bridge, detect, holds_vit, is_bridge, is_language_model
 from convert.mindspore_files import Ours
-from convert.names import BERT, EVA
+from convert.names import BERT, EVA, foreign_name
 from convert.names_llm import HF_BRIDGE, with_tied_head
 from convert.shapes import llm_shapes, model_shapes, stage_2_shapes
 from mindblip2.checkpoint import CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config, LlamaConfig, ViTConfig, load_config
+
+NEARLY_0 = 0.1
 
 
 class Conversion(NamedTuple):
@@ -82,8 +84,7 @@ def _plan_stage_2(main, kind, vit, llm, paths, config, image_size):
     check_bridge(kind, width, text_config, paths[0], paths[1] or "the language model")
     if not (llm or within):
         remarks.append(f"the language model, {width} wide, is not in these files: join it with --llm_path, or convert it to a "
-                       f".ckpt of its "
-                       "own and name that as model.model_config.text_config.checkpoint_name_or_path")
+                       ".ckpt of its own and name that as model.model_config.text_config.checkpoint_name_or_path")
     if config is None:
         config = read_config(main, vit, kind, image_size, text_config)
         size = config.vision_config.image_size
@@ -100,16 +101,24 @@ def _text_config(state, kind, path, config):
     said, tied, remarks = ({}, False, []) if alone else beside(path, kind.llm)
     if tied and kind.llm is LlamaConfig:
         kind = with_tied_head(kind)
+    if _is_delta(state, kind):
+        remarks.append("the final norm is nearly 0: these look like delta weights, as of Vicuna v1.1, to which Llama's must be added "
+                       "before; take the whole model")
     if config is None:
         text_config, more = read_text_config(state, kind, said)
         return kind, text_config, [*remarks, *more]
     if not isinstance(config.text_config, kind.llm):
         raise CheckpointError(f"{path} is {kind.title}, but text_config of --config is {type(config.text_config).__name__}: give "
-                              f"the "
-                              f"configuration of this model, text_config.type {kind.llm.__name__}")
+                              f"the configuration of this model, text_config.type {kind.llm.__name__}")
     differs = [f"text_config.{key} is {getattr(config.text_config, key)} in --config, {value} in the file beside the weights"
                for key, value in said.items() if key not in IDS and getattr(config.text_config, key) != value]
     return kind, config.text_config, [*remarks, *differs]
+
+
+def _is_delta(state, kind):
+    """The final norm of a language model is about 1 or above; of the difference of two it is about 0."""
+    name = foreign_name(kind, "llm.norm.gamma")
+    return name in state and float(state[name].float().abs().mean()) < NEARLY_0
 
 
 def _vit(path, main, kind, torch_path):
@@ -120,8 +129,7 @@ def _vit(path, main, kind, torch_path):
     vit = read(path) if path else None
     if vit is not None and is_language_model(kind):
         raise CheckpointError(f"{torch_path} is a language model alone ({kind.title}): leave out --vit_path, or give it as "
-                              f"--llm_path "
-                              "and a stage-2 file as --torch_path")
+                              "--llm_path and a stage-2 file as --torch_path")
     if vit is not None and detect(vit, path) is not EVA:
         raise CheckpointError(f"{path} is no EVA ViT: --vit_path takes eva_vit_g.pth")
     if kind is BERT and vit is None:
@@ -144,8 +152,7 @@ def _llm(path, main, kind, torch_path):
     found = detect(llm, path)
     if not is_language_model(found):
         raise CheckpointError(f"{path} is no language model ({found.title}): --llm_path takes the folder or file of a Llama, "
-                              f"Vicuna, "
-                              "Baichuan or OPT")
+                              "Vicuna, Baichuan or OPT")
     return llm, found
 
 

@@ -27,8 +27,8 @@ def main(arguments=None):
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch_path", required=True, help="blip2_pretrained.pth or another file of LAVIS, bert's file, the "
-                                                            "folder of a "
-                        "language model or of transformers' BLIP-2, or a MindFormers .ckpt")
+                                                            "folder of a language model or of transformers' BLIP-2, or a "
+                                                            "MindFormers .ckpt")
     parser.add_argument("--vit_path", help="eva_vit_g.pth, where the first file holds no ViT")
     parser.add_argument("--llm_path", help="the language model to join with a stage-2 file: its folder, its file, or its .ckpt")
     parser.add_argument("--mindspore_path", help="the .ckpt to write (or to read, with --to_torch)")

@@ -138,13 +138,12 @@ def _heads_of_llm(shapes, width, heads):
                               "(head_dim) are not built here")
     if heads is None and shapes.source.interleaved:
         raise CheckpointError("Meta's queries and keys are in an order that depends on the number of heads, which is in no "
-                              "shape: put the "
-                              "params.json of the model beside the file, or give --config with text_config.num_heads")
+                              "shape: put the params.json of the model beside the file, or give --config with "
+                              "text_config.num_heads")
     heads = heads or rows // math.gcd(rows, keys)
     if width % heads or keys % (width // heads):
         raise CheckpointError(f"{heads} heads (of the file beside the weights) do not fit queries of {rows} and keys of {keys} "
-                              f"rows: it "
-                              "belongs to another model")
+                              "rows: it belongs to another model")
     if shapes.source.llm is OPTConfig:
         return {"num_heads": heads}
     kv_heads = keys // (width // heads)

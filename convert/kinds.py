@@ -12,8 +12,7 @@ def detect(state, path):
         raise CheckpointError(f"{path} leads into FlanT5, which is not built here: take an OPT or a Vicuna file of stage 2")
     if any(".project_in." in name for name in state):
         raise CheckpointError(f"{path} is OPT-350m, the one OPT with projected words (project_in) and norms behind its layers: "
-                              f"it is not "
-                              "built here, and no bridge leads into it.  Take opt-2.7b or opt-6.7b")
+                              "it is not built here, and no bridge leads into it.  Take opt-2.7b or opt-6.7b")
     bridge, llm = (next((kind for kind in kinds if _has(state, kind.mark)), None) for kinds in (BRIDGES, LANGUAGE_MODELS))
     if bridge and llm:
         _check_family(bridge, llm.llm, path, path)
@@ -47,8 +46,7 @@ def check_bridge(bridge, width, text_config, path, other):
     if width != text_config.hidden_size:
         raise CheckpointError(f"{path} leads into a language model {width} wide ({_named(width, bridge.llm)}), but {other} is "
                               f"{text_config.hidden_size} wide ({_named(text_config.hidden_size, type(text_config))}): a bridge "
-                              f"fits "
-                              "only the model that it was trained with")
+                              "fits only the model that it was trained with")
 
 
 def _check_family(bridge, llm, path, other):

@@ -180,6 +180,13 @@ def test_a_configuration_of_another_model_is_named(convert, tmp_path, beside, co
     assert complaint in convert(save(llama().state_dict(), tmp_path / "theirs", **beside), expect=1)
 
 
+def test_delta_weights_are_said_to_be_none(convert, tmp_path):
+    theirs, said = llama(), "note:    the final norm is nearly 0: these look like delta weights"
+    assert said not in convert(save(theirs.state_dict(), tmp_path / "whole"))[1]
+    delta = {name: value / 100 for name, value in theirs.state_dict().items()}
+    assert said in convert(save(delta, tmp_path / "delta"))[1]
+
+
 @pytest.mark.parametrize("ours, complaint", [
     (OPTConfig(), "is Llama of transformers, but text_config of --config is OPTConfig"),
     (None, "is Llama of transformers, but text_config of --config is NoneType"),
@@ -191,8 +198,8 @@ def test_a_configuration_that_does_not_fit_is_named(convert, tmp_path, ours, com
 
 
 def test_where_configurations_differ_both_are_shown(convert, tmp_path):
-    llama().save_pretrained(tmp_path / "theirs")
-    ours = LlamaConfig(vocab_size=90, hidden_size=32, num_layers=3, num_heads=4, n_kv_heads=2, intermediate_size=48)
+    llama(num_key_value_heads=4).save_pretrained(tmp_path / "theirs")
+    ours = LlamaConfig(vocab_size=90, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=48)
     _, text = convert(tmp_path / "theirs", "--config", write_config(tmp_path, ours))
     assert "note:    text_config.rms_norm_eps is 1e-06 in --config, 1e-05 in the file beside the weights" in text.splitlines()
     assert text.count("note:") == 1

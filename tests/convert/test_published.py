@@ -14,6 +14,7 @@ from parity.twin import Twin  # noqa: E402
 from parity.twin_config import TwinConfig  # noqa: E402
 from tests.convert.stage2 import meta, packed  # noqa: E402
 
+FEW = 2     # layers, where the published number adds nothing but time
 TEXT_HALF = (".intermediate.", ".output.dense", ".output.LayerNorm")
 
 
@@ -22,31 +23,32 @@ def on_meta(make):
         return dict(make().state_dict())
 
 
-def llama(**sizes):
-    return on_meta(lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)))
+def llama(layers=FEW, **sizes):
+    return on_meta(lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(num_hidden_layers=layers, **sizes)))
 
 
-def opt(width):
-    sizes = {"hidden_size": width, "ffn_dim": 4 * width, "word_embed_proj_dim": width, "num_hidden_layers": 32}
+def opt(width, layers=FEW):
+    sizes = {"hidden_size": width, "ffn_dim": 4 * width, "word_embed_proj_dim": width, "num_hidden_layers": layers}
     state = on_meta(lambda: transformers.OPTForCausalLM(transformers.OPTConfig(**sizes, num_attention_heads=32)))
     return {name: value for name, value in state.items() if name != "lm_head.weight"}   # tied: numbers would be compared
 
 
-WIDE = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
+WIDE = {"hidden_size": 5120, "num_attention_heads": 40}
 MODELS = {  # published name → (state dict, section that is read off its shapes)
-    "vicuna-7b-v1.1": (lambda: llama(), LlamaConfig()),
-    "llama-7b of Meta": (lambda: meta(llama(), 32), LlamaConfig()),
-    "vicuna-13b": (lambda: llama(**WIDE), LlamaConfig(hidden_size=5120, num_layers=40, num_heads=40)),
+    "vicuna-7b-v1.1": (lambda: llama(32), LlamaConfig()),
+    "llama-7b of Meta": (lambda: meta(llama(), 32), LlamaConfig(num_layers=FEW)),
+    "vicuna-13b": (lambda: llama(**WIDE, intermediate_size=13824), LlamaConfig(num_layers=FEW, hidden_size=5120, num_heads=40)),
     "llama-3-8b": (lambda: llama(vocab_size=128256, intermediate_size=14336, num_key_value_heads=8),
-                   LlamaConfig(vocab_size=128256, intermediate_size=14336, n_kv_heads=8)),
-    "Baichuan-7B": (lambda: packed(llama(vocab_size=64000)), LlamaConfig(vocab_size=64000)),
-    "Baichuan-13B": (lambda: packed(llama(vocab_size=64000, **WIDE | {"intermediate_size": 13696})),
-                     LlamaConfig(vocab_size=64000, hidden_size=5120, num_layers=40, num_heads=40, intermediate_size=13696,
+                   LlamaConfig(num_layers=FEW, vocab_size=128256, intermediate_size=14336, n_kv_heads=8)),
+    "Baichuan-7B": (lambda: packed(llama(vocab_size=64000)), LlamaConfig(num_layers=FEW, vocab_size=64000)),
+    "Baichuan-13B": (lambda: packed(llama(vocab_size=64000, **WIDE, intermediate_size=13696)),
+                     LlamaConfig(num_layers=FEW, vocab_size=64000, hidden_size=5120, num_heads=40, intermediate_size=13696,
                                  position_embedding="alibi")),
-    "Baichuan2-7B": (lambda: packed(llama(vocab_size=125696)), LlamaConfig(vocab_size=125696, normalized_head=True)),
-    "opt-2.7b": (lambda: opt(2560), OPTConfig()),
+    "Baichuan2-7B": (lambda: packed(llama(vocab_size=125696)),
+                     LlamaConfig(num_layers=FEW, vocab_size=125696, normalized_head=True)),
+    "opt-2.7b": (lambda: opt(2560, 32), OPTConfig()),
     "opt-6.7b": (lambda: {name.removeprefix("model."): value for name, value in opt(4096).items()},
-                 OPTConfig(hidden_size=4096, intermediate_size=16384))}
+                 OPTConfig(num_layers=FEW, hidden_size=4096, intermediate_size=16384))}
 
 
 @pytest.mark.parametrize("name", MODELS)
