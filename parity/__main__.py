@@ -3,6 +3,7 @@
     python -m parity --config blip2_stage1_vit_g
     python -m parity --config blip2_stage1_vit_g --torch_path blip2_pretrained.pth --vit_path eva_vit_g.pth --ckpt out.ckpt
     python -m parity --config blip2_stage1_vit_g --blocks 2 --defect "tanh GELU"
+    python -m parity --config itt_blip2_stage2_vit_g_llama_7b --only language --llm_path llama-7b-hf
     python -m parity --defects
 
 Without --torch_path the weights are seeded random numbers. --defects runs every deliberate defect on a tiny network and
@@ -13,18 +14,23 @@ import argparse
 import os
 import sys
 import time
+from contextlib import nullcontext
 
 os.environ.setdefault("GLOG_v", "3")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from convert.files import read  # noqa: E402
 from mindblip2.checkpoint import CheckpointError  # noqa: E402
 from mindblip2.config import Blip2Config, load_config  # noqa: E402
 from mindblip2.sections import ConfigError  # noqa: E402
 from parity import report, seeded_weights  # noqa: E402
 from parity.chained import batch  # noqa: E402
-from parity.mutations import MUTATIONS, defective, verdicts  # noqa: E402
+from parity.llm_cases import MODELS, LanguageSuite  # noqa: E402
+from parity.llm_defects import LANGUAGE_MUTATIONS  # noqa: E402
+from parity.llm_stream import LanguageStream, Seeded  # noqa: E402
+from parity.mutations import MUTATIONS, defective, verdict_of  # noqa: E402
 from parity.nets import pynative  # noqa: E402
 from parity.stream import Stream, Window  # noqa: E402
 from parity.suite import Suite, failing, not_passing  # noqa: E402
@@ -74,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--torch_path", help="blip2_pretrained.pth; default: seeded random weights")
     found.add_argument("--vit_path", help="eva_vit_g.pth, where the first file holds no ViT")
     found.add_argument("--ckpt", help="the converted file: our side then computes from it, and the conversion is checked")
-    found.add_argument("--blocks", type=int, help="only so many ViT blocks")
+    found.add_argument("--llm_path", help="the language model: a file or folder of transformers'; default: seeded random weights")
+    found.add_argument("--only", choices=("vision", "language"), help="one half of a stage-2 model; default: both")
+    found.add_argument("--blocks", type=int, help="only so many ViT blocks and layers of the language model")
     found.add_argument("--batch", type=int, default=2, help="pictures; the contrastive loss needs two")
     found.add_argument("--seed", type=int, default=seeded_weights.SEED, help="of random weights")
     found.add_argument("--report", help="write this JSON, and a Markdown page beside it")
@@ -86,27 +94,36 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> list:
     """All rows."""
     pynative()
-    config = load_config(options.config).model.model_config
-    weights = Weights(config, options.torch_path, options.vit_path, options.ckpt, options.seed)
-    stream = Stream(Window(weights, config), pictures(options.batch, config.vision_config.image_size),
-                    captions(options.batch, config), options.blocks)
-    if not options.defect:
-        return [row for rows in stream for row in rows]
-    with defective(stream.nets.ours, options.defect):
-        return [row for rows in stream for row in rows]
+    config, found = load_config(options.config).model.model_config, []
+    if options.only == "language" and config.text_config is None:
+        raise ConfigError(f"{options.config} has no text_config, so there is no language model to compare")
+    if options.only != "language":
+        weights = Weights(config, options.torch_path, options.vit_path, options.ckpt, options.seed)
+        stream = Stream(Window(weights, config), pictures(options.batch, config.vision_config.image_size),
+                        captions(options.batch, config), options.blocks)
+        with defective(stream.nets.ours, options.defect) if options.defect else nullcontext():
+            found = [row for rows in stream for row in rows]
+        del stream, weights     # their memory is needed for the other half
+    if options.only != "vision" and config.text_config is not None:
+        state = read(options.llm_path) if options.llm_path else Seeded(config.text_config, seed=options.seed)
+        found += [row for rows in LanguageStream(config.text_config, state, options.blocks) for row in rows]
+    return found
 
 
 def run_defects() -> int:
-    """Print the mutation table; returns the exit code."""
+    """Print the mutation tables of stage 1 and of the language models; returns the exit code."""
     pynative()
-    suite = Suite(make_nets(Weights(TINY), TINY), batch(pictures(4, TINY.vision_config.image_size), captions(4, TINY)[0]))
-    rows = suite.rows()
+    inputs = batch(pictures(4, TINY.vision_config.image_size), captions(4, TINY)[0])
+    suites = {"": Suite(make_nets(Weights(TINY), TINY), inputs)} | {name: LanguageSuite(name) for name in MODELS}
+    rows = {case: found for suite in suites.values() for case, found in suite.rows().items()}
     bad, looks = failing(rows), not_passing(rows) - failing(rows)
     named = f", to be looked at: {sorted(looks)}" if looks else ""
-    print(f"already without a defect: {sorted(bad)}" if bad else f"without a defect {len(suite.names)} cases, none fails{named}")
+    print(f"already without a defect: {sorted(bad)}" if bad else f"without a defect {len(rows)} cases, none fails{named}")
+    table = {name: ("", mutation) for name, mutation in MUTATIONS.items()} | LANGUAGE_MUTATIONS
     missed = 0
-    for name, verdict, weakest, cases in verdicts(suite):
-        print(f"{verdict}  {name:<40}weakest ratio {weakest:<10}{cases}", flush=True)
+    for name, (suite, mutation) in table.items():
+        verdict, weakest = verdict_of(suites[suite], mutation)
+        print(f"{verdict}  {name:<40}weakest ratio {weakest:<10.3g}{mutation.caught}", flush=True)
         missed += verdict != "caught"
     return int(bool(bad) or missed > 0)
 

@@ -100,26 +100,26 @@ MUTATIONS = {
 
 
 @contextmanager
-def defective(model: nn.Cell, name: str) -> Iterator[None]:
-    """The model with a defect, while this lasts."""
+def defective(model: nn.Cell, mutation: str | Mutation) -> Iterator[None]:
+    """The model with a defect, of the table or another, while this lasts."""
+    mutation = MUTATIONS[mutation] if isinstance(mutation, str) else mutation
     with ExitStack() as stack:
-        for patch in MUTATIONS[name].patches(model):
+        for patch in mutation.patches(model):
             stack.enter_context(patch)
         yield
 
 
-def mutated(suite: Suite, name: str) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+def mutated(suite: Suite, mutation: str | Mutation) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
     """The rows of the cases that must catch a defect, and of those that must not."""
-    caught, spared = (suite.matching(patterns) for patterns in (MUTATIONS[name].caught, MUTATIONS[name].spared))
-    with defective(suite.nets.ours, name):
+    mutation = MUTATIONS[mutation] if isinstance(mutation, str) else mutation
+    caught, spared = (suite.matching(patterns) for patterns in (mutation.caught, mutation.spared))
+    with defective(suite.nets.ours, mutation):
         rows = suite.rows([*caught, *spared])
     return {name: rows[name] for name in caught}, {name: rows[name] for name in spared}
 
 
-def verdicts(suite: Suite) -> Iterator[tuple[str, str, str, str]]:
-    """Defect, whether it was caught and located, the ratio of the weakest catch, and who caught it: a line per defect."""
-    for name, mutation in MUTATIONS.items():
-        caught, spared = mutated(suite, name)
-        weakest = min(max(row.ratio for row in rows) for rows in caught.values())
-        right = failing(caught) == set(caught) and not failing(spared)
-        yield name, "caught" if right else "MISSED", f"{weakest:.3g}", mutation.caught
+def verdict_of(suite: Suite, mutation: str | Mutation) -> tuple[str, float]:
+    """Whether a defect was caught and located, and the ratio of the weakest catch."""
+    caught, spared = mutated(suite, mutation)
+    right = failing(caught) == set(caught) and not failing(spared)
+    return "caught" if right else "MISSED", min(max(row.ratio for row in rows) for rows in caught.values())

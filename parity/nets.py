@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from mindspore import nn
 
-from convert.names import LAVIS, foreign_name
 from mindblip2.config import Blip2Config
 from mindblip2.sections import ConfigError
 from parity import seeded_weights
@@ -113,14 +112,13 @@ def run_theirs(case: Case, twin: Twin) -> dict[str, np.ndarray]:
     """The case's outputs and gradients on a twin, in the twin's dtype, by our names and in our shapes."""
     if case.stacked:
         return together(run_theirs(problem, twin) for problem in case.problems())
-    dtype = twin.query_tokens.dtype
+    dtype = next(twin.parameters()).dtype
     inputs = {name: torch.from_numpy(value).to(dtype if value.dtype.kind == "f" else torch.long)
               for name, value in case.inputs.items()}
     if not case.backward:
         with torch.no_grad():
             return named([value.numpy() for value in several(case.theirs(twin, **inputs))])
-    weights = [twin.get_parameter(foreign_name(LAVIS, name, twin.config.cross_attention_freq))
-               for name in case.weights]
+    weights = [twin.parameter_of(name) for name in case.weights]
     variables = [inputs[name].requires_grad_() for name in case.differentiated]
     with all_trained(weights):
         found = several(case.theirs(twin, **inputs))

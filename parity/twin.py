@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from convert.names import LAVIS, foreign_name
 from parity import seeded_weights, twin_losses
 from parity.twin_config import TwinConfig
 from parity.twin_generate import Rules, beam, greedy
@@ -70,6 +71,10 @@ class Twin(nn.Module):
         self.vision_proj = nn.Linear(config.width, config.embed)
         self.text_proj = nn.Linear(config.width, config.embed)
         self.itm_head = nn.Linear(config.width, 2)
+
+    def parameter_of(self, ours: str) -> nn.Parameter:
+        """The parameter that is called ``ours`` in mindblip2."""
+        return self.get_parameter(foreign_name(LAVIS, ours, self.config.cross_attention_freq))
 
     def vit(self, image_B3SS: torch.Tensor) -> torch.Tensor:
         """Image (B, 3, S, S) -> raw ViT output (B, P, W)."""

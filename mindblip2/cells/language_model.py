@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindblip2 import device
 from mindblip2.cells.layers import MASKED, Embedding, Linear, attend, dtype_of, linear, merge_heads, split_heads
 
 
@@ -91,37 +92,42 @@ class Layer(nn.Cell):
 class LanguageModel(nn.Cell):
     """The stack and its five doors: ``embed``, the call itself, ``head``, ``prefill``, ``decode``.
 
-    A model says what differs: ``placed`` (positions that are added to the input), ``turn`` (positions that queries and keys are turned
-    by), ``distance`` (positions that are a bias of the scores), ``head_weight`` and ``head_scale``.  Called with embeddings
-    (B, T, D) and a mask (B, T) it gives what the final norm gives, (B, T, D)."""
+    A model says what differs: ``make_layer``, ``placed`` (positions that are added to the input), ``turn`` (positions that queries and
+    keys are turned by), ``distance`` (positions that are a bias of the scores), ``head_weight`` and ``head_scale``.  Called with
+    embeddings (B, T, D) and a mask (B, T) it gives what the final norm gives, (B, T, D).  ``dtype`` is that of the products, ``held``
+    that of the weights: a frozen model may hold them as it computes with them."""
 
-    def __init__(self, config, dtype, held, layers, norm):
+    def __init__(self, config, dtype, held, norm):
         super().__init__()
         self.dtype = dtype_of(dtype)
         self.groups = config.num_heads // config.kv_heads
         self.word = Embedding(config.vocab_size, config.hidden_size, config.initializer_range, held)
-        self.layers = nn.CellList(layers)
+        self.layers = nn.CellList([self.make_layer(config, dtype, held) for _ in range(config.num_layers)])
         self.norm = norm
-        self._steps = (_Prefill(self), _Decode(self), _Reorder())   # in a tuple: they are no children
+        self.arguments, self._graphs = (config, dtype, held), {}    # of prefill and decode; in a dict: they are no children
 
     def embed(self, ids):
         """Word embeddings of ids (…) int32 → (…, D), without positions."""
         return self.word(ids).astype(self.dtype)
 
     def construct(self, x_BTD, mask_BT):
-        return self.run(x_BTD, mask_BT)[0]
+        x_BTD, bias, turn = self.begin(x_BTD, mask_BT)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, bias, turn)[0]
+        return self.norm(x_BTD)
 
     def head(self, hidden):
-        """What ``construct`` gives (…, D) → logits (…, V) float32."""
-        return self._logits(hidden, self.head_scale())
+        """What the call gives (…, D) → logits (…, V) float32."""
+        return self.logits(hidden, self.head_scale())
 
     def prefill(self, x_BTD, mask_BT, room):
         """Prompts as embeddings, padded on the left → logits (B, V) float32 of their next token, and the state that ``decode`` goes
         on from, with room for so many tokens.  Called from outside of a graph."""
-        logits_BV, caches, scale = self._steps[0](x_BTD, mask_BT)
+        hidden_BTD, caches = self._through(*self._graph(_Begin)(x_BTD, mask_BT))
+        scale = self.head_scale()
         mask_BS = ops.cat((mask_BT.astype(ms.float32), ops.zeros((mask_BT.shape[0], room), ms.float32)), 1)
         buffers = tuple(tuple(ops.cat((x, ops.zeros((*x.shape[:2], room, x.shape[3]), x.dtype)), 2) for x in pair) for pair in caches)
-        return logits_BV, ms.mutable((buffers, mask_BS, Tensor(x_BTD.shape[1], ms.int32), scale))
+        return self._graph(_End)(hidden_BTD[:, -1], scale), (buffers, mask_BS, x_BTD.shape[1], scale)
 
     def decode(self, token_N, order_N, state):
         """One token per row, (N,) int → logits (N, V) float32 of the next, and the new state.  The rows of ``state`` are first put
@@ -129,28 +135,33 @@ class LanguageModel(nn.Cell):
         ValueError where the room of ``prefill`` is used up."""
         token_N, order_N = (np.asarray(x.asnumpy() if isinstance(x, Tensor) else x, np.int32) for x in (token_N, order_N))
         buffers, mask_NS, slot, scale = state
-        if int(slot) >= mask_NS.shape[1]:
+        if slot >= mask_NS.shape[1]:
             raise ValueError(f"all {mask_NS.shape[1]} slots of this state are used: prefill with more room")
         if not np.array_equal(order_N, np.arange(mask_NS.shape[0])):
-            buffers, mask_NS = self._steps[2](Tensor(order_N), buffers, mask_NS)
-        logits_NV, buffers, mask_NS = self._steps[1](Tensor(token_N), ms.mutable(buffers), mask_NS, slot, scale)
-        return logits_NV, ms.mutable((buffers, mask_NS, slot + 1, scale))
+            order, move = Tensor(order_N), self._graph(_Reorder)
+            buffers, mask_NS = tuple(move(order, *pair) for pair in buffers), ops.gather(mask_NS, order, 0)
+        place = Tensor(slot, ms.int32)
+        mask_NS, *begun = self._graph(_Step)(Tensor(token_N), mask_NS, place)
+        hidden_N1D, buffers = self._through(*begun, buffers, place)
+        return self._graph(_End)(hidden_N1D[:, 0], scale), (buffers, mask_NS, slot + 1, scale)
 
-    def run(self, x_BTD, mask_BT):
-        """Hidden states after the final norm and, per layer, the keys and values (B, J, T, K)."""
+    def begin(self, x_BTD, mask_BT):
+        """Of a whole text: the input of the first layer, and what every layer is told of the places, a bias and a turn."""
         position_BT = positions(mask_BT)
         bias = self._grouped(causal_bias(mask_BT) + self.distance(position_BT, position_BT))
-        return self._through(self.placed(x_BTD.astype(self.dtype), position_BT), bias, self.turn(position_BT))
+        return self.placed(x_BTD.astype(self.dtype), position_BT), bias, self.turn(position_BT)
 
-    def step(self, token_N, buffers, mask_NS, slot, scale):
-        """``decode`` within a graph."""
-        mask_NS = ops.where(ops.arange(mask_NS.shape[1]) == slot, ops.ones_like(mask_NS), mask_NS)
+    def begin_step(self, token_N, mask_NS, slot):
+        """Of one token behind what is in the buffers: the mask with the token, and the same."""
+        mask_NS = ops.maximum(mask_NS, (ops.arange(mask_NS.shape[1]) == slot).astype(ms.float32))
         position_NS = positions(mask_NS)
-        position_N1 = position_NS[:, -1:]
-        bias = self._grouped(((1.0 - mask_NS) * MASKED)[:, None, None] + self.distance(position_N1, position_NS))
-        x_N1D = self.placed(self.embed(token_N[:, None]), position_N1)
-        hidden_N1D, buffers = self._through(x_N1D, bias, self.turn(position_N1), buffers, slot)
-        return self._logits(hidden_N1D[:, 0], scale), buffers, mask_NS
+        position_N1 = ops.split(position_NS, [mask_NS.shape[1] - 1, 1], 1)[1]
+        bias = self._grouped(((1.0 - mask_NS) * MASKED).reshape(-1, 1, 1, mask_NS.shape[1]) + self.distance(position_N1, position_NS))
+        return mask_NS, self.placed(self.embed(token_N.reshape(-1, 1)), position_N1), bias, self.turn(position_N1)
+
+    def logits(self, hidden, scale):
+        """Logits (…, V) float32; ``scale`` is the ``head_scale``."""
+        return linear(hidden, self.head_weight().astype(hidden.dtype)).astype(ms.float32) * scale
 
     def placed(self, x_BTD, position_BT):
         return x_BTD
@@ -161,20 +172,26 @@ class LanguageModel(nn.Cell):
     def distance(self, query_BT, key_BS):
         return 0.0
 
-    def head_weight(self):
-        """The rows (V, D) that the words are scored with."""
-        raise NotImplementedError
-
     def head_scale(self):
         """What the logits (…, V) are multiplied by; made once per prompt."""
         return 1.0
 
     def _through(self, x_BTD, bias, turn, past=None, slot=None):
-        caches = ()
+        """All layers, called from outside of a graph.  In graph mode on a CPU one layer is compiled and takes the weights of all in
+        turn, which costs nothing; 32 layers in one graph would be compiled for half a minute, for every shape."""
+        frame = self._graph(_Frame) if device.target() == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE else None
+        turn, caches = None if turn is None else ms.mutable(turn), ()
         for i, layer in enumerate(self.layers):
-            x_BTD, cache = layer(x_BTD, bias, turn, None if past is None else past[i], slot)
+            one = layer if frame is None else frame.holding(layer)
+            x_BTD, cache = one(x_BTD, bias, turn, None if past is None else ms.mutable(past[i]), slot)
             caches += (cache,)
-        return self.norm(x_BTD), caches
+        return x_BTD, caches
+
+    def _graph(self, kind):
+        """The one cell of its kind, made when it is first needed."""
+        if kind not in self._graphs:
+            self._graphs[kind] = kind(self)
+        return self._graphs[kind]
 
     def _grouped(self, bias_BHTS):
         """(B, 1 or H, T, S) → (B, 1 or J, G · T, S), for queries of a group side by side."""
@@ -183,35 +200,54 @@ class LanguageModel(nn.Cell):
             return bias_BHTS
         return ops.tile(bias_BHTS, (1, 1, self.groups, 1)) if heads == 1 else bias_BHTS.reshape(batch, -1, self.groups * length, slots)
 
-    def _logits(self, hidden, scale):
-        return linear(hidden, self.head_weight().astype(hidden.dtype)).astype(ms.float32) * scale
 
-
-class _Prefill(nn.Cell):
+class _Begin(nn.Cell):
     def __init__(self, llm):
         super().__init__(auto_prefix=False)
         self.llm = llm
 
     def construct(self, x_BTD, mask_BT):
-        hidden_BTD, caches = self.llm.run(x_BTD, mask_BT)
-        scale = self.llm.head_scale()
-        return self.llm._logits(hidden_BTD[:, -1], scale), caches, scale
+        return self.llm.begin(x_BTD, mask_BT)
 
 
-class _Decode(nn.Cell):
+class _Step(nn.Cell):
     def __init__(self, llm):
         super().__init__(auto_prefix=False)
         self.llm = llm
 
-    def construct(self, token_N, buffers, mask_NS, slot, scale):
-        return self.llm.step(token_N, buffers, mask_NS, slot, scale)
+    def construct(self, token_N, mask_NS, slot):
+        return self.llm.begin_step(token_N, mask_NS, slot)
+
+
+class _Frame(nn.Cell):
+    """A layer without weights of its own."""
+
+    def __init__(self, llm):
+        super().__init__(auto_prefix=False)
+        with ms.nn.utils.no_init_parameters():
+            self.layer = llm.make_layer(*llm.arguments)
+
+    def holding(self, layer):
+        """The frame with the weights of ``layer``, which are not copied."""
+        for place, weight in zip(self.layer.get_parameters(), layer.get_parameters()):
+            place.set_data(weight)
+        return self.layer
+
+
+class _End(nn.Cell):
+    def __init__(self, llm):
+        super().__init__(auto_prefix=False)
+        self.llm = llm
+
+    def construct(self, x_ND, scale):
+        return self.llm.logits(self.llm.norm(x_ND), scale)
 
 
 class _Reorder(nn.Cell):
-    """The rows of a state in another order: only beam search pays for it."""
+    """Rows of a layer's buffers in another order: only beam search pays for it."""
 
-    def construct(self, order_N, buffers, mask_BS):
-        moved = ()
-        for key, value in buffers:
-            moved += ((key[order_N], value[order_N]),)
-        return moved, mask_BS[order_N]
+    def __init__(self, llm):
+        super().__init__(auto_prefix=False)
+
+    def construct(self, order_N, key, value):
+        return ops.gather(key, order_N, 0), ops.gather(value, order_N, 0)

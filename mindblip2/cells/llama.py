@@ -10,7 +10,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import One, initializer
 
 from mindblip2.cells.language_model import Attention, LanguageModel, Layer
-from mindblip2.cells.layers import Linear
+from mindblip2.cells.layers import SCORES, Linear
 
 
 class RMSNorm(nn.Cell):
@@ -67,20 +67,21 @@ def slopes(heads):
 
 
 class Llama(LanguageModel):
-    """See :class:`LanguageModel`.  ``dtype`` is that of the products, ``held`` that of the weights: a frozen model may hold them as
-    it computes with them."""
+    """See :class:`LanguageModel`."""
 
     def __init__(self, config, dtype="float32", held="float32"):
-        width, eps = config.hidden_size, config.rms_norm_eps
-        ffn = (width, config.feed_forward_size, dtype, config.initializer_range, held)
-        layers = [Layer(RMSNorm(width, eps), Attention(config, dtype, False, held), RMSNorm(width, eps), SwiGLU(*ffn))
-                  for _ in range(config.num_layers)]
-        super().__init__(config, dtype, held, layers, RMSNorm(width, eps))
+        width = config.hidden_size
+        super().__init__(config, dtype, held, RMSNorm(width, config.rms_norm_eps))
         self.lm_head = Linear(width, config.vocab_size, dtype, bias=False, std=config.initializer_range, held=held)
         self.normalized_head = config.normalized_head
         self.rope = config.position_embedding == "rope"
         self.frequencies = Tensor(frequencies(width // config.num_heads, config.rope_theta, config.rope_scaling)) if self.rope else None
         self.slopes = None if self.rope else Tensor(slopes(config.num_heads))
+
+    def make_layer(self, config, dtype, held):
+        width, eps = config.hidden_size, config.rms_norm_eps
+        ffn = SwiGLU(width, config.feed_forward_size, dtype, config.initializer_range, held)
+        return Layer(RMSNorm(width, eps), Attention(config, dtype, False, held), RMSNorm(width, eps), ffn)
 
     def turn(self, position_BT):
         """(cos, ±sin), (B, 1, T, K) float32 each; see ``rotated``."""
@@ -104,5 +105,6 @@ class Llama(LanguageModel):
         """One over the length of each row of the head (V,), where Baichuan2 normalises them."""
         if not self.normalized_head:
             return 1.0
-        weight_VD = self.lm_head.weight.astype(ms.float32)
-        return ops.rsqrt(ops.maximum((weight_VD * weight_VD).sum(-1), 1e-24))   # torch's normalize: a length of at least 1e-12
+        weight_VD = self.head_weight().astype(ms.float32)
+        row_V1D = weight_VD.reshape(-1, 1, weight_VD.shape[1])
+        return ops.rsqrt(ops.maximum(SCORES(row_V1D, row_V1D).reshape(-1), 1e-24))  # torch's normalize: a length of at least 1e-12

@@ -23,16 +23,17 @@ class FeedForward(nn.Cell):
 
 
 class OPT(LanguageModel):
-    """See :class:`LanguageModel`.  ``dtype`` is that of the products, ``held`` that of the weights: a frozen model may hold them as
-    it computes with them."""
+    """See :class:`LanguageModel`."""
 
     def __init__(self, config, dtype="float32", held="float32"):
-        width, eps = config.hidden_size, config.layer_norm_eps
-        ffn = (width, config.intermediate_size, dtype, config.initializer_range, held)
-        layers = [Layer(LayerNorm(width, eps), Attention(config, dtype, True, held), LayerNorm(width, eps), FeedForward(*ffn))
-                  for _ in range(config.num_layers)]
-        super().__init__(config, dtype, held, layers, LayerNorm(width, eps))
+        width = config.hidden_size
+        super().__init__(config, dtype, held, LayerNorm(width, config.layer_norm_eps))
         self.position = Embedding(config.max_position_embeddings + OFFSET, width, config.initializer_range, held)
+
+    def make_layer(self, config, dtype, held):
+        width, eps = config.hidden_size, config.layer_norm_eps
+        ffn = FeedForward(width, config.intermediate_size, dtype, config.initializer_range, held)
+        return Layer(LayerNorm(width, eps), Attention(config, dtype, True, held), LayerNorm(width, eps), ffn)
 
     def placed(self, x_BTD, position_BT):
         return x_BTD + self.position(position_BT + OFFSET).astype(x_BTD.dtype)

@@ -1,0 +1,134 @@
+"""A language model at full width in little memory: a window of one layer slides over the whole depth.
+
+As parity/stream.py does with the ViT: three networks of one layer are built once (Llama-7B: 3.2 GB); for each layer its weights are
+loaded into the window, and it is compared on the truth's input ("isolated") and on each network's own ("chained"). Then
+come the final norm and the head, on the whole vocabulary.
+
+    # B batch · T positions · D width · V vocabulary
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import mindspore as ms
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from convert.names import foreign_name
+from mindblip2.checkpoint import CheckpointError
+from mindblip2.config import LlamaConfig, OPTConfig
+from parity import seeded_weights
+from parity.compare import Row
+from parity.defects import replaced
+from parity.llm_cases import FULL, HOLE, LEFT, RIGHT, fill, filled, layer_cases, masks, new_cell, norm_case, recorded
+from parity.nets import Case, Nets, judge, rows, tensor
+from parity.twin_llm import LanguageTwin
+
+WINDOW = ".layers.0."
+ROWS = 64  # words that the window is built with; the head is compared by itself
+
+
+class Seeded(Mapping):
+    """A checkpoint of random numbers that are drawn when they are asked for; it holds what a model of ``config`` has."""
+
+    def __init__(self, config: LlamaConfig | OPTConfig, packed: bool = False, seed: int = seeded_weights.SEED):
+        with torch.device("meta"):
+            self.meta = dict(LanguageTwin(config, packed).llm.named_parameters())
+        self.seed = seed
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(seeded_weights.weight(name, tuple(self.meta[name].shape), self.seed))
+
+    def __iter__(self):
+        return iter(self.meta)
+
+    def __len__(self):
+        return len(self.meta)
+
+
+class LanguageStream:
+    """The rows of all cases, case by case, of a model whose weights are ``state``: transformers' (or Baichuan's) names → tensors."""
+
+    def __init__(self, config: LlamaConfig | OPTConfig, state: Mapping, layers: int | None = None):
+        self.config, self.state, self.layers = config, state, min(layers or config.num_layers, config.num_layers)
+        packed = any("W_pack" in name for name in state)
+        small = config.replace(num_layers=1, vocab_size=ROWS, bos_token_id=1, eos_token_id=2)
+        self.twins = [LanguageTwin(small, packed).eval() for _ in range(2)]
+        for twin in self.twins:
+            self.load(twin, 0)
+        self.twins[0].double()
+        self.nets = Nets(*self.twins, filled(new_cell(small), self.twins[1], small).set_train(False))
+        self.small, self.name = small, "opt" if self.twins[0].opt else "llama"
+
+    @torch.no_grad()
+    def load(self, twin: LanguageTwin, i: int) -> None:
+        """Give a twin layer ``i``, and all that belongs to no layer; of tables their first rows."""
+        for name, parameter in twin.llm.named_parameters():
+            if i == 0 or WINDOW in name:
+                value = self.weight(name.replace(WINDOW, f".layers.{i}."))
+                parameter.copy_(value[:len(parameter)] if len(value) > len(parameter) == ROWS else value)
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A tensor of the file, float32."""
+        if name not in self.state:
+            raise CheckpointError(f"{name} is not among the weights: parity reads a language model under the names of transformers, "
+                                  f"of the sizes of text_config ({self.config.num_layers} layers)")
+        return self.state[name].float()
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        truth, mask_BT = self.nets.truth, masks(FULL, RIGHT, LEFT, LEFT if self.nets.truth.alibi else HOLE)
+        x_BTD = torch.from_numpy(seeded_weights.normal(7, "prompt", (*mask_BT.shape, self.config.hidden_size)))
+        if truth.opt:
+            x_BTD += truth.stack.embed_positions(torch.from_numpy(mask_BT)).detach().float()
+        sides = [x_BTD.double(), x_BTD, x_BTD.numpy()]
+        for i in tqdm(range(self.layers), desc="LLM", unit="layer", disable=None):
+            if i:
+                self.slide(i)
+            yield from self.layer_rows(i, sides[0].float().numpy(), mask_BT)
+            self.advance(sides, mask_BT)
+            yield judge(f"chained {self.name} layers.{i}", *({"": masked(side, mask_BT)} for side in reversed(sides)))
+        yield rows(norm_case(self.name, "norm", sides[0].float().numpy(), nothing), self.nets)
+        yield self.head_row(truth.norm("norm", sides[0]).detach())
+
+    def slide(self, i: int) -> None:
+        """Show layer ``i``."""
+        for twin in self.twins:
+            self.load(twin, i)
+        fill(self.nets.ours, self.twins[1], self.small, "llm.layers.0.")
+
+    def layer_rows(self, i: int, x_BTD: np.ndarray, mask_BT: np.ndarray) -> Iterator[list[Row]]:
+        """The layer that the window shows; of the first and the last also its parts. With the gradient by the input."""
+        inputs = recorded(self.nets.truth, torch.from_numpy(x_BTD).double(), mask_BT, layer=0)
+        for case in layer_cases(self.name, 0, inputs, mask_BT, nothing):
+            if i in (0, self.layers - 1) or case.name.endswith("layers.0"):
+                yield rows(dataclasses.replace(case, name=case.name.replace("layers.0", f"layers.{i}")), self.nets)
+
+    @torch.no_grad()
+    def advance(self, sides: list, mask_BT: np.ndarray) -> None:
+        """Each side's own output through the layer that the window shows."""
+        for n, twin in enumerate(self.twins):
+            sides[n] = twin.layer(0, sides[n], torch.from_numpy(mask_BT))
+        llm, mask = self.nets.ours.llm, tensor(mask_BT)
+        sides[2] = llm.layers[0](tensor(sides[2]), *llm.begin(tensor(sides[2]), mask)[1:])[0].asnumpy()
+
+    def head_row(self, x_BTD: torch.Tensor) -> list[Row]:
+        """All words of a few places."""
+        x = x_BTD[:, -2:].float()
+        theirs = foreign_name(self.twins[0].source, "llm.word.embedding_table" if self.twins[0].opt else "llm.lm_head.weight")
+        table = self.weight(theirs)
+        head, given = self.twins[0].llm.lm_head, ms.Parameter(ms.Tensor(table.numpy()), name="table")
+        case = Case(f"{self.name} head", lambda twin, x: torch.func.functional_call(head, {"weight": table.to(x.dtype)}, (x,)),
+                    lambda model, x: model.llm.head(x), {"x": x.numpy()}, backward=True)
+        with replaced(self.nets.ours.llm, "head_weight", lambda: given):
+            return rows(case, self.nets)
+
+
+def nothing(path: str) -> tuple[str, ...]:
+    """No weights: at full width their gradients take the memory of a second model."""
+    return ()
+
+
+def masked(side, mask_BT: np.ndarray) -> np.ndarray:
+    """What stands at tokens."""
+    return np.asarray(side) * mask_BT[..., None].astype(np.float32)
