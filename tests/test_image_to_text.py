@@ -126,7 +126,7 @@ def test_questions_are_put_as_lavis_does(piped, files, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------ every argument arrives
 @pytest.mark.parametrize("how", [
-    {"max_new_tokens": 2}, {"min_new_tokens": 9}, {"num_beams": 1}, {"do_sample": True}, {"do_sample": True, "top_k": 1},
+    {"max_new_tokens": 2}, {"min_new_tokens": 3}, {"num_beams": 1}, {"do_sample": True}, {"do_sample": True, "top_k": 1},
     {"do_sample": True, "top_p": 0.05}, {"do_sample": True, "temperature": 9.0}, {"do_sample": True, "seed": 3},
     {"repetition_penalty": 9.0}, {"no_repeat_ngram_size": 1}, {"length_penalty": -9.0}, {"max_length": 2}, {"use_nucleus_sampling": True}],
     ids=str)

@@ -44,7 +44,7 @@ class Blip2Llm(Pretrained):
         self.qformer = QFormer(qformer, dtype, text=False)
         self.llm_proj = Linear(qformer.hidden_size, text.hidden_size, dtype)
         self.llm = LANGUAGE_MODELS[type(text)](text, dtype, dtype if self.config.freeze_text else "float32")
-        self.queries = qformer.query_length
+        self.queries, self.most = qformer.query_length, text.positions
         self.noise = noise.bind(self)
         self._words = (self.noise.words,)
         if self.config.freeze_vision:
@@ -64,7 +64,7 @@ class Blip2Llm(Pretrained):
         first, padded on the right · prompt_length, length (B,) int32: tokens of the prompt, which are not learnt, and of the whole.
         Without ``length`` all that is not ``pad_token_id`` counts; without ``prompt_length`` the configuration's, if it has a
         prompt."""
-        _check_batch(image, input_ids, self.config)
+        _check_batch(image, input_ids, self.queries, self.most)
         return self.stage2(self.vit(image), input_ids, prompt_length, length)[0]
 
     def stage2(self, vit_BPW, input_ids, prompt_length=None, length=None):
@@ -160,11 +160,11 @@ class Blip2ImageToTextGeneration(Blip2Llm):
 
     def _room(self, prompt, new):
         """``new``, if there is room for so many tokens behind the queries and a prompt."""
-        most = self.config.text_config.positions
-        if self.queries + prompt + new > most:
+        if self.queries + prompt + new > self.most:
+            left = max(self.most - self.queries - prompt, 0)
             raise ValueError(
-                f"{self.queries} queries and a prompt of {prompt} tokens leave room for {max(most - self.queries - prompt, 0)} new tokens "
-                f"of the language model's {most} positions, but max_new_tokens = {new}: shorten the prompt, or lower max_new_tokens"
+                f"{self.queries} queries and a prompt of {prompt} tokens leave room for {left} new tokens "
+                f"of the language model's {self.most} positions, but max_new_tokens = {new}: shorten the prompt, or lower max_new_tokens"
                 + (", or raise text_config.seq_length to what the model was trained for"
                    if isinstance(self.config.text_config, LlamaConfig) else ""))
         return new
@@ -240,11 +240,10 @@ def _padded(rows, fill, left=False, width=None):
     return np.array([rest + row if left else row + rest for row, rest in zip(rows, rests)], np.int32).reshape(len(rows), width)
 
 
-def _check_batch(image, input_ids, config):
+def _check_batch(image, input_ids, queries, most):
     if image.ndim != 4 or input_ids.ndim != 2 or image.shape[0] != input_ids.shape[0]:
         raise ValueError(f"expected image (B, 3, S, S) and input_ids (B, T), one text for each picture, got {image.shape} and "
                          f"{input_ids.shape}")
-    most = config.text_config.positions
-    if config.qformer_config.query_length + input_ids.shape[1] > most:
-        raise ValueError(f"{config.qformer_config.query_length} queries and texts of {input_ids.shape[1]} tokens, but the language model "
-                         f"has {most} positions: shorten the texts")
+    if queries + input_ids.shape[1] > most:
+        raise ValueError(f"{queries} queries and texts of {input_ids.shape[1]} tokens, but the language model has {most} positions: "
+                         "shorten the texts")
