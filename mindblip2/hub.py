@@ -233,8 +233,7 @@ def _frozen(model, stored, missing, frozen_path):
     files = holders(model, path, missing)
     absent = [name for name in missing if name not in files]
     own = [name for name in missing if not name.startswith(tuple(model.elsewhere()))]      # all that a run of stage 1 knew of
-    either = (missing, own) if own != missing else (missing,)
-    if absent or all(_crc(files, names) != known["crc32"] for names in either):
+    if absent or all(_crc(files, names) != known["crc32"] for names in ((missing, own) if own != missing else (missing,))):
         raise CheckpointError(f"{path} is not the file that {stored.path} was trained on: "
                               + (f"it has no {absent[0]}" if absent else "its weights differ") + f"; that was {known['path']}")
     return files
