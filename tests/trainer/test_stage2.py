@@ -40,21 +40,18 @@ def values(model):
 def test_a_run_lowers_the_loss_and_moves_only_what_is_trained(small, capsys):
     trainer, log = train(small, runner_config__epochs=6, train_dataset__text_transforms__prompt="a photo of ",
                          lr_schedule__learning_rate=2e-2)
-    assert log[-1]["loss"] < log[0]["loss"] - 0.2 and log[-1]["lm"] == log[-1]["loss"] and 0 <= log[-1]["word_acc"] <= 1
+    still, same = train(small, runner_config__epochs=6, train_dataset__text_transforms__prompt="a photo of ", output_dir="still",
+                        lr_schedule__learning_rate=0, lr_schedule__warmup_lr_init=0, lr_schedule__lr_end=0)     # the control
+    assert log[-1]["loss"] < same[-1]["loss"] - 0.05 and log[-1]["lm"] == log[-1]["loss"] and 0 <= log[-1]["word_acc"] <= 1
     before, after = Checkpoint(small.ckpt), values(trainer.model)
     moved = {name.split(".")[0] for name in after if not np.array_equal(after[name], before[name])}
     assert moved == {"ln_vision", "qformer", "llm_proj"}
+    assert all(np.array_equal(value, before[name]) for name, value in values(still.model).items())
     out = capsys.readouterr().out
     assert "each after 'a photo of '" in out and f"started from {small.ckpt}" in out
     assert "(what was trained; the rest is in" in out
     text = trainer.predict(small.pictures["red"], max_new_tokens=3)     # a trained model can be asked
     assert len(text) == 1 and text[0].startswith("a photo of ")
-
-
-def test_without_a_learning_rate_nothing_is_learnt(small):
-    """Control of the test above."""
-    _, log = train(small, runner_config__epochs=3, lr_schedule__learning_rate=0, lr_schedule__warmup_lr_init=0, lr_schedule__lr_end=0)
-    assert abs(log[-1]["loss"] - log[0]["loss"]) < 0.05
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(small):
@@ -119,7 +116,7 @@ def test_held_out_losses_choose_the_best_checkpoint(small, capsys):
                       eval_dataset=stage2_small.samples(small.pictures)[:4])
     log = trainer.train(small.ckpt)
     assert any("eval_loss" in entry and "eval_word_acc" in entry for entry in log)
-    assert "best checkpoint: step_0000002" in capsys.readouterr().out
+    assert "step_0000002 (" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------ the prompt
