@@ -95,7 +95,7 @@ class Normalise(nn.Cell):
 
 
 class CpuNormalise(Normalise):
-    """The same with a gradient made of sums and products: MindSpore's own runs on one core and takes three times as long."""
+    """The same with a gradient made of sums and products: MindSpore's own runs on one core."""
 
     def bprop(self, x, gamma, beta, out, gradients):
         """Gradients of x, gamma and beta."""
