@@ -28,12 +28,13 @@ GROUNDS = {"black": (15, 15, 18), "grey": (55, 55, 60), "navy": (15, 25, 75), "b
 UNSEEN_PAIRS = tuple((digit, tuple(COLOURS)[(3 * digit + 1) % len(COLOURS)]) for digit in range(len(DIGITS)))
 SEEN_PAIRS = tuple((digit, colour) for digit in range(len(DIGITS)) for colour in COLOURS
                    if (digit, colour) not in UNSEEN_PAIRS)
-SIZE = 48                  # pixels: the demo preset's image_size, six of its patches
+SIZE = 48                  # pixels: the demo preset's image_size
+GRID = 3                   # cells on a side; a digit takes one, so three fill a row or a column.  A patch of the demo's ViT sees one cell
+SPAN = 1.08                # size of a scan in cells
 TINT = 12                  # a colour is drawn up to this much off in each channel
 EVERY = 5                  # every fifth scan of each digit is for the examination only
 MARGIN = 2                 # empty pixels put around a scan, for strokes that touch its edge
 COUNTS = (1, 2, 3)         # digits in a scene
-COUNT_ODDS = (0.4, 0.3, 0.3)
 LAYOUTS = ("row", "column")
 DETAILS = ("all", "digit", "colour")
 WILD = 0.2                 # how much poses vary, in training and in the examination; 1 is the most
@@ -80,11 +81,11 @@ def split():
 
 # ------------------------------------------------------------------------------------------------ scenes
 def sample_scene(rng, part="train", count=None, pairs=None):
-    """A scene of scans of one ``part`` of the split; ``count`` digits, or COUNT_ODDS decide.
+    """A scene of scans of one ``part`` of the split; ``count`` digits, or one to three.
 
     ``pairs``: the allowed (digit, colour) pairs, all seen ones by default."""
     pairs = SEEN_PAIRS if pairs is None else pairs
-    count = count or int(rng.choice(COUNTS, p=COUNT_ODDS))
+    count = count or _one_of(COUNTS, rng)
     digits, colours = zip(*(_one_of(pairs, rng) for _ in range(count)))
     scans = tuple(int(_one_of(split()[part][digit], rng)) for digit in digits)
     return Scene(digits, colours, scans, _one_of(tuple(GROUNDS), rng), _one_of(LAYOUTS, rng), int(rng.integers(2**31)))
@@ -161,18 +162,17 @@ def _tinted(rgb, rng, wild):
 
 
 def _boxes(scene, rng):
-    """Where each 8 x 8 scan goes: (centre x, centre y, width, height) in parts of the picture."""
+    """Where each 8 x 8 scan goes: (centre x, centre y, width, height) in parts of the picture.  Neighbouring cells of the middle row
+    or column; in its cell a scan may lie a little off the middle and be a little larger or smaller."""
     def about(low, high):
         return (low + high) / 2 + scene.wild * (high - low) * rng.uniform(-0.5, 0.5)
 
-    count, row = len(scene.digits), scene.layout == "row"
-    cell, shift, boxes = 1 / count, about(-0.5, 0.5), []
-    for place in (np.arange(count) + 0.5) * cell:
-        along = min(cell, 0.6) * (about(0.95, 1.15) if row else about(0.9, 1.0))
-        across = along * (about(0.95, 1.3) if row else about(0.8, 1.1))
-        place = place + about(-0.5, 0.5) * (cell - 0.9 * along)
-        side = 0.5 + (shift + about(-0.15, 0.15)) * (1 - across) * 0.8
-        boxes.append((place, side, along, across) if row else (side, place, across, along))
+    count, boxes = len(scene.digits), []
+    start, side = int(rng.integers(GRID - count + 1)), GRID // 2
+    for i in range(count):
+        column, row = (start + i, side) if scene.layout == "row" else (side, start + i)
+        size = about(0.85, 1.15) * SPAN / GRID
+        boxes.append(((column + about(0.35, 0.65)) / GRID, (row + about(0.35, 0.65)) / GRID, 0.9 * size, 1.1 * size))
     return boxes
 
 

@@ -11,16 +11,18 @@ from PIL import Image
 from mindblip2.data import digits
 from mindblip2.data.labelled import LabelledSet
 
-DETAIL_ODDS = ((0, 0.7, 0.3), (0.87, 0.13, 0))  # captions with colour and digit, digit, colour: at first, and later
-SEVERAL = 0.4                   # share of the later batches with both whose scenes may have several digits
+DETAIL_ODDS = ((0, 0.7, 0.3), (0.8, 0.2, 0))  # captions with colour and digit, digit, colour: at first, and later
+SEVERAL = 0.8                   # share of the later batches whose scenes have two or three digits
+COUNT_ODDS = (0.4, 0.6)         # of these, two or three
 SHOWN = 12                      # held-out pictures that the demo draws
 
 
 class TrainingScenes:
     """``count`` scenes per epoch, never the same twice; an epoch depends only on the seed and its number.
 
-    Up to ``property_passes`` a scene has one digit and its caption names only the digit or only the colour; later captions name
-    mostly both: were they together from the start, the model would learn colours, which suffice for a long while."""
+    Up to ``property_passes`` a scene has one digit and its caption names only the digit or only the colour; later scenes have mostly
+    two or three, and captions name mostly both: were they so from the start, the model would learn colours, which suffice for a
+    long while."""
 
     def __init__(self, count, seed, property_passes=0, size=digits.SIZE, batch=32):
         if count < 1:
@@ -34,12 +36,13 @@ class TrainingScenes:
     def epoch(self, number):
         """The samples of epoch ``number``, from 0."""
         rng = np.random.default_rng([self.seed, number])
-        odds = DETAIL_ODDS[0 if number < self.property_passes else 1]
+        early = number < self.property_passes
+        odds = DETAIL_ODDS[0 if early else 1]
         for i in range(self.count):
             if i % self.batch == 0:  # one kind of caption per batch: "a handwritten seven" fits every other seven there is
                 detail = str(rng.choice(digits.DETAILS, p=odds))
-                count = None if detail == "all" and rng.random() < SEVERAL else 1
-            scene = digits.sample_scene(rng, count=count)
+                several = not early and rng.random() < SEVERAL
+            scene = digits.sample_scene(rng, count=int(rng.choice(digits.COUNTS[1:], p=COUNT_ODDS)) if several else 1)
             text = digits.caption(scene, detail)
             yield {"image": digits.render(scene, self.size), "caption": text, "image_id": digits.caption_id(text)}
 
