@@ -119,6 +119,18 @@ def test_held_out_losses_choose_the_best_checkpoint(small, capsys):
     assert "step_0000002 (" in capsys.readouterr().out
 
 
+def test_a_model_of_the_user_is_read_and_not_the_run_s_configuration(small):
+    """Both feeds take the language model's ids from the model: the run's configuration may have none."""
+    config = load_config(small.yaml, {"output_dir": "run", "runner_config.epochs": 1, "context.mode": 1})
+    model, pairs = Blip2ImageToTextGeneration(config.model.model_config), stage2_small.samples(small.pictures)
+    plain = config.replace(model={"model_config": {"text_config": None}})
+    log = Trainer(args=plain, model=model, train_dataset=pairs, eval_dataset=pairs[:4]).train(small.ckpt)
+    same = Trainer(args=config.replace(output_dir="same"), train_dataset=pairs, eval_dataset=pairs[:4]).train(small.ckpt)
+    assert plain.model.model_config.text_config is None
+    numbers = [[entry[name] for entry in run for name in ("loss", "eval_loss") if name in entry] for run in (log, same)]
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 2
+
+
 # ------------------------------------------------------------------------------------------------ the prompt
 def test_the_prompt_may_stand_at_either_place(small):
     text, own = "train_dataset.text_transforms.prompt", "model.model_config.prompt"
