@@ -11,6 +11,7 @@ from mindblip2.checkpoint import CheckpointError
 INDEX = ".index.json"
 NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
 CONSOLIDATED = re.compile(r"consolidated\.(\d\d)\.pth")
+MOST_NAMED = 8     # missing files in one message; Meta's models have no more parts
 WHOLE = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 
 
@@ -72,25 +73,34 @@ def _numbered(path):
 
 def _consolidated(folder):
     numbers = [int(found[1]) for file in folder.iterdir() if (found := CONSOLIDATED.fullmatch(file.name))]
-    files = [folder / f"consolidated.{number:02d}.pth" for number in range(max(numbers) + 1)]
+    files = [_part(folder, number) for number in range(max(numbers) + 1)]
     return _present(files, f"{files[-1].name} needs"), {}
+
+
+def _part(folder, number):
+    return folder / f"consolidated.{number:02d}.pth"
 
 
 def _present(files, who):
     missing = [file for file in files if not file.is_file()]
     if missing:
-        more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
-        raise FileNotFoundError(f"{who} the shard {missing[0].name}{more}, which is not in {missing[0].parent.absolute()}: get "
-                                f"it, or "
-                                "take the whole folder again")
+        raise _missing(missing, who)
     return files
+
+
+def _missing(files, who):
+    names = ", ".join(file.name for file in files[:MOST_NAMED])
+    names += f" and {len(files) - MOST_NAMED} more" if files[MOST_NAMED:] else ""
+    what = f"the shards {names}, which are" if files[1:] else f"the shard {names}, which is"
+    return FileNotFoundError(f"{who} {what} not in {files[0].parent.absolute()}: get what is missing, or take the whole folder again")
 
 
 class Joined(State):
     """Meta's consolidated.*.pth as one state dict: each part holds a slice of every matrix, all of the norms.
 
     Which axis was cut follows from the shapes: the width is that of the norms, and a matrix that maps to or from the width is
-    whole there."""
+    whole there.  Raises FileNotFoundError that names the parts which the width asks for, :class:`CheckpointError` for parts of
+    different models."""
 
     BY_ROWS = (".attention.wq.weight", ".attention.wk.weight", ".attention.wv.weight", ".feed_forward.w1.weight",
                ".feed_forward.w3.weight")
@@ -99,22 +109,26 @@ class Joined(State):
     def __init__(self, files, folder):
         self.names, self._parts, first = files[0].names, files, files[0]
         if "norm.weight" not in first:
-            raise CheckpointError(f"{folder / 'consolidated.00.pth'} holds no norm.weight: it is none of Meta's Llama files")
+            raise CheckpointError(f"{_part(folder, 0)} holds no norm.weight: it is none of Meta's Llama files")
         self._width, = first.shape("norm.weight")
         for number, part in enumerate(files[1:], 1):
-            if set(part) != set(first):
-                raise CheckpointError(f"consolidated.{number:02d}.pth and consolidated.00.pth in {folder} hold different "
-                                      f"tensors: they "
-                                      "are not of one model")
-        name = next((name for name in first if name.endswith(".attention.wo.weight")), None)
-        rows = first.shape(name)[0] if name else self._width
-        heads = sum(part.shape(name)[1] for part in files) if name else rows
-        if heads != self._width:
-            raise CheckpointError(
-                f"{folder} holds {len(files)} of Meta's parts, but the {heads} columns of their {name} make no width of "
-                f"{self._width}: "
-                f"{self._width // first.shape(name)[1]} parts are needed, consolidated.00.pth to "
-                f"consolidated.{self._width // first.shape(name)[1] - 1:02d}.pth")
+            other = next((name for name in sorted({*first, *part})
+                          if name not in first or name not in part or first.shape(name) != part.shape(name)), None)
+            if other:
+                raise CheckpointError(f"consolidated.{number:02d}.pth and consolidated.00.pth in {folder} are parts of different models: "
+                                      f"{other} is in one of them only, or of another shape; take the whole folder again")
+        self._check_count(len(files), folder)
+
+    def _check_count(self, count, folder):
+        """All parts together are as wide as the norms."""
+        name = next((name for name in self if name.endswith(".attention.wo.weight")), None)
+        columns = self._parts[0].shape(name)[1] if name else self._width
+        needed = self._width // columns
+        got = f"{folder} holds {count} of Meta's parts with {columns} columns of {name} each, but the model is {self._width} wide: it needs"
+        if count < needed:
+            raise _missing([_part(folder, number) for number in range(count, needed)], got)
+        if count * columns != self._width:
+            raise CheckpointError(f"{got} {needed} such parts, no more; take the files of other models out of the folder")
 
     def _axis(self, name):
         """The axis along which the parts of a tensor are joined; None where every part has it whole."""

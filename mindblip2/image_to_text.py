@@ -2,6 +2,7 @@
 import numpy as np
 from tqdm import tqdm
 
+from mindblip2.cells.decoding import ALIASES
 from mindblip2.data.prompted import check_language_vocabulary, plain_ids
 from mindblip2.data.text_stream import TextStream
 from mindblip2.data.vqa import PROMPT
@@ -72,8 +73,8 @@ class Writer:
 
 def _defaults(decoding):
     """LAVIS's for answers, as far as nothing else is said, under whatever name."""
-    aliases = {"max_new_tokens": ("max_new_tokens", "max_length")}
-    return {name: value for name, value in ANSWER.items() if not set(aliases.get(name, (name,))) & set(decoding)}
+    said = {ALIASES.get(name, name) for name in decoding}
+    return {name: value for name, value in ANSWER.items() if name not in said}
 
 
 def _pairs(inputs, prompts):

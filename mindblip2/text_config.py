@@ -82,7 +82,7 @@ class OPTConfig(Section):
     num_heads: int = 32
     intermediate_size: int = 10240
     vocab_size: int = 50272             # 50265 words, padded; transformers' BLIP-2 pads to 50304
-    max_position_embeddings: int = 2048
+    max_position_embeddings: int = 2048     # rows of a table that was learnt: no other key changes how far it reaches
     layer_norm_eps: float = 1e-5
     word_embed_proj_dim: int | None = None  # OPT-350m's 512; None: hidden_size
     do_layer_norm_before: bool = True   # OPT-350m's: false
@@ -91,7 +91,6 @@ class OPTConfig(Section):
     eos_token_id: int = 50118           # "\n", with which LAVIS ends a caption; OPT's own is 2
     pad_token_id: int = 1
     repetition_penalty: float = 1.0
-    max_decode_length: int = 512
     top_k: int = 1
     top_p: float = 1.0
     do_sample: bool = False

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "cells": ["config", "comm", "device", "mindblip2.hub.Pretrained", "mindspore", "numpy"],
     "data": ["config", "mindspore.dataset", "mindspore.Tensor", "numpy", "PIL", "tokenizers", "sentencepiece", "sklearn", "tqdm"],
     "zero_shot": ["config", "hub", "cells", "data", "mindspore", "numpy", "tqdm"],
-    "image_to_text": ["data", "numpy", "tqdm"],
+    "image_to_text": ["mindblip2.cells.decoding", "data", "numpy", "tqdm"],
     "trainer": ["config", "checkpoint", "comm", "device", "hub", "cells", "data", "zero_shot", "image_to_text",
                 "mindspore", "numpy", "PIL", "tqdm", "matplotlib"],
     "pipeline": ["config", "device", "hub", "cells", "data", "zero_shot", "image_to_text", "mindspore", "numpy", "PIL", "tqdm"],

@@ -120,6 +120,8 @@ def test_questions_are_put_as_lavis_does(piped, files, monkeypatch):
     assert piped.processor.tokenizer.decode(rows[0]) == "Question: what colour is it? Short answer:"
     assert how == {"max_new_tokens": 10, "length_penalty": 0.0, "num_beams": 2}
     assert len(piped.predict_answers(files[0], ["what?", "which colour?"], max_new_tokens=2)) == 2
+    piped.predict_answers(files[0], "what?", max_length=2)      # another name of it
+    assert asked[-1][1] == {"max_length": 2, "length_penalty": 0.0}
     with pytest.raises(ValueError, match="expected {} where the question goes"):
         piped.predict_answers(files[0], "what?", prompt="Question:")
 

@@ -53,6 +53,16 @@ def test_defaults_are_the_published_sizes():
     assert (opt.bos_token_id, opt.eos_token_id, opt.pad_token_id, opt.layer_norm_eps) == (2, 50118, 1, 1e-5)
 
 
+def test_how_far_a_language_model_reaches():
+    """Rotary positions go on as far as one likes, and MindFormers' two keys say how far; OPT's are a table."""
+    assert LlamaConfig().positions == 512 == LlamaConfig(seq_length=512, max_decode_length=30).positions
+    assert LlamaConfig(seq_length=600).positions == 600 and LlamaConfig(max_decode_length=30).positions == 64
+    assert OPTConfig(max_position_embeddings=99).positions == 99
+    for key in ("seq_length", "max_decode_length"):     # not accepted where they would have no effect
+        with pytest.raises(ConfigError, match=f"unknown key '.*text_config.{key}' .*max_position_embeddings"):
+            text(type="OPTConfig", **{key: 99})
+
+
 @pytest.mark.parametrize("section, complaint", [
     ({"num_heads": 33}, "hidden_size = 4096 is not a multiple of num_heads = 33"),
     ({"n_kv_heads": 5}, "n_kv_heads = 5 does not divide num_heads = 32"),

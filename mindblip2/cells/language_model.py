@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindblip2 import device
-from mindblip2.cells.layers import MASKED, Embedding, Linear, attend, dtype_of, linear, merge_heads, split_heads
+from mindblip2.cells.layers import MASKED, Embedding, Linear, attend, dtype_of, holding, linear, merge_heads, split_heads
 
 
 def positions(mask_BT):
@@ -179,10 +179,10 @@ class LanguageModel(nn.Cell):
     def _through(self, x_BTD, bias, turn, past=None, slot=None):
         """All layers, called from outside of a graph.  In graph mode on a CPU one layer is compiled and takes the weights of all in
         turn, which costs nothing; 32 layers in one graph would be compiled for half a minute, for every shape."""
-        frame = self._graph(_Frame) if device.target() == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE else None
+        frame = self._graph(_frame) if device.target() == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE else None
         turn, caches = None if turn is None else ms.mutable(turn), ()
         for i, layer in enumerate(self.layers):
-            one = layer if frame is None else frame.holding(layer)
+            one = layer if frame is None else holding(frame, layer)
             x_BTD, cache = one(x_BTD, bias, turn, None if past is None else ms.mutable(past[i]), slot)
             caches += (cache,)
         return x_BTD, caches
@@ -219,19 +219,10 @@ class _Step(nn.Cell):
         return self.llm.begin_step(token_N, mask_NS, slot)
 
 
-class _Frame(nn.Cell):
+def _frame(llm):
     """A layer without weights of its own."""
-
-    def __init__(self, llm):
-        super().__init__(auto_prefix=False)
-        with ms.nn.utils.no_init_parameters():
-            self.layer = llm.make_layer(*llm.arguments)
-
-    def holding(self, layer):
-        """The frame with the weights of ``layer``, which are not copied."""
-        for place, weight in zip(self.layer.get_parameters(), layer.get_parameters()):
-            place.set_data(weight)
-        return self.layer
+    with ms.nn.utils.no_init_parameters():
+        return llm.make_layer(*llm.arguments)
 
 
 class _End(nn.Cell):

@@ -65,6 +65,14 @@ def merge_heads(x_BHTK):
     return x_BHTK.swapaxes(1, 2).reshape(batch, length, heads * width)
 
 
+def holding(frame, cell):
+    """``frame``, a cell of the same make, with the weights of ``cell``, which are not copied: one compiled layer takes those of all in
+    turn.  Called from outside of a graph."""
+    for place, weight in zip(frame.get_parameters(), cell.get_parameters(), strict=True):
+        place.set_data(weight)
+    return frame
+
+
 class Linear(nn.Cell):
     """x Wᵀ + b with W (out, in), computed in ``dtype``: the only place where a weight may one day be split over cards.
 

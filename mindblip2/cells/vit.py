@@ -7,7 +7,7 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, Zero, initializer
 
-from mindblip2.cells.layers import FeedForward, LayerNorm, Linear, attend, merge_heads, split_heads
+from mindblip2.cells.layers import FeedForward, LayerNorm, Linear, attend, holding, merge_heads, split_heads
 from mindblip2.cells.noise import DropPath
 
 
@@ -105,7 +105,5 @@ class ViT(nn.Cell):
                 self._frame = (ViTBlock(*self._block_arguments).set_train(False),)
         x_BPD = self.embed(image_BCHW)
         for block in self.blocks:
-            for place, weight in zip(self._frame[0].get_parameters(), block.get_parameters()):
-                place.set_data(weight)
-            x_BPD = self._frame[0](x_BPD)
+            x_BPD = holding(self._frame[0], block)(x_BPD)
         return x_BPD

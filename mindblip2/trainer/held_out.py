@@ -9,9 +9,8 @@ from mindspore import Tensor
 
 from mindblip2.data.captioned import check_readable, pictures_and_texts
 from mindblip2.data.feed import Feed
-from mindblip2.data.prompted import PromptedText
 from mindblip2.sections import ConfigError
-from mindblip2.trainer.loaders import captioned_pictures, prompt_of, token_ids
+from mindblip2.trainer.loaders import captioned_pictures, text_arguments, token_ids
 from mindblip2.trainer.retrieval import Match, Recipe, recalls, score
 from mindblip2.trainer.step import check_losses, losses_of
 
@@ -42,12 +41,10 @@ class HeldOutLosses:
     metric = "loss"
 
     def __init__(self, model, processor, config, samples):
-        data, text, stage2 = config.eval_dataset, config.eval_dataset.text_transforms, hasattr(model, "stage2")
+        data = config.eval_dataset
         self.model, self.net, self.seed, self.use_image_id = model, losses_of(model, True), config.seed, data.use_image_id
-        length = min(text.max_length, processor.max_length or processor.tokenizer.max_length)
-        prompted = PromptedText(processor.tokenizer, model.config, prompt_of(config), length) if stage2 else None
-        self.feed = Feed(samples, processor, config.runner_config.batch_size, config.seed, shuffle=False,
-                         prompt="" if stage2 else text.prompt, max_words=text.max_words, max_length=length, text=prompted,
+        texts = text_arguments(config, data.text_transforms, processor, model.config if hasattr(model, "stage2") else None)
+        self.feed = Feed(samples, processor, config.runner_config.batch_size, config.seed, shuffle=False, **texts,
                          max_unreadable=data.max_unreadable)
 
     def __str__(self):

@@ -16,29 +16,39 @@ def training_samples(loader, seed, image_size, batch_size):
     return captioned(loader, "train")
 
 
-def training_feed(config, processor, samples=None, rank=0, world=1, stage2=False):
-    """The :class:`~mindblip2.data.feed.Feed` of a RunConfig; ``stage2``: of prompts and captions for the language model.
+def training_feed(config, processor, samples=None, rank=0, world=1, model_config=None):
+    """The :class:`~mindblip2.data.feed.Feed` of a RunConfig; ``model_config``: see ``text_arguments``.
 
     ``samples``: what ``Trainer(train_dataset=…)`` was given, else those of ``train_dataset.data_loader``.  A loader of ours gets
     the transforms of the configuration, or by default LAVIS's for training (see ``recipes``); any other samples get those of the
     configuration, or else only the processor's resize.  Batches hold ``runner_config.batch_size`` pairs per rank."""
     data, size = config.train_dataset, config.runner_config.batch_size
-    image, text = processor.image_processor, data.text_transforms
+    image = processor.image_processor
     if data.repeat != 1:
         raise ValueError(f"train_dataset.repeat = {data.repeat}: set runner_config.epochs instead")
     if samples is None:
         samples = training_samples(data.data_loader, config.seed, image.image_size, size * world)
-    length = min(text.max_length, processor.max_length or processor.tokenizer.max_length)
-    prompted = PromptedText(processor.tokenizer, config.model.model_config, prompt_of(config), length) if stage2 else None
     ours = isinstance(samples, Pairs)
     if ours and not samples.repeat_images:
         raise ValueError("training takes one caption per sample: make the loader with stage='train'")
     names = samples.names if ours else ("",)
     transforms = recipes(data.transforms, names, image.image_size, image.mean, image.std) if ours or data.transforms else ()
     return Feed(samples, processor, size, config.seed, transforms=transforms, ratios=getattr(samples, "ratios", ()),
-                shuffle=getattr(samples, "shuffle", True), prompt="" if stage2 else text.prompt, max_words=text.max_words,
-                max_length=length, text=prompted, rank=rank, world=world,
-                workers=data.num_parallel_workers, processes=data.python_multiprocessing, max_unreadable=data.max_unreadable)
+                shuffle=getattr(samples, "shuffle", True), **text_arguments(config, data.text_transforms, processor, model_config),
+                rank=rank, world=world, workers=data.num_parallel_workers, processes=data.python_multiprocessing,
+                max_unreadable=data.max_unreadable)
+
+
+def text_arguments(config, text, processor, model_config=None):
+    """The keywords of a ``Feed`` that say how the ``text_transforms`` of a section make texts.
+
+    ``model_config``: in stage 2 that of the model, whose language model reads ``prompt_of`` before every caption.  A model that the
+    user made may have another than the run's."""
+    length = min(text.max_length, processor.max_length or processor.tokenizer.max_length)
+    if model_config is None:
+        return {"prompt": text.prompt, "max_words": text.max_words, "max_length": length}
+    prompted = PromptedText(processor.tokenizer, model_config, prompt_of(config), length)
+    return {"text": prompted, "max_words": text.max_words, "max_length": length}
 
 
 def prompt_of(config):

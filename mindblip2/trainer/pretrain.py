@@ -50,7 +50,7 @@ class Pretrain:
         processor = trainer.processor()
         if not stage2:      # there the prompts and captions check it
             check_vocabulary(model, processor.tokenizer)
-        feed = training_feed(config, processor, trainer.train_dataset, stage2=stage2)
+        feed = training_feed(config, processor, trainer.train_dataset, model_config=model.config if stage2 else None)
         _check_sizes(model.config, feed.max_length, processor.image_processor.image_size, stage2)
         wanted = config.do_eval or trainer.eval_dataset is not None
         examination = held_out(config, model, processor, trainer.eval_dataset) if wanted else None

@@ -61,7 +61,7 @@ def test_the_cache_changes_nothing(llm, row):
     for t in range(8, 13):
         logits, state = llm.decode(ids[:, t], rows, state)
         found.append(logits.asnumpy())
-    assert np.abs(np.stack(found, 1) - whole[:, 7:]).max() < 1e-5
+    assert np.abs(np.stack(found, 1) - whole[:, 7:]).max() < 1e-5 * np.abs(whole).max()
     other = ids.copy()
     other[:, 9] = (other[:, 9] + 1) % SMALL["vocab_size"]
     assert np.abs(logits_of(llm, other, mask_of(row + ".....", FULL + "....."))[:, -1] - found[-1]).max() > 1e-3
@@ -130,7 +130,7 @@ def test_graph_mode_computes_the_same_and_compiles_a_shape_once(kind):
 
 def graphs_of(llm):
     """The cells that prefill and decode compile; a layer is compiled for a prompt and for a token."""
-    return [getattr(graph, "layer", graph) for graph in llm._graphs.values()]
+    return list(llm._graphs.values())
 
 
 def test_weights_can_be_held_in_half_precision():

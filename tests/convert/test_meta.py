@@ -72,21 +72,49 @@ def test_a_pair_is_turned_as_meta_turns_it():
     assert torch.equal(interleave(moved[0], 8), query) and not torch.equal(half_split(moved[0], 8), query)
 
 
-def test_a_part_that_is_missing_is_named(convert, theirs, tmp_path):
-    folder = cut(meta(theirs.state_dict(), 4), tmp_path / "meta", 4, 1)
-    (folder / "consolidated.01.pth").unlink()
-    error = convert(folder, expect=1)
-    assert "consolidated.03.pth needs the shard consolidated.01.pth, which is not in" in error
-    for number in (3, 2):
-        (folder / f"consolidated.0{number}.pth").unlink()
-    error = convert(folder, expect=1)
-    assert "holds 1 of Meta's parts" in error and "4 parts are needed, consolidated.00.pth to consolidated.03.pth" in error
+def parts(count, tmp_path):
+    """The folder of so many equal parts, and a function that takes some away."""
+    folder = cut(meta(llama(vocab_size=88).state_dict(), 4), tmp_path / "meta", count, 1)
+    return folder, lambda *numbers: [(folder / f"consolidated.{number:02d}.pth").unlink() for number in numbers]
 
 
-def test_parts_of_two_models_are_not_joined(convert, theirs, tmp_path):
-    folder = cut(meta(theirs.state_dict(), 4), tmp_path / "meta", 2, 1)
-    torch.save(meta(llama(num_hidden_layers=2).state_dict(), 4), folder / "consolidated.01.pth")
-    assert "consolidated.01.pth and consolidated.00.pth in" in convert(folder, expect=1)
+def test_a_part_that_is_missing_is_named(convert, tmp_path):
+    folder, lose = parts(4, tmp_path)
+    assert len(convert(folder)[0]) == 3 * 9 + 3     # the control: nothing is missing
+    lose(1)
+    error = convert(folder, expect=1)
+    assert f"consolidated.03.pth needs the shard consolidated.01.pth, which is not in {folder}: get what is missing" in error
+    lose(0)
+    assert "consolidated.03.pth needs the shards consolidated.00.pth, consolidated.01.pth, which are not in" in convert(folder, expect=1)
+
+
+@pytest.mark.parametrize("way", ["", "consolidated.00.pth"], ids=["folder", "file"])
+def test_the_last_parts_that_are_missing_are_named(convert, tmp_path, way):
+    """No file says how many there are, but the width does: 8 of 32 columns are in each."""
+    folder, lose = parts(4, tmp_path)
+    lose(3)
+    error = convert(folder / way, expect=1)
+    assert f"{folder} holds 3 of Meta's parts with 8 columns of layers.0.attention.wo.weight each, but the model is 32 wide" in error
+    assert "it needs the shard consolidated.03.pth, which is not in" in error
+    lose(1, 2)
+    assert "it needs the shards consolidated.01.pth, consolidated.02.pth, consolidated.03.pth, which are not in" in convert(
+        folder / way, expect=1)
+
+
+def test_a_part_too_many_is_said(convert, tmp_path):
+    folder, _ = parts(2, tmp_path)
+    (folder / "consolidated.02.pth").write_bytes((folder / "consolidated.01.pth").read_bytes())
+    assert "it needs 2 such parts, no more; take the files of other models out of the folder" in convert(folder, expect=1)
+
+
+@pytest.mark.parametrize("layers, count, other", [(2, 2, "layers.2.attention.wk.weight"), (3, 4, "layers.0.attention.wk.weight")])
+def test_parts_of_two_models_are_not_joined(convert, tmp_path, layers, count, other):
+    """Another model, or the same in more parts."""
+    folder, _ = parts(2, tmp_path)
+    strange = cut(meta(llama(num_hidden_layers=layers, vocab_size=88).state_dict(), 4), tmp_path / "strange", count, 1)
+    (strange / "consolidated.01.pth").replace(folder / "consolidated.01.pth")
+    error = convert(folder, expect=1)
+    assert "consolidated.01.pth and consolidated.00.pth in" in error and f"are parts of different models: {other} is in one" in error
 
 
 def test_the_order_depends_on_the_heads_so_they_must_be_known(convert, theirs, tmp_path):

@@ -3,13 +3,17 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from mindblip2.cells import opt
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
 from mindblip2.cells.blip2_qformer import Blip2Qformer
+from mindblip2.cells.layers import FeedForward
+from mindblip2.cells.llama import SwiGLU
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
-from mindblip2.config import OptimizerConfig, load_config
+from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig, OptimizerConfig, load_config
 from mindblip2.sections import ConfigError
 from mindblip2.trainer import Trainer
 from mindblip2.trainer.loaders import prompt_of
+from mindblip2.trainer.pretrain import recompute
 from mindblip2.trainer.step import TrainStep
 from tests import stage2_small
 
@@ -110,6 +114,40 @@ def test_the_step_takes_the_lengths_of_the_batch(small):
     assert abs(step([{**batch, **said, "prompt_length": np.array([2, 2], np.int32)}], 0.0)["loss"] - plain["loss"]) > 1e-3
 
 
+WORDS = {"vocab_size": 60, "hidden_size": 24, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "initializer_range": None}
+
+
+@pytest.mark.slow       # two compilations of the training graph
+@pytest.mark.parametrize("text, theirs", [(OPTConfig(**WORDS, eos_token_id=5, max_position_embeddings=20), opt.FeedForward),
+                                          (LlamaConfig(**WORDS), SwiGLU)], ids=["opt", "llama"])
+def test_recomputed_parts_give_the_same_step(text, theirs):
+    """Loss, all gradients and the updated parameters, bit for bit; the Q-Former's dropout is drawn in both."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    random, config = np.random.default_rng(0), Blip2Config(
+        max_txt_len=8, vision_config=stage2_small.VISION, qformer_config=stage2_small.QFORMER, text_config=text)
+    batch = {"image": random.standard_normal((2, 3, 16, 16)).astype(np.float32),
+             "input_ids": random.integers(6, 60, (2, 6)).astype(np.int32)}
+
+    def stepped(again):
+        ms.set_seed(3)
+        model = Blip2ImageToTextGeneration(config).set_train()
+        if again:
+            recompute(model)
+        marked = {type(cell) for _, cell in model.cells_and_names() if "output_recompute" in cell.get_flags()}
+        assert marked == ({FeedForward, theirs} if again else set())     # the Q-Former's and the language model's
+        step, found = TrainStep(model, OptimizerConfig()), []
+        for seed in (6, 5):
+            model.noise.set(seed, 0)
+            found.append([gradient.asnumpy() for gradient in step._gradients(batch)[2]])
+        model.noise.set(5, 0)
+        return *found, step([batch], 1e-2), {name: value for name, value in values(model).items() if not name.startswith("vit")}
+
+    (other, plain, numbers, after), (_, again, same, recomputed) = stepped(False), stepped(True)
+    assert same == numbers and all(map(np.array_equal, again, plain)) and len(plain) > 40
+    assert all(np.array_equal(recomputed[name], after[name]) for name in after)
+    assert sum(map(np.array_equal, other, plain)) < len(plain) / 2      # the control: another draw of dropout
+
+
 def test_held_out_losses_choose_the_best_checkpoint(small, capsys):
     config = load_config(small.yaml, {"output_dir": "run", "runner_config.epochs": 1, "context.mode": 1})
     trainer = Trainer(args=config, train_dataset=stage2_small.samples(small.pictures),
@@ -117,6 +155,18 @@ def test_held_out_losses_choose_the_best_checkpoint(small, capsys):
     log = trainer.train(small.ckpt)
     assert any("eval_loss" in entry and "eval_word_acc" in entry for entry in log)
     assert "step_0000002 (" in capsys.readouterr().out
+
+
+def test_a_model_of_the_user_is_read_and_not_the_run_s_configuration(small):
+    """Both feeds take the language model's ids from the model: the run's configuration may have none."""
+    config = load_config(small.yaml, {"output_dir": "run", "runner_config.epochs": 1, "context.mode": 1})
+    model, pairs = Blip2ImageToTextGeneration(config.model.model_config), stage2_small.samples(small.pictures)
+    plain = config.replace(model={"model_config": {"text_config": None}})
+    log = Trainer(args=plain, model=model, train_dataset=pairs, eval_dataset=pairs[:4]).train(small.ckpt)
+    same = Trainer(args=config.replace(output_dir="same"), train_dataset=pairs, eval_dataset=pairs[:4]).train(small.ckpt)
+    assert plain.model.model_config.text_config is None
+    numbers = [[entry[name] for entry in run for name in ("loss", "eval_loss") if name in entry] for run in (log, same)]
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 2
 
 
 # ------------------------------------------------------------------------------------------------ the prompt
