@@ -7,7 +7,10 @@ PIP := $(BIN) -m pip install --disable-pip-version-check --only-binary=:all:
 
 RUN := $(BIN) run_blip2.py --config blip2_digits
 PICTURES := output/digits/pictures
+TELL := $(BIN) run_blip2.py --config itt_blip2_digits
 TRAINED := output/digits_training/checkpoint/rank_0/blip2_digits.ckpt
+WORDS := output/digits_training/words/words.ckpt
+TOLD := output/digits_training/told
 BENCH := $(BIN) benchmarks/bench.py
 
 .DEFAULT_GOAL := help
@@ -21,16 +24,22 @@ install: .venv/.demo  ## .venv with mindblip2 and what the demo needs (no torch)
 
 dev: .venv/.dev  ## .venv with everything: tests, linter, converter, parity (adds torch and transformers)
 
-demo: .venv/.demo  ## the embedded model looks at pictures of digits: seconds, no download
+demo: .venv/.demo  ## the embedded models look at pictures of digits, write captions and answer: a minute, no download
 	$(BIN) -m mindblip2.data.scenes $(PICTURES)
 	$(RUN) --mode 1 --run_mode predict --predict_data $(PICTURES) --output_dir output/digits
 	$(RUN) --mode 1 --run_mode eval
+	$(TELL) --mode 1 --run_mode predict --predict_data $(PICTURES)
+	$(TELL) --mode 1 --run_mode predict --predict_data $(PICTURES) --answer_only --hypothesis_template "Question: which digit is there? Short answer:"
+	$(TELL) --mode 1 --run_mode eval
 
 train-demo: .venv/.demo  ## train the embedded model again from nothing, then its figures: 15 to 20 minutes on two cores
 	rm -rf output/digits_training
 	$(RUN) --run_mode train --trainer.type contrastive_language_image_pretrain --output_dir output/digits_training
 	$(RUN) --mode 1 --run_mode eval --load_checkpoint $(TRAINED) --output_dir output/digits_training
 	$(RUN) --mode 1 --run_mode eval --load_checkpoint $(TRAINED) --output_dir output/digits_training --trainer.type image_to_text_retrieval
+	$(BIN) -m mindblip2.trainer.words itt_blip2_digits $(WORDS)
+	$(TELL) --run_mode train --load_checkpoint $(TRAINED) --model.model_config.text_config.checkpoint_name_or_path $(WORDS) --output_dir $(TOLD)
+	$(TELL) --mode 1 --run_mode eval --load_checkpoint $(TOLD)/checkpoint/rank_0/itt_blip2_digits.ckpt --output_dir $(TOLD)
 
 test: .venv/.dev  ## the tests, two files at a time; the slow ones too with ARGS="-m 'slow or not slow'"
 	$(BIN) -m pytest -q -n 2 --dist loadfile $(ARGS)

@@ -195,7 +195,7 @@ def test_captions_are_scored(small, piped, tmp_path, capsys):
                                                   for colour in small.pictures])
     figures = evaluate(small, small.folder, file)
     assert set(figures) >= {"Bleu_4", "CIDEr", "ROUGE_L", "exact"} and figures["pictures"] == 4 and figures["exact"] == 0
-    rows = json.loads(Path("out/image_to_text_generation_texts.json").read_text(encoding="utf-8"))
+    rows = json.loads(Path("out/image_to_text_generation_captions.json").read_text(encoding="utf-8"))
     own = [row["caption"] for row in rows]
     assert own == piped(list(small.pictures.values()), return_full_text=False, max_new_tokens=5)
     if all(own):

@@ -99,12 +99,15 @@ def held_out(kind, seed=EXAM_SEED):
     """Scenes of scans that training never saw, the same for the same seed; a tuple of :class:`Scene`.
 
     ``kind``: "digits", every held-out scan alone in a colour that its digit had in training; "pairs", every held-out scan
-    alone in the one colour that its digit never had; "scenes", SCENES of two or three digits, no caption twice, any pair."""
+    alone in the one colour that its digit never had; "scenes", SCENES of two or three digits, no caption twice, any pair; "told",
+    SCENES of one or two digits, any pair."""
     rng = np.random.default_rng(seed)
     if kind == "scenes":
         return _different_scenes(rng)
+    if kind == "told":
+        return tuple(sample_scene(rng, "test", 1 + i % 2, SEEN_PAIRS + UNSEEN_PAIRS) for i in range(SCENES))
     if kind not in ("digits", "pairs"):
-        raise ValueError(f"kind = {kind!r}: expected 'digits', 'pairs' or 'scenes'")
+        raise ValueError(f"kind = {kind!r}: expected 'digits', 'pairs', 'scenes' or 'told'")
     colours = {"digits": SEEN_PAIRS, "pairs": UNSEEN_PAIRS}[kind]
     return tuple(Scene((digit,), (_one_of([colour for one, colour in colours if one == digit], rng),), (int(scan),),
                        _one_of(tuple(GROUNDS), rng), pose=int(rng.integers(2**31)))
@@ -134,6 +137,18 @@ def caption(scene, detail="all"):
         return f" {'to the left of' if scene.layout == 'row' else 'above'} ".join(things)
     way = "left to right" if scene.layout == "row" else "top to bottom"
     return f"{things[0]}, {things[1]} and {things[2]} from {way}"
+
+
+def questions(scene):
+    """What may be asked about the scene: (question, answer) pairs.  Only what has one answer is asked: not the colour of the seven where
+    there are two sevens."""
+    asked = [("how many digits are there?", DIGITS[len(scene.digits)])]
+    for digit, colour in zip(scene.digits, scene.colours):
+        if scene.digits.count(digit) == 1:
+            asked.append((f"what colour is the {DIGITS[digit]}?", colour))
+        if scene.colours.count(colour) == 1:
+            asked.append((f"which digit is {colour}?", DIGITS[digit]))
+    return asked
 
 
 def _thing(digit, colour, detail):

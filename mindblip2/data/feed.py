@@ -35,12 +35,14 @@ class Feed:
     rank its slice of ``batch_size``; what is left at the end of an epoch is dropped.  "image_id" is there if the samples have one.
 
     ``samples``: indexable with a length (``MultiImgCapDataLoader``, a list), or only iterable, of dicts ``{"image", "caption",
-    "image_id"?}`` with one caption each.  Iterables are read in their own order; one with ``epoch(e)`` or ``set_epoch(e)`` is asked
-    for each epoch.  ``processor``: a ``Blip2Processor``; its image transform is used unless ``transforms`` has one callable
-    (picture, generator) → array for each of ``samples.sizes`` (see ``recipe``).  ``ratios``: see ``order``.  ``prompt`` goes before
-    the cleaned caption.  ``text``: for stage 2, the :class:`~mindblip2.data.prompted.PromptedText` that makes the ids instead of the
-    processor's tokenizer; batches then hold "length" and "prompt_length" (B,) too.  ``workers``: processes that make samples (threads
-    if not ``processes``); 0 makes them in one thread of this process, as it is done for iterables.
+    "image_id"?}`` with one caption each, in stage 2 perhaps with a "prompt" of its own, whose answer the caption is.  Iterables are read
+    in their own order; one with ``epoch(e)`` or ``set_epoch(e)`` is asked for each epoch.
+
+    ``processor``: a ``Blip2Processor``; its image transform is used unless ``transforms`` has one callable (picture, generator) → array
+    for each of ``samples.sizes`` (see ``recipe``).  ``ratios``: see ``order``.  ``prompt`` goes before the cleaned caption.  ``text``: for
+    stage 2, the :class:`~mindblip2.data.prompted.PromptedText` that makes the ids instead of the processor's tokenizer; batches then
+    hold "length" and "prompt_length" (B,) too.  ``workers``: processes that make samples (threads if not ``processes``); 0 makes them in
+    one thread of this process, as it is done for iterables.
 
     A picture that cannot be read is replaced by the sample at its place of the next batch (not by a neighbour: a batch shall not
     hold the same picture twice), and counted: ``skipped``, and the first ``skipped_names``.  UnreadableError is raised for more
@@ -108,11 +110,14 @@ class Feed:
         caption = sample["caption"]
         if isinstance(caption, (list, tuple)) and caption:      # one of them, the same whenever this place is made again
             caption = caption[np.random.default_rng([self.seed, epoch, place, 1]).integers(len(caption))]
-        return image, *self._ids(self.clean(caption)), _checked_id(sample.get("image_id", -1))
+        return image, *self._ids(self.clean(caption), sample.get("prompt")), _checked_id(sample.get("image_id", -1))
 
-    def _ids(self, caption):
+    def _ids(self, caption, prompt):
         if self.text is not None:
-            return tuple(self.text(caption)[name] for name in COLUMNS[1:4])
+            made = self.text(caption, prompt)
+            return tuple(made[name] for name in COLUMNS[1:4])
+        if prompt is not None:
+            raise ValueError(f"a sample with a prompt of its own ({prompt[:60]!r}) is for stage 2: the Q-Former reads captions only")
         text = self.processor.tokenizer([caption], max_length=self.max_length, padding="max_length", return_tensors="np")
         return text["input_ids"][0], np.int32(text["attention_mask"].sum()), np.int32(0)
 

@@ -28,27 +28,35 @@ class PromptedText:
             if not 0 <= getattr(text, name) < text.vocab_size:
                 raise ValueError(f"text_config.{name} = {getattr(text, name)} lies outside the vocabulary of {text.vocab_size}: give the "
                                  "language model's")
-        taken = len(self.ids(prompt))
-        if taken >= max_length:
-            raise ValueError(f"the prompt {prompt!r} takes {taken} of text_transforms.max_length = {max_length} tokens and leaves no room "
-                             "for a caption: shorten it, or raise max_length (and processor.tokenizer.max_length)")
+        self._check_room(prompt)
 
     def ids(self, text):
         """The ids of a prompt, as a list."""
         return self.before + plain_ids(self.tokenizer, text)
 
-    def __call__(self, caption):
+    def __call__(self, caption, prompt=None):
         """``{"input_ids": (T,) int32, padded on the right, "length", "prompt_length"}`` of a cleaned caption.
 
-        The prompt ends where the ids of prompt and caption together stop being those of the prompt: a tokenizer may join the
-        prompt's last letters with the caption's first."""
-        ids = (self.ids(self.prompt + caption) + [self.end])[:self.max_length]
+        ``prompt``: this caption's own, a question whose answer it is; a space comes between.  The prompt ends where the ids of prompt
+        and caption together stop being those of the prompt: a tokenizer may join the prompt's last letters with the caption's first."""
+        if prompt is None:
+            prompt = self.prompt
+        else:
+            self._check_room(prompt)
+            caption = f" {caption}"
+        ids = (self.ids(prompt + caption) + [self.end])[:self.max_length]
         same = 0
-        if self.prompt:
-            alone = self.ids(self.prompt)
+        if prompt:
+            alone = self.ids(prompt)
             same = next((i for i, (one, other) in enumerate(zip(ids, alone)) if one != other), len(alone))
         row = np.array(ids + [self.pad] * (self.max_length - len(ids)), np.int32)
         return {"input_ids": row, "length": np.int32(len(ids)), "prompt_length": np.int32(same)}
+
+    def _check_room(self, prompt):
+        taken = len(self.ids(prompt))
+        if taken >= self.max_length:
+            raise ValueError(f"the prompt {prompt!r} takes {taken} of text_transforms.max_length = {self.max_length} tokens and leaves no "
+                             "room for a caption: shorten it, or raise max_length (and processor.tokenizer.max_length)")
 
 
 def plain_ids(tokenizer, text):

@@ -10,10 +10,13 @@ from PIL import Image
 
 from mindblip2.data import digits
 from mindblip2.data.labelled import LabelledSet
+from mindblip2.data.questions import Question
+from mindblip2.data.vqa import PROMPT
 
 DETAIL_ODDS = ((0, 0.7, 0.3), (0.8, 0.2, 0))  # captions with colour and digit, digit, colour: at first, and later
 SEVERAL = 0.8                   # share of the later batches whose scenes have two or three digits
 COUNT_ODDS = (0.4, 0.6)         # of these, two or three
+ASKED = 0.5                     # share of stage 2's samples that are a question and its answer instead of a caption
 SHOWN = 12                      # held-out pictures that the demo draws
 
 
@@ -47,6 +50,39 @@ class TrainingScenes:
             yield {"image": digits.render(scene, self.size), "caption": text, "image_id": digits.caption_id(text)}
 
 
+class ToldScenes:
+    """Stage 2: ``count`` scenes of one to three digits per epoch, never the same twice, with their whole captions, or with a question as
+    the sample's own prompt and the answer as its caption."""
+
+    def __init__(self, count, seed, size=digits.SIZE):
+        self.count, self.seed, self.size = count, seed, size
+
+    def __len__(self):
+        return self.count
+
+    def epoch(self, number):
+        """The samples of epoch ``number``, from 0."""
+        for scene, question, answer in _told(self.count, [self.seed, number]):
+            own = {"caption": digits.caption(scene)} if question is None else {"prompt": PROMPT.replace("{}", question), "caption": answer}
+            yield {"image": digits.render(scene, self.size), **own}
+
+
+def texts(count, seed):
+    """What the demo's language model learns before it is frozen: captions, half of them with a question about them and its answer."""
+    for scene, question, answer in _told(count, seed):
+        caption = digits.caption(scene)
+        yield caption if question is None else f"{caption} {PROMPT.replace('{}', question)} {answer}"
+
+
+def _told(count, seed):
+    """(scene, question or None, answer or None), ``count`` times."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        scene, asked = digits.sample_scene(rng), rng.random() < ASKED
+        about = digits.questions(scene)
+        yield scene, *(about[rng.integers(len(about))] if asked else (None, None))
+
+
 def labelled_sets(size=digits.SIZE):
     """Digit names over the held-out scans in colours seen with them; and the ten colour-digit pairs never seen in training, to be
     told from all eighty."""
@@ -58,9 +94,20 @@ def labelled_sets(size=digits.SIZE):
                         [_pair(s.digits[0], s.colours[0]) for s in pairs], all_pairs, "{}")]
 
 
-def captioned(size=digits.SIZE):
-    """The retrieval examination: 500 held-out scenes of two or three digits, one caption each, no caption twice."""
-    return [{"image": digits.render(scene, size), "captions": [digits.caption(scene)]} for scene in digits.held_out("scenes")]
+def captioned(size=digits.SIZE, kind="scenes"):
+    """The retrieval examination: 500 held-out scenes of two or three digits, one caption each, no caption twice; with ``kind`` "told" that
+    of stage 2, scenes of one or two digits."""
+    return [{"image": digits.render(scene, size), "captions": [digits.caption(scene)]} for scene in digits.held_out(kind)]
+
+
+def questions(size=digits.SIZE):
+    """A question about each scene that stage 2 is examined with."""
+    rng, asked = np.random.default_rng(digits.EXAM_SEED), []
+    for i, scene in enumerate(digits.held_out("told")):
+        about = digits.questions(scene)
+        question, answer = about[rng.integers(len(about))]
+        asked.append(Question(digits.render(scene, size), question, (answer,), i))
+    return asked
 
 
 def _pair(digit, colour):

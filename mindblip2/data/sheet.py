@@ -58,6 +58,37 @@ def hit_sheet(image_rows, text_rows, title=""):
     return page
 
 
+def text_sheet(pictures, texts, title="", columns=2):
+    """PIL pictures with what was written about them, ``[(text, is right or None), …]`` each: right texts are green with a tick, wrong
+    ones red with a cross, others (a question) without a sign."""
+    columns, font = min(columns, len(pictures)), ImageFont.load_default(13)
+    width, height = HIT + LINE // 2 + 3 * MARGIN, HIT + MARGIN
+    page = Image.new("RGB", (columns * width, 2 * ROW + math.ceil(len(pictures) / columns) * height + MARGIN), "white")
+    draw, large = ImageDraw.Draw(page), ImageFont.load_default(16)
+    draw.text((MARGIN, ROW // 2), _cut(draw, title, large, page.width - 2 * MARGIN), INK, large)
+    for i, (picture, lines) in enumerate(zip(pictures, texts)):
+        x, y = i % columns * width + MARGIN, 2 * ROW + i // columns * height
+        page.paste(_fit(picture, HIT), (x, y))
+        x += HIT + MARGIN
+        for text, right in lines:
+            if right is not None:
+                _sign(draw, x, y + 2, right)
+            colour = INK if right is None else RIGHT if right else WRONG
+            for line in _wrapped(draw, text, font, LINE // 2 - 18):
+                draw.text((x + 18, y), line, colour, font)
+                y += ROW
+    return page
+
+
+def _wrapped(draw, text, font, width):
+    """The text in lines that fit, at most as many as a picture is high."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines[-1:] = [longer] if draw.textlength(longer, font) <= width or not lines[-1] else [lines[-1], word]
+    return [_cut(draw, line, font, width) for line in lines[:HIT // ROW - 1]]
+
+
 def confusion_sheet(counts_LL, labels, title=""):
     """A confusion matrix, (L, L) counts of truth (rows) and answer (columns): the darker, the larger the share of its row; right
     answers, on the diagonal, are green.  Counts are written where there is room."""

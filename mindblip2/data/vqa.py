@@ -25,7 +25,8 @@ def vqa_accuracy(answers, truths, rule="official"):
     """The accuracy (0 to 1) of each question: a list of floats, whose mean is the accuracy of the set.
 
     ``answers``: one string per question; ``truths``: the answers of people to each, ten in VQA v2.  An answer counts as much as a third
-    of the people that gave it, at most 1, averaged over the sets without one of them.
+    of the people that gave it, at most 1, averaged over the sets without one of them.  Where there is one answer only (GQA), it is right
+    or wrong, normalised: the formula would give 0 to a right one.
 
     ``rule``: "official" is VQA's evaluation since 2021: what is compared is normalised unless the people all said the same.  "lavis"
     always normalises the model's answer, but of the people's answers only the punctuation.
@@ -47,6 +48,8 @@ def normal_answer(answer):
 def _accuracy(answer, people, rule):
     if isinstance(people, str) or len(people) == 0:
         raise ValueError(f"the people's answers are {people!r}: expected a list of at least one")
+    if len(people) == 1:
+        return float(normal_answer(answer) == normal_answer(people[0]))
     if rule == "lavis":
         answer = normal_answer(answer)
         people = [_without_punctuation(one) for one in people] if len(set(people)) > 1 else people

@@ -3,16 +3,21 @@ import json
 from pathlib import Path
 
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
+from mindblip2.data import scenes
 from mindblip2.data.annotations import rows_of
 from mindblip2.data.caption_metrics import caption_scores
 from mindblip2.data.captioned import check_readable, pictures_and_captions
 from mindblip2.data.captions import BlipQuestion
+from mindblip2.data.image import load_image
 from mindblip2.data.questions import asks, question, read_questions
+from mindblip2.data.sheet import text_sheet
 from mindblip2.data.vqa import PROMPT, vqa_accuracy
 from mindblip2.image_to_text import Writer
 from mindblip2.trainer.inputs import load, pictures_of
 from mindblip2.trainer.loaders import captioned_pictures, prompt_of
 from mindblip2.trainer.pretrain import Pretrain
+
+SHEET_LIMIT = 24    # pictures on one page of results
 
 
 class Generation:
@@ -39,6 +44,8 @@ class Generation:
         """Scores of captions (BLEU, ROUGE-L, CIDEr), or the accuracy of answers where the data are questions."""
         data, samples = trainer.config.eval_dataset, trainer.eval_dataset
         loader = data.data_loader
+        if samples is None and loader.type == "DigitScenes":
+            return _demo(trainer, checkpoint, options)
         if samples is None and loader.annotation_files:
             files, folders = ([Path(loader.dataset_dir) / name for name in names]
                               for names in (loader.annotation_files, loader.image_dirs))
@@ -46,12 +53,23 @@ class Generation:
                 samples = read_questions(files, folders)
         if samples is None:
             samples = captioned_pictures(loader, trainer.config.processor.image_processor.image_size)
-        options = {"batch_size": max(data.batch_size, 1), **trainer.config.generation, **options}
+        options = _options(trainer, options)
         prompt, samples = _prompt(trainer, options), samples if hasattr(samples, "__len__") else list(samples)
         if asks(samples):
             questions = [question(one, f"sample {i}") for i, one in enumerate(samples)]
             return _answers(trainer, checkpoint, questions, prompt or PROMPT, options)
         return _captions(trainer, checkpoint, samples, prompt, options)
+
+
+def _options(trainer, options):
+    return {"batch_size": max(trainer.config.eval_dataset.batch_size, 1), **trainer.config.generation, **options}
+
+
+def _demo(trainer, checkpoint, options):
+    """Captions of the demo's scenes, and answers to questions about them."""
+    size, options = trainer.config.processor.image_processor.image_size, _options(trainer, options)
+    figures = _captions(trainer, checkpoint, scenes.captioned(size, "told"), "", {**options})
+    return {"captions": figures, "answers": _answers(trainer, None, scenes.questions(size), PROMPT, {**options})}
 
 
 def _captions(trainer, checkpoint, samples, prompt, options):
@@ -63,7 +81,9 @@ def _captions(trainer, checkpoint, samples, prompt, options):
     figures = caption_scores(dict(enumerate(texts)), dict(enumerate(captions)))
     exact = sum(text in own for text, own in zip(texts, captions)) / len(texts)
     print(f"{len(texts)} captions: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()) + f", exact {exact:.1%}")
-    _write(trainer, [{"image": _name(picture, i), "caption": text} for i, (picture, text) in enumerate(zip(pictures, texts))])
+    _write(trainer, "captions", [{"image": _name(picture, i), "caption": text} for i, (picture, text) in enumerate(zip(pictures, texts))])
+    _draw(trainer, "captions", pictures, [[(text, text in own)] for text, own in zip(texts, captions)],
+          f"{len(texts)} captions, {exact:.1%} word for word one of the picture's own")
     return {**figures, "exact": exact, "pictures": len(texts), "weights": weights, "prompt": prompt}
 
 
@@ -73,7 +93,7 @@ def _answers(trainer, checkpoint, questions, prompt, options):
     weights, clean = load(trainer, Blip2ImageToTextGeneration, checkpoint), BlipQuestion()
     answers = _writer(trainer, None).answers([one.image for one in questions], [clean(one.question) for one in questions], prompt,
                                              **options)
-    _write(trainer, [{"question_id": one.question_id, "image": _name(one.image, i), "question": one.question, "answer": answer}
+    _write(trainer, "answers", [{"question_id": one.question_id, "image": _name(one.image, i), "question": one.question, "answer": answer}
                      for i, (one, answer) in enumerate(zip(questions, answers))])
     truths = [one.answers for one in questions]
     if not all(truths):     # a test set, whose answers are kept secret
@@ -81,7 +101,10 @@ def _answers(trainer, checkpoint, questions, prompt, options):
         return {"questions": len(answers), "weights": weights, "prompt": prompt}
     accuracy = vqa_accuracy(answers, truths, rule)
     figures = {"accuracy": sum(accuracy) / len(accuracy), "questions": len(answers), "rule": rule, "weights": weights, "prompt": prompt}
-    print("{questions} answers: VQA accuracy {accuracy:.2%} ({rule} rule)".format(**figures))
+    line = "{questions} answers: VQA accuracy {accuracy:.2%} ({rule} rule)".format(**figures)
+    print(line)
+    _draw(trainer, "answers", [one.image for one in questions],
+          [[(one.question, None), (answer, right > 0.5)] for one, answer, right in zip(questions, answers, accuracy)], line)
     return figures
 
 
@@ -103,11 +126,18 @@ def _prompt(trainer, options):
     return next((one for one in known if one), "")
 
 
-def _write(trainer, rows):
-    path = Path(trainer.config.output_dir) / f"{trainer.task}_texts.json"
+def _write(trainer, what, rows):
+    path = Path(trainer.config.output_dir) / f"{trainer.task}_{what}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
     print(f"texts are saved at: {path}")
+
+
+def _draw(trainer, what, pictures, texts, title):
+    """The first pictures with their ``texts``, [(text, is right or None), …] each."""
+    path = Path(trainer.config.output_dir) / f"{trainer.task}_{what}.png"
+    text_sheet([load_image(picture) for picture in pictures[:SHEET_LIMIT]], texts[:SHEET_LIMIT], title).save(path)
+    print(f"picture is saved at: {path}")
 
 
 def _name(picture, i):

@@ -9,8 +9,10 @@ from mindblip2.data.recipe import recipes
 from mindblip2.sections import ConfigError
 
 
-def training_samples(loader, seed, image_size, batch_size):
+def training_samples(loader, seed, image_size, batch_size, stage2=False):
     """The training samples of a ``LoaderConfig``: ``{"image", "caption", "image_id"?}`` as ``Feed`` takes them."""
+    if loader.type == "DigitScenes" and stage2:
+        return scenes.ToldScenes(loader.scenes, seed, image_size)
     if loader.type == "DigitScenes":
         return scenes.TrainingScenes(loader.scenes, seed, loader.property_epochs, image_size, batch_size)
     return captioned(loader, "train")
@@ -27,7 +29,7 @@ def training_feed(config, processor, samples=None, rank=0, world=1, model_config
     if data.repeat != 1:
         raise ValueError(f"train_dataset.repeat = {data.repeat}: set runner_config.epochs instead")
     if samples is None:
-        samples = training_samples(data.data_loader, config.seed, image.image_size, size * world)
+        samples = training_samples(data.data_loader, config.seed, image.image_size, size * world, model_config is not None)
     ours = isinstance(samples, Pairs)
     if ours and not samples.repeat_images:
         raise ValueError("training takes one caption per sample: make the loader with stage='train'")

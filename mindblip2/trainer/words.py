@@ -1,0 +1,81 @@
+"""The language model of the demo, taught by itself: it reads the demo's texts without pictures, and stays as it is from then on.
+
+    python -m mindblip2.trainer.words itt_blip2_digits output/digits_words/words.ckpt
+
+B batch · T text
+"""
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindblip2 import device
+from mindblip2.cells import losses
+from mindblip2.cells.blip2_llm import LANGUAGE_MODELS
+from mindblip2.checkpoint import write_checkpoint
+from mindblip2.config import ScheduleConfig, load_config
+from mindblip2.data import scenes
+from mindblip2.data.processor import Blip2Processor
+from mindblip2.data.prompted import check_language_vocabulary
+from mindblip2.trainer.monitor import Monitor
+from mindblip2.trainer.optim import AdamW
+from mindblip2.trainer.schedule import learning_rate
+
+STEPS, BATCH = 1500, 64
+SCHEDULE = ScheduleConfig(learning_rate=2e-3, lr_end=2e-5, warmup_lr_init=2e-5, warmup_steps=100)
+
+
+class Words(nn.Cell):
+    """(loss, share of words foreseen) of the language model ``llm`` over ids (B, T) of texts of ``length`` (B,) tokens."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.llm = LANGUAGE_MODELS[type(config)](config, "float32", "float32")
+
+    def construct(self, ids_BT, length):
+        read_BT = (ops.arange(ids_BT.shape[1])[None] < length[:, None]).astype(ms.float32)
+        logits_BTV = self.llm.head(self.llm(self.llm.embed(ids_BT), read_BT)[:, :-1])
+        told = logits_BTV, ids_BT[:, 1:], read_BT[:, 1:]
+        return losses.next_word(*told), losses.word_accuracy(*told)
+
+
+def batches(config, tokenizer, steps, batch):
+    """(ids (B, T), length (B,)) int32, ``steps`` times: texts between bos and end, padded on the right."""
+    text, longest = config.model.model_config.text_config, config.processor.tokenizer.max_length
+    told = scenes.texts(steps * batch, config.seed)
+    for _ in range(steps):
+        rows = [[text.bos_token_id, *tokenizer.encode(next(told), add_special_tokens=False), text.eos_token_id] for _ in range(batch)]
+        length = np.array([len(row) for row in rows], np.int32)
+        if length.max() > longest:
+            raise ValueError(f"a text of {length.max()} tokens, but processor.tokenizer.max_length = {longest}: raise it")
+        yield np.array([row + [text.pad_token_id] * (longest - len(row)) for row in rows], np.int32), length
+
+
+def teach(config, path, steps=STEPS, batch=BATCH):
+    """Train the language model of a RunConfig on the demo's texts and write it to ``path``, as a file of stage 2's ``llm.*``; the log and
+    the curves lie beside it.  Returns the log."""
+    device.use(config.context)
+    ms.set_seed(config.seed)
+    tokenizer = Blip2Processor.from_config(config.processor).tokenizer
+    check_language_vocabulary(config.model.model_config, tokenizer)
+    model = Words(config.model.model_config.text_config)
+    value_and_grad = ops.value_and_grad(model, None, ms.ParameterTuple(model.trainable_params()), has_aux=True)
+    update = AdamW(model.trainable_params(), config.optimizer)
+    monitor = Monitor(Path(path).parent / "log", steps, config.runner_config.log_every)
+    try:
+        for step, (ids_BT, length) in enumerate(batches(config, tokenizer, steps, batch)):
+            (loss, accuracy), gradients = value_and_grad(Tensor(ids_BT), Tensor(length))
+            rate = learning_rate(SCHEDULE, step, steps, steps)
+            update(gradients, Tensor(rate, ms.float32), Tensor(1.0, ms.float32))
+            monitor.add({"lm": float(loss), "word_acc": float(accuracy), "lr": rate, "grad_norm": 0.0}, batch)
+    finally:
+        monitor.close()
+    write_checkpoint(path, ((name, str(p.dtype), p.asnumpy()) for name, p in model.parameters_dict().items()))
+    print(f"language model is saved at: {path}")
+    return monitor.log
+
+
+if __name__ == "__main__":
+    teach(load_config(sys.argv[1]), sys.argv[2])
