@@ -251,3 +251,20 @@ def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch):
             digits.load_scans()
     finally:
         digits.load_scans.cache_clear()
+
+
+def test_questions_have_one_answer_which_the_scene_gives():
+    one = digits.Scene((7,), ("red",), (0,), "black")
+    assert digits.questions(one) == [("how many digits are there?", "one"), ("what colour is the seven?", "red"),
+                                     ("which digit is red?", "seven")]
+    twins = digits.Scene((7, 7, 2), ("red", "blue", "blue"), (0, 0, 0), "black")
+    assert digits.questions(twins) == [("how many digits are there?", "three"), ("which digit is red?", "seven"),
+                                       ("what colour is the two?", "blue")]
+
+
+def test_the_captioning_exam_has_one_or_two_held_out_digits_in_any_pair():
+    told = digits.held_out("told")
+    pairs = [pair for scene in told for pair in zip(scene.digits, scene.colours)]
+    assert [len(scene.digits) for scene in told[:4]] == [1, 2, 1, 2] and len(told) == digits.SCENES
+    assert set(pairs) & set(digits.UNSEEN_PAIRS) and set(pairs) & set(digits.SEEN_PAIRS)
+    assert all(scan in digits.split()["test"][digit] for scene in told for digit, scan in zip(scene.digits, scene.scans))

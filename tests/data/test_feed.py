@@ -233,3 +233,9 @@ def test_a_folder_that_is_not_there_ends_at_once(processor, workers):
         next(Feed(rows, processor, 2, 1, workers=workers).epoch(0))
     with pytest.raises(UnreadableError, match="one after the other"):
         next(Feed((row for row in rows), processor, 2, 1).epoch(0))
+
+
+def test_a_prompt_of_a_samples_own_is_for_stage_2(processor):
+    rows = [{**row, "prompt": "Question: what? Short answer:"} for row in samples(2)]
+    with pytest.raises(ValueError, match="a sample with a prompt of its own .* is for stage 2"):
+        list(Feed(rows, processor, 2, 0).epoch(0))

@@ -86,3 +86,12 @@ def test_a_model_with_the_words_of_bert_may_be_one(llama):
     bert = BertTokenizer()
     text = PromptedText(bert, config(bert, text={"bos_token_id": 101, "eos_token_id": 102}), "a", 8)
     assert parts(text(" cat"))[:2] == ([bert.convert_tokens_to_ids("a")], [bert.convert_tokens_to_ids("cat"), 102])
+
+
+def test_a_caption_may_have_a_prompt_of_its_own(llama):
+    text = PromptedText(llama, config(llama), "a photo of", 40)
+    prompt, learnt, _ = parts(text("red", "Question: what colour? Short answer:"))
+    assert prompt == text.ids("Question: what colour? Short answer:") and llama.decode(learnt) == "red"
+    assert parts(text(" red"))[0] == text.ids("a photo of")        # control: the others keep the common one
+    with pytest.raises(ValueError, match=r"takes \d+ of text_transforms.max_length = 40 tokens and leaves no room"):
+        text("red", "what is it? " * 12)

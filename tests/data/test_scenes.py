@@ -78,3 +78,42 @@ def test_drawn_pictures_are_named_after_what_they_show(tmp_path):
         ink = pixels[pixels.max(1).argsort()[-20:]].mean(0)  # hardly mixed with its ground
         nearest = min(digits.COLOURS, key=lambda name: np.abs(ink - digits.COLOURS[name]).sum())
         assert nearest == colour
+
+
+# ------------------------------------------------------------------------------------------------ stage 2
+def test_stage_2_is_told_captions_and_answers():
+    told = scenes.ToldScenes(200, 3)
+    samples = list(told.epoch(0))
+    asked = [sample for sample in samples if "prompt" in sample]
+    assert len(told) == len(samples) == 200 and 60 < len(asked) < 140
+    assert all(sample["prompt"].startswith("Question: ") and sample["prompt"].endswith("? Short answer:") for sample in asked)
+    assert {sample["caption"] for sample in asked} <= COLOURED | NAMED
+    again, other = next(told.epoch(0)), next(told.epoch(1))
+    assert np.array_equal(again["image"], samples[0]["image"]) and not np.array_equal(other["image"], again["image"])
+
+
+def test_questions_are_asked_about_the_pictures_that_are_captioned():
+    asked, captioned = scenes.questions(), scenes.captioned(kind="told")
+    assert len(asked) == len(captioned) == digits.SCENES
+    assert all(np.array_equal(one.image, other["image"]) for one, other in zip(asked, captioned))
+    for one, scene in zip(asked, digits.held_out("told")):
+        assert (one.question, *one.answers) in digits.questions(scene)
+
+
+def test_the_language_models_vocabulary_is_made_of_its_texts():
+    """The packaged tokenizer, trained again: byte-level BPE on 2000 texts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from mindblip2.data.language_tokenizer import LanguageTokenizer
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    made.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    made.train_from_iterator(scenes.texts(2000, 0), trainers.BpeTrainer(
+        vocab_size=512, min_frequency=2, show_progress=False, special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    packaged = LanguageTokenizer("digits_tokenizer.json", max_length=32)
+    texts = list(scenes.texts(300, 1))
+    assert [packaged.encode(text, add_special_tokens=False) for text in texts] == [made.encode(text).ids for text in texts]
+    assert len(packaged) == made.get_vocab_size() and [packaged.decode(packaged.encode(text)) for text in texts] == texts
+    assert max(len(packaged.encode(text)) for text in texts) < 31      # with the end token they fit
+    assert len(packaged.encode("a zebra")) > len(packaged.encode("a seven"))    # other words are spelled

@@ -65,3 +65,11 @@ def test_confusions_are_red_and_right_answers_green():
     assert pixels(sheet.confusion_sheet(counts[:, ::-1], ["cat", "dog"]), sheet.WRONG) > 500
     large = sheet.confusion_sheet(np.eye(100, dtype=int), [f"class {i}" for i in range(100)], "t" * 500)
     assert large.width < 1200 and pixels(large, sheet.RIGHT) > 100 * 36
+
+
+def test_texts_stand_beside_their_pictures_and_are_marked():
+    right, wrong, neither = (sheet.text_sheet([PICTURE], [[("a red seven", mark)]]) for mark in (True, False, None))
+    assert pixels(right, sheet.RIGHT) and not pixels(right, sheet.WRONG) and pixels(wrong, sheet.WRONG)
+    assert pixels(neither, sheet.INK) and not pixels(neither, sheet.RIGHT) + pixels(neither, sheet.WRONG)
+    long = sheet.text_sheet([PICTURE] * 3, [[("what colour is the seven? " * 20, None), ("word" * 90, True)]] * 3, "title " * 90)
+    assert long.width == 2 * right.width and (np.asarray(long)[:, -sheet.MARGIN // 2:] == 255).all()

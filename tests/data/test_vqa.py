@@ -53,3 +53,9 @@ def test_the_prompt_is_lavis():
 def test_what_does_not_fit_is_an_error(arguments, words):
     with pytest.raises(ValueError, match=words):
         vqa_accuracy(*arguments)
+
+
+@pytest.mark.parametrize("rule", ["official", "lavis"])
+def test_a_single_answer_is_right_or_wrong(rule):
+    assert vqa_accuracy(["Red.", "blue", "2"], [["red"], ["red"], ["two"]], rule) == [1.0, 0.0, 1.0]
+    assert vqa_accuracy(["red"], [["red", "blue"]], rule) != [1.0]      # control: of two people both count
