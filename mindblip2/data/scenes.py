@@ -17,6 +17,7 @@ DETAIL_ODDS = ((0, 0.7, 0.3), (0.8, 0.2, 0))  # captions with colour and digit, 
 SEVERAL = 0.8                   # share of the later batches whose scenes have two or three digits
 COUNT_ODDS = (0.4, 0.6)         # of these, two or three
 ASKED = 0.5                     # share of stage 2's samples that are a question and its answer instead of a caption
+MANY = 3                        # questions, at most, in a text of the language model
 SHOWN = 12                      # held-out pictures that the demo draws
 
 
@@ -62,25 +63,23 @@ class ToldScenes:
 
     def epoch(self, number):
         """The samples of epoch ``number``, from 0."""
-        for scene, question, answer in _told(self.count, [self.seed, number]):
-            own = {"caption": digits.caption(scene)} if question is None else {"prompt": PROMPT.replace("{}", question), "caption": answer}
-            yield {"image": digits.render(scene, self.size), **own}
+        rng = np.random.default_rng([self.seed, number])
+        for _ in range(self.count):
+            scene, own = digits.sample_scene(rng), {}
+            if rng.random() < ASKED:
+                about = digits.questions(scene)
+                question, own["caption"] = about[rng.integers(len(about))]
+                own["prompt"] = PROMPT.replace("{}", question)
+            yield {"image": digits.render(scene, self.size), "caption": digits.caption(scene), **own}
 
 
 def texts(count, seed):
-    """What the demo's language model learns before it is frozen: captions, half of them with a question about them and its answer."""
-    for scene, question, answer in _told(count, seed):
-        caption = digits.caption(scene)
-        yield caption if question is None else f"{caption} {PROMPT.replace('{}', question)} {answer}"
-
-
-def _told(count, seed):
-    """(scene, question or None, answer or None), ``count`` times."""
+    """What the demo's language model learns before it is frozen: captions with some questions about them and the answers."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        scene, asked = digits.sample_scene(rng), rng.random() < ASKED
-        about = digits.questions(scene)
-        yield scene, *(about[rng.integers(len(about))] if asked else (None, None))
+        scene = digits.sample_scene(rng)
+        about = rng.permutation(digits.questions(scene))[:rng.integers(MANY + 1)]
+        yield " ".join([digits.caption(scene), *(f"{PROMPT.replace('{}', question)} {answer}" for question, answer in about)])
 
 
 def labelled_sets(size=digits.SIZE):

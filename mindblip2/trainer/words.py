@@ -23,7 +23,7 @@ from mindblip2.trainer.monitor import Monitor
 from mindblip2.trainer.optim import AdamW
 from mindblip2.trainer.schedule import learning_rate
 
-STEPS, BATCH = 1500, 64
+STEPS, BATCH = 1500, 32
 SCHEDULE = ScheduleConfig(learning_rate=2e-3, lr_end=2e-5, warmup_lr_init=2e-5, warmup_steps=100)
 
 
@@ -43,13 +43,14 @@ class Words(nn.Cell):
 
 def batches(config, tokenizer, steps, batch):
     """(ids (B, T), length (B,)) int32, ``steps`` times: texts between bos and end, padded on the right."""
-    text, longest = config.model.model_config.text_config, config.processor.tokenizer.max_length
+    text = config.model.model_config.text_config
+    longest = text.positions
     told = scenes.texts(steps * batch, config.seed)
     for _ in range(steps):
         rows = [[text.bos_token_id, *tokenizer.encode(next(told), add_special_tokens=False), text.eos_token_id] for _ in range(batch)]
         length = np.array([len(row) for row in rows], np.int32)
         if length.max() > longest:
-            raise ValueError(f"a text of {length.max()} tokens, but processor.tokenizer.max_length = {longest}: raise it")
+            raise ValueError(f"a text of {length.max()} tokens, but text_config has {longest} positions: raise seq_length")
         yield np.array([row + [text.pad_token_id] * (longest - len(row)) for row in rows], np.int32), length
 
 
