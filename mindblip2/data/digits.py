@@ -130,7 +130,7 @@ def caption(scene, detail="all"):
     only the one.  Text about one property teaches the text side that a pair has two."""
     if detail not in DETAILS:
         raise ValueError(f"detail = {detail!r}: expected one of {DETAILS}")
-    things = [_thing(digit, colour, detail) for digit, colour in zip(scene.digits, scene.colours)]
+    things = [thing(digit, colour, detail) for digit, colour in zip(scene.digits, scene.colours)]
     if len(things) == 1:
         return things[0]
     if len(things) == 2:
@@ -151,7 +151,8 @@ def questions(scene):
     return asked
 
 
-def _thing(digit, colour, detail):
+def thing(digit, colour, detail="all"):
+    """One digit of a caption: "a red seven"."""
     words = f"{'handwritten' if detail == 'digit' else colour} {'digit' if detail == 'colour' else DIGITS[digit]}"
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 

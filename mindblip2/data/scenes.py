@@ -17,7 +17,8 @@ DETAIL_ODDS = ((0, 0.7, 0.3), (0.8, 0.2, 0))  # captions with colour and digit, 
 SEVERAL = 0.8                   # share of the later batches whose scenes have two or three digits
 COUNT_ODDS = (0.4, 0.6)         # of these, two or three
 ASKED = 0.5                     # share of stage 2's samples that are a question and its answer instead of a caption
-MANY = 3                        # questions, at most, in a text of the language model
+TWICE = 0.6                     # share of the language model's texts that name the things of a scene twice
+MANY = 2                        # questions, at most, in a text of the language model
 SHOWN = 12                      # held-out pictures that the demo draws
 
 
@@ -74,12 +75,15 @@ class ToldScenes:
 
 
 def texts(count, seed):
-    """What the demo's language model learns before it is frozen: captions with some questions about them and the answers."""
+    """What the demo's language model learns before it is frozen: a caption, perhaps the same things once more in any order, and questions
+    with their answers.  It is the second list that soon teaches it to look back; by questions alone it takes many times as long."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         scene = digits.sample_scene(rng)
+        things = rng.permutation([digits.thing(*pair) for pair in zip(scene.digits, scene.colours)])
         about = rng.permutation(digits.questions(scene))[:rng.integers(MANY + 1)]
-        yield " ".join([digits.caption(scene), *(f"{PROMPT.replace('{}', question)} {answer}" for question, answer in about)])
+        told = ", ".join([digits.caption(scene), *(things if rng.random() < TWICE else ())])
+        yield " ".join([told, *(f"{PROMPT.replace('{}', question)} {answer}" for question, answer in about)])
 
 
 def labelled_sets(size=digits.SIZE):

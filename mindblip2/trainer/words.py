@@ -23,7 +23,7 @@ from mindblip2.trainer.monitor import Monitor
 from mindblip2.trainer.optim import AdamW
 from mindblip2.trainer.schedule import learning_rate
 
-STEPS, BATCH = 1500, 32
+STEPS, BATCH = 2400, 32
 SCHEDULE = ScheduleConfig(learning_rate=2e-3, lr_end=2e-5, warmup_lr_init=2e-5, warmup_steps=100)
 
 
