@@ -17,8 +17,7 @@ DETAIL_ODDS = ((0, 0.7, 0.3), (0.8, 0.2, 0))  # captions with colour and digit, 
 SEVERAL = 0.8                   # share of the later batches whose scenes have two or three digits
 COUNT_ODDS = (0.4, 0.6)         # of these, two or three
 ASKED = 0.5                     # share of stage 2's samples that are a question and its answer instead of a caption
-TWICE = 0.6                     # share of the language model's texts that name the things of a scene twice
-MANY = 2                        # questions, at most, in a text of the language model
+NAMING = 0.45                   # share of the language model's texts, from the begin, that all name the things of a scene twice
 SHOWN = 12                      # held-out pictures that the demo draws
 
 
@@ -68,22 +67,29 @@ class ToldScenes:
         for _ in range(self.count):
             scene, own = digits.sample_scene(rng), {}
             if rng.random() < ASKED:
-                about = digits.questions(scene)
-                question, own["caption"] = about[rng.integers(len(about))]
+                question, own["caption"] = _one_of(digits.questions(scene), rng)
                 own["prompt"] = PROMPT.replace("{}", question)
             yield {"image": digits.render(scene, self.size), "caption": digits.caption(scene), **own}
 
 
 def texts(count, seed):
-    """What the demo's language model learns before it is frozen: a caption, perhaps the same things once more in any order, and questions
-    with their answers.  It is the second list that soon teaches it to look back; by questions alone it takes many times as long."""
+    """What the demo's language model learns before it is frozen: a caption, and what is said about it: ``count`` pairs of texts.
+
+    What is said names the things of the scene again, in any order and in two ways, and ends with a question and its answer.  It is the
+    naming that teaches the model within minutes to look back; later half of the texts do without, as there is none behind a picture."""
     rng = np.random.default_rng(seed)
-    for _ in range(count):
-        scene = digits.sample_scene(rng)
-        things = rng.permutation([digits.thing(*pair) for pair in zip(scene.digits, scene.colours)])
-        about = rng.permutation(digits.questions(scene))[:rng.integers(MANY + 1)]
-        told = ", ".join([digits.caption(scene), *(things if rng.random() < TWICE else ())])
-        yield " ".join([told, *(f"{PROMPT.replace('{}', question)} {answer}" for question, answer in about)])
+    for i in range(count):
+        scene, said = digits.sample_scene(rng), ""
+        if i < NAMING * count or rng.random() < 0.5:
+            things = [(scene.digits[k], scene.colours[k]) for k in rng.permutation(len(scene.digits))]
+            said = "".join(f", {digits.thing(digit, colour)}" if rng.random() < 0.4 else f", the {digits.DIGITS[digit]} is {colour}"
+                           for digit, colour in things)
+        question, answer = _one_of(digits.questions(scene), rng)
+        yield digits.caption(scene), f"{said} {PROMPT.replace('{}', question)} {answer}"
+
+
+def _one_of(values, rng):
+    return values[rng.integers(len(values))]
 
 
 def labelled_sets(size=digits.SIZE):
@@ -107,8 +113,7 @@ def questions(size=digits.SIZE):
     """A question about each scene that stage 2 is examined with."""
     rng, asked = np.random.default_rng(digits.EXAM_SEED), []
     for i, scene in enumerate(digits.held_out("told")):
-        about = digits.questions(scene)
-        question, answer = about[rng.integers(len(about))]
+        question, answer = _one_of(digits.questions(scene), rng)
         asked.append(Question(digits.render(scene, size), question, (answer,), i))
     return asked
 

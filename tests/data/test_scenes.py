@@ -100,6 +100,17 @@ def test_questions_are_asked_about_the_pictures_that_are_captioned():
         assert (one.question, *one.answers) in digits.questions(scene)
 
 
+def test_texts_name_the_things_again_and_end_with_an_answer():
+    told = list(scenes.texts(200, 5))
+    naming = [said.startswith(", ") for _, said in told]
+    assert all(naming[:90]) and 30 < sum(naming[90:]) < 80
+    for caption, said in told:
+        things, asked = said.split(" Question: ")
+        assert asked.split()[-1] in NAMED | COLOURED and " Short answer: " in asked
+        shown, again = (set(text.replace(",", "").split()) & (NAMED | COLOURED) for text in (caption, things))
+        assert again in (set(), shown)
+
+
 def test_the_language_models_vocabulary_is_made_of_its_texts():
     """The packaged tokenizer, trained again: byte-level BPE on 2000 texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -108,12 +119,12 @@ def test_the_language_models_vocabulary_is_made_of_its_texts():
     made = Tokenizer(models.BPE(unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     made.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
-    made.train_from_iterator(scenes.texts(2000, 0), trainers.BpeTrainer(
+    made.train_from_iterator(map("".join, scenes.texts(2000, 0)), trainers.BpeTrainer(
         vocab_size=512, min_frequency=2, show_progress=False, special_tokens=["<unk>", "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     packaged = LanguageTokenizer("digits_tokenizer.json", max_length=32)
-    texts = list(scenes.texts(300, 1))
+    texts = ["".join(told) for told in scenes.texts(300, 1)]
     assert [packaged.encode(text, add_special_tokens=False) for text in texts] == [made.encode(text).ids for text in texts]
     assert len(packaged) == made.get_vocab_size() and [packaged.decode(packaged.encode(text)) for text in texts] == texts
-    assert max(len(packaged.encode(text)) for text in texts) < 31      # with the end token they fit
+    assert max(len(packaged.encode(text)) for text in texts) < 48      # with the end token they fit the model's positions
     assert len(packaged.encode("a zebra")) > len(packaged.encode("a seven"))    # other words are spelled

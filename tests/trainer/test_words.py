@@ -41,6 +41,7 @@ def test_stage_2_takes_it(taught, tmp_path):
 
 
 def test_texts_that_do_not_fit_are_an_error(taught):
-    config = load_config("itt_blip2_digits", {"processor.tokenizer.max_length": 12, "train_dataset.text_transforms.max_length": 12})
-    with pytest.raises(ValueError, match="tokens, but processor.tokenizer.max_length = 12: raise it"):
+    text = "model.model_config.text_config"
+    config = load_config("itt_blip2_digits", {f"{text}.seq_length": 24, f"{text}.max_decode_length": 12})
+    with pytest.raises(ValueError, match=r"a text of \d+ tokens, but text_config has 24 positions: raise seq_length"):
         list(words.batches(config, Blip2Processor.from_config(config.processor).tokenizer, 2, 8))
