@@ -16,8 +16,7 @@ from mindblip2.data.vqa import PROMPT
 DETAIL_ODDS = ((0, 0.7, 0.3), (0.8, 0.2, 0))  # captions with colour and digit, digit, colour: at first, and later
 SEVERAL = 0.8                   # share of the later batches whose scenes have two or three digits
 COUNT_ODDS = (0.4, 0.6)         # of these, two or three
-ASKED = 0.5                     # share of stage 2's samples that are a question and its answer instead of a caption
-NAMING = 0.45                   # share of the language model's texts, from the begin, that all name the things of a scene twice
+ASKED = 0.5                     # share of questions and answers, instead of captions, in stage 2
 SHOWN = 12                      # held-out pictures that the demo draws
 
 
@@ -73,19 +72,21 @@ class ToldScenes:
 
 
 def texts(count, seed):
-    """What the demo's language model learns before it is frozen: a caption, and what is said about it: ``count`` pairs of texts.
+    """What the demo's language model learns before it is frozen: ``count`` pairs of texts.  The first are notes of what a scene holds,
+    "row seven red two blue"; the second, what is said on their account: the caption, or a question and its answer.
 
-    What is said names the things of the scene again, in any order and in two ways, and ends with a question and its answer.  It is the
-    naming that teaches the model within minutes to look back; later half of the texts do without, as there is none behind a picture."""
+    A model that has only learnt captions listens to nothing in front of them.  This one has learnt to: the bridge takes the place of
+    the notes."""
     rng = np.random.default_rng(seed)
-    for i in range(count):
-        scene, said = digits.sample_scene(rng), ""
-        if i < NAMING * count or rng.random() < 0.5:
-            things = [(scene.digits[k], scene.colours[k]) for k in rng.permutation(len(scene.digits))]
-            said = "".join(f", {digits.thing(digit, colour)}" if rng.random() < 0.4 else f", the {digits.DIGITS[digit]} is {colour}"
-                           for digit, colour in things)
-        question, answer = _one_of(digits.questions(scene), rng)
-        yield digits.caption(scene), f"{said} {PROMPT.replace('{}', question)} {answer}"
+    for _ in range(count):
+        scene = digits.sample_scene(rng)
+        notes = " ".join([*[scene.layout] * (len(scene.digits) > 1),
+                          *(f"{digits.DIGITS[digit]} {colour}" for digit, colour in zip(scene.digits, scene.colours))])
+        if rng.random() < ASKED:
+            question, answer = _one_of(digits.questions(scene), rng)
+            yield notes, f" {PROMPT.replace('{}', question)} {answer}"
+        else:
+            yield notes, f" {digits.caption(scene)}"
 
 
 def _one_of(values, rng):

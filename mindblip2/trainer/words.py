@@ -24,41 +24,41 @@ from mindblip2.trainer.monitor import Monitor
 from mindblip2.trainer.optim import AdamW
 from mindblip2.trainer.schedule import learning_rate
 
-STEPS, BATCH = 2400, 48
-CAPTION = 0.3       # what a word of the caption counts
+STEPS, BATCH = 1500, 64
+NOTES = 0.1         # what a word of the notes counts
 SCHEDULE = ScheduleConfig(learning_rate=2e-3, lr_end=2e-5, warmup_lr_init=2e-5, warmup_steps=100)
 
 
 class Words(nn.Cell):
-    """(loss, share of words foreseen) of the language model over ids (B, T) of texts of ``length`` (B,) tokens, the first of which, the
-    ``caption`` (B,), count less: nobody can foresee what a scene shows."""
+    """(loss, share of words foreseen) of the language model over ids (B, T) of texts of ``length`` (B,) tokens.  The first, the
+    ``notes`` (B,), count less: nobody can foresee what a scene holds."""
 
     def __init__(self, config):
         super().__init__()
         self.llm = LANGUAGE_MODELS[type(config)](config, "float32", "float32")
 
-    def construct(self, ids_BT, length, caption):
+    def construct(self, ids_BT, length, notes):
         place_1T = ops.arange(ids_BT.shape[1])[None]
         read_BT = (place_1T < length[:, None]).astype(ms.float32)
-        counts_BT = read_BT * (1.0 - (1.0 - CAPTION) * (place_1T < caption[:, None]).astype(ms.float32))
+        counts_BT = read_BT * (1.0 - (1.0 - NOTES) * (place_1T < notes[:, None]).astype(ms.float32))
         logits_BTV = self.llm.head(self.llm(self.llm.embed(ids_BT), read_BT)[:, :-1])
         return (losses.next_word(logits_BTV, ids_BT[:, 1:], counts_BT[:, 1:]),
                 losses.word_accuracy(logits_BTV, ids_BT[:, 1:], read_BT[:, 1:]))
 
 
 def batches(config, tokenizer, steps, batch):
-    """(ids (B, T), length (B,), caption (B,)) int32, ``steps`` times: texts between bos and end, padded on the right."""
-    text = config.model.model_config.text_config
+    """(ids (B, T), length (B,), notes (B,)) int32, ``steps`` times: texts between bos and end, padded on the right."""
+    text, length = config.model.model_config.text_config, config.processor.tokenizer.max_length
     told = scenes.texts(steps * batch, config.seed)
     for _ in range(steps):
         rows, begins = [], []
-        for caption, said in itertools.islice(told, batch):
-            rows.append([text.bos_token_id, *tokenizer.encode(caption + said, add_special_tokens=False), text.eos_token_id])
-            begins.append(1 + len(tokenizer.encode(caption, add_special_tokens=False)))
+        for notes, said in itertools.islice(told, batch):
+            rows.append([text.bos_token_id, *tokenizer.encode(notes + said, add_special_tokens=False), text.eos_token_id])
+            begins.append(1 + len(tokenizer.encode(notes, add_special_tokens=False)))
         longest = max(map(len, rows))
-        if longest > text.positions:
-            raise ValueError(f"a text of {longest} tokens, but text_config has {text.positions} positions: raise seq_length")
-        padded = [row + [text.pad_token_id] * (text.positions - len(row)) for row in rows]
+        if longest > length:
+            raise ValueError(f"a text of {longest} tokens, but processor.tokenizer.max_length = {length}: raise it")
+        padded = [row + [text.pad_token_id] * (length - len(row)) for row in rows]
         yield tuple(np.array(x, np.int32) for x in (padded, [len(row) for row in rows], begins))
 
 

@@ -100,15 +100,16 @@ def test_questions_are_asked_about_the_pictures_that_are_captioned():
         assert (one.question, *one.answers) in digits.questions(scene)
 
 
-def test_texts_name_the_things_again_and_end_with_an_answer():
+def test_what_is_said_follows_from_the_notes():
     told = list(scenes.texts(200, 5))
-    naming = [said.startswith(", ") for _, said in told]
-    assert all(naming[:90]) and 30 < sum(naming[90:]) < 80
-    for caption, said in told:
-        things, asked = said.split(" Question: ")
-        assert asked.split()[-1] in NAMED | COLOURED and " Short answer: " in asked
-        shown, again = (set(text.replace(",", "").split()) & (NAMED | COLOURED) for text in (caption, things))
-        assert again in (set(), shown)
+    asked = [one for one in told if " Short answer: " in one[1]]
+    assert 60 < len(asked) < 140
+    assert scenes.digits.caption(digits.Scene((7, 2), ("red", "blue"), (0, 0), "black")) == "a red seven to the left of a blue two"
+    for notes, said in told:
+        things = set(notes.split()) & (NAMED | COLOURED)
+        answer = {said.split()[-1]} - {"one", "two", "three"} if (notes, said) in asked else set(said.replace(",", "").split())
+        assert answer & (NAMED | COLOURED) <= things and (answer & NAMED or (notes, said) in asked)
+        assert ("row" in notes) == ("left" in said) or (notes, said) in asked
 
 
 def test_the_language_models_vocabulary_is_made_of_its_texts():
