@@ -123,6 +123,13 @@ def test_a_lost_torn_or_different_checkpoint_is_noticed(killed):
     assert kills.wrong_with(run, 1, {})[-1] == "the best checkpoint, step_0000002, is gone"
 
 
+def test_logs_are_compared_to_the_last_digits(killed):
+    kills, log = killed[0], [{"step": 1, "loss": 6.0}, {"step": 2, "loss": 0.5}]
+    assert kills.same_log(log, [{"step": 1, "loss": 6.0000005}, {"step": 2, "loss": 0.5}])
+    for other in (log[:1], [log[0], {"step": 2, "loss": 0.50001}], [log[0], {"step": 2, "itc": 0.5}], [log[0], {"step": 3, "loss": 0.5}]):
+        assert not kills.same_log(log, other)
+
+
 def test_kills_are_reported_by_their_moment():
     kills = loaded("kills")
     rows = [("after the start", 0, [], []), ("in training", 4, [], []), ("in a save", 9, [".partial_step_0000010"], ["step 8 was lost"])]
