@@ -30,7 +30,7 @@ train-demo: .venv/.demo  ## train the embedded model again from nothing, then it
 	rm -rf output/digits_training
 	$(RUN) --run_mode train --trainer.type contrastive_language_image_pretrain --output_dir output/digits_training
 	$(RUN) --mode 1 --run_mode eval --load_checkpoint $(TRAINED) --output_dir output/digits_training
-	$(RUN) --mode 1 --run_mode eval --load_checkpoint $(TRAINED) --output_dir output/digits_training --trainer.type image_to_text_retrieval
+	$(RUN) --run_mode eval --load_checkpoint $(TRAINED) --output_dir output/digits_training --trainer.type image_to_text_retrieval
 
 test: .venv/.dev  ## the tests, two files at a time; the slow ones too with ARGS="-m 'slow or not slow'"
 	$(BIN) -m pytest -q -n 2 --dist loadfile $(ARGS)
