@@ -29,6 +29,7 @@ from bench import hardware, measure, start_sides  # noqa: E402
 
 TITLES = {"llama": "Llama-7B", "opt": "OPT-2.7B"}
 TOKENS, FEW, ENDS = 64, 30, 32      # prefilled; the usual max_new_tokens; how many at either end are compared
+PROMPT, QUERIES = 16, 32            # tokens of the prompt for which graphs are counted; it fills its step
 
 
 def figures_of(model, options, folder):
@@ -37,11 +38,10 @@ def figures_of(model, options, folder):
     few, many = f"generate {TOKENS} {FEW}", f"generate {TOKENS} {options.new}"
     seconds = measure(sides, [f"prefill {TOKENS}", few, many], options.rounds)
     memory = {name: side.ask("memory") for name, side in sides.items()}
-    ours = {what: sides["mindblip2"].ask(what) for what in (f"graphs {TOKENS - 16}", "weights", "products", "read")}
+    ours = {what.split()[0]: sides["mindblip2"].ask(what) for what in (f"graphs {QUERIES + PROMPT}", "weights", "products", "read")}
     for side in sides.values():
         side.end()
-    return {"prefill": seconds[f"prefill {TOKENS}"], "few": seconds[few], "many": seconds[many], "memory": memory,
-            "graphs": ours[f"graphs {TOKENS - 16}"], **{what: ours[what] for what in ("weights", "products", "read")}}
+    return {"prefill": seconds[f"prefill {TOKENS}"], "few": seconds[few], "many": seconds[many], "memory": memory, **ours}
 
 
 def report(title, found, options):
@@ -62,14 +62,14 @@ def report(title, found, options):
         cells += ["" if case.startswith("prefill") else f"{bytes_read / np.median(sides[n]) / bandwidth:.0%}" for n in names]
         lines.append(f"| {case} | {' | '.join(cells)} |")
     slower = {n: np.median(np.median(one[:, -ENDS:], 1) / np.median(one[:, :ENDS], 1)) for n, one in many.items()}
-    first, same, other = found["graphs"]
+    first, more, longer = found["graphs"]
     return "\n".join(lines + [
         "", f"The last {ENDS} of {options.new} tokens against the first {ENDS}, median of the ratios: "
         + ", ".join(f"{n} {slower[n]:.2f}" for n in names) + ".",
         f"Weights read per token: {bytes_read:.2f} GB.  Two threads that only read: {bandwidth:.1f} GB/s.  The products of a token alone "
         f"take {1000 * found['products']:.1f} ms, {bytes_read / found['products'] / bandwidth:.0%} of it.",
-        f"Graphs compiled: {first} for the first picture, {same} for three more with other prompts of the same length, {other} for prompts "
-        "of seven other lengths.",
+        f"Graphs compiled: {first} for the first picture with a prompt of {PROMPT} tokens, {more} for ten more with other prompts of "
+        f"{PROMPT - 7} to {PROMPT} tokens, {longer} for the first prompt of {PROMPT + 1}.",
         "Peak memory: " + ", ".join(f"{n} {found['memory'][n] / 1e9:.2f} GB" for n in names) + f" (weights {bytes_read:.2f} GB, and the "
         "word embeddings where the head is not the same)."])
 

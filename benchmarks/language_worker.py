@@ -6,7 +6,7 @@ Reads a case per line from standard input and answers with one JSON line.  Cases
 
 prefill TOKENS         seconds until the logits of the first new token are there
 generate TOKENS NEW    seconds of each new token but the first, in the order of writing
-graphs TOKENS          ours: graphs compiled for a first picture, for three more with other prompts as long, for other lengths of prompt
+graphs TOKENS          ours: graphs compiled for a first picture, for ten more with prompts as long and up to 7 tokens shorter, for a longer
 products               ours: seconds of the products of one token alone, without what lies between them
 read                   GB/s at which two threads read an array of 1 GB
 weights                bytes that are read for a token
@@ -126,7 +126,7 @@ class MindSpore:
 
     def graphs(self, tokens):
         counts = [compiled()]
-        for lengths in ([tokens], [tokens] * 3, range(tokens + 1, tokens + 8)):
+        for lengths in ([tokens], [tokens] * 3 + [tokens - i for i in range(1, 8)], [tokens + 1]):
             for length in lengths:
                 self.generate(length, 3, seed=sum(counts) + length)
             counts.append(compiled())
