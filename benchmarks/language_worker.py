@@ -62,16 +62,18 @@ class Clock:
 
 
 class Torch:
-    """transformers' model, and its ``generate``."""
+    """transformers' model with the attention it takes by default, and its ``generate``."""
 
     def __init__(self, config):
         import torch
+        import transformers
 
-        from parity.twin_llm import LanguageTwin
+        from parity.twin_llm import llama_config, opt_config
         torch.set_num_threads(2)
         torch.set_grad_enabled(False)
         self.torch, self.config = torch, config
-        self.model = LanguageTwin(config).llm.eval()
+        theirs = (llama_config if config.type == "LlamaConfig" else opt_config)(config)
+        self.model = transformers.AutoModelForCausalLM.from_config(theirs, attn_implementation="sdpa").eval()
 
     def prefill(self, tokens):
         x_1TD, mask_1T = self._inputs(tokens)
