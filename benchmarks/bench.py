@@ -34,8 +34,9 @@ GEMM_FLOP = 2 * 10 * 1028 * 2048 * 2048
 class Side:
     """A worker process."""
 
-    def __init__(self, kind, **environment):
-        self.process = subprocess.Popen([sys.executable, str(HERE / "worker.py"), kind], stdin=subprocess.PIPE,
+    def __init__(self, kind, worker="worker.py", **environment):
+        self.worker = worker
+        self.process = subprocess.Popen([sys.executable, str(HERE / worker), kind], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, text=True, cwd=HERE.parent, stderr=subprocess.DEVNULL,
                                         env={**os.environ, "PYTHONPATH": str(HERE.parent), **environment})
 
@@ -44,12 +45,21 @@ class Side:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the worker ended at {case!r}; run python benchmarks/worker.py by hand to see why")
+            raise RuntimeError(f"the worker ended at {case!r}; run python benchmarks/{self.worker} by hand to see why")
         return json.loads(answer)
 
     def end(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+def start_sides(folder, worker="worker.py", **environment):
+    """The workers {name: Side}: ours, torch as installed, and torch with MKL freed where there is a C compiler."""
+    library = intel_answer(folder)
+    found = {"mindblip2": Side("mindspore", worker, **environment), "torch": Side("torch", worker, **environment)}
+    if library:
+        found["torch, MKL freed"] = Side("torch", worker, **environment, LD_PRELOAD=library)
+    return found
 
 
 def intel_answer(folder):
@@ -120,15 +130,11 @@ def main():
     machine = hardware()
     cases = ["gemm"] + [case for group in options.cases.split(",") for case in CASES[group]]
     with tempfile.TemporaryDirectory() as folder:
-        library = intel_answer(folder)
         started = time.time()
-        sides = {"mindblip2": Side("mindspore", MINDBLIP2_GRAPH_KERNEL="1" if options.graph_kernel else "0"),
-                 "torch": Side("torch")}
-        if library:
-            sides["torch, MKL freed"] = Side("torch", LD_PRELOAD=library)
-        figures = measure(sides, cases, options.rounds)
-        memory = {name: side.ask("memory") for name, side in sides.items()}
-        for side in sides.values():
+        workers = start_sides(folder, MINDBLIP2_GRAPH_KERNEL="1" if options.graph_kernel else "0")
+        figures = measure(workers, cases, options.rounds)
+        memory = {name: side.ask("memory") for name, side in workers.items()}
+        for side in workers.values():
             side.end()
     text = report(figures, memory, options, machine)
     print(text + f"\ntook {time.time() - started:.0f} s")
