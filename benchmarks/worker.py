@@ -221,8 +221,9 @@ def seconds(run):
 
 def serve(answer):
     """Answer the cases on standard input, one JSON line each; ``answer`` is called with a case's name and sizes."""
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # libraries that print do not disturb the answers
+    sys.stdout.flush()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)       # what libraries print, those in C too, does not disturb the answers
     for line in sys.stdin:
         name, *sizes = line.split()
         found = peak_memory() if name == "memory" else answer(name, *map(int, sizes))
