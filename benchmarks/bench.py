@@ -7,7 +7,8 @@ hosts MKL takes a slow path without it; on Intel hosts the two are the same).  F
 medians of the ratios within a round.  Memory is taken from the same processes.
 
 step: a stage-1 training step (forward, backward, AdamW) on the given output of the ViT, batch 8; torch does what LAVIS does, without
-dropout on both sides.  All sides together need about 20 GB then: run it alone.
+dropout on both sides.  All sides together need 28 GB then: with --in_turn a side's process lives for its own turn only, and its
+first answer is not counted.
 """
 import argparse
 import json
@@ -53,12 +54,32 @@ class Side:
         self.process.wait()
 
 
-def start_sides(folder, worker="worker.py", **environment):
-    """The workers {name: Side}: ours, torch as installed, and torch with MKL freed where there is a C compiler."""
+class Turn:
+    """A side whose process lives only while it is asked, where all together do not fit into memory; the second answer counts."""
+
+    def __init__(self, *arguments, **environment):
+        self.arguments, self.environment, self.memory = arguments, environment, 0
+
+    def ask(self, case):
+        if case == "memory":
+            return self.memory
+        side = Side(*self.arguments, **self.environment)
+        side.ask(case)
+        answer, memory = side.ask(case), side.ask("memory")
+        side.end()
+        self.memory = max(self.memory, memory)
+        return answer
+
+    def end(self):
+        pass
+
+
+def start_sides(folder, worker="worker.py", kind=Side, **environment):
+    """The workers {name: ``kind``}: ours, torch as installed, and torch with MKL freed where there is a C compiler."""
     library = intel_answer(folder)
-    found = {"mindblip2": Side("mindspore", worker, **environment), "torch": Side("torch", worker, **environment)}
+    found = {"mindblip2": kind("mindspore", worker, **environment), "torch": kind("torch", worker, **environment)}
     if library:
-        found["torch, MKL freed"] = Side("torch", worker, **environment, LD_PRELOAD=library)
+        found["torch, MKL freed"] = kind("torch", worker, **environment, LD_PRELOAD=library)
     return found
 
 
@@ -123,6 +144,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--graph_kernel", action="store_true", help="fuse with MindSpore's graph kernels (needs g++, decorator)")
+    parser.add_argument("--in_turn", action="store_true", help="one process at a time: slower, but in the memory of one")
     parser.add_argument("--small", action="store_true", help="a small Q-Former in step: tries the script, measures nothing")
     parser.add_argument("--markdown", help="write the report here too")
     options = parser.parse_args()
@@ -131,7 +153,7 @@ def main():
     cases = ["gemm"] + [case for group in options.cases.split(",") for case in CASES[group]]
     with tempfile.TemporaryDirectory() as folder:
         started = time.time()
-        workers = start_sides(folder, MINDBLIP2_GRAPH_KERNEL="1" if options.graph_kernel else "0")
+        workers = start_sides(folder, kind=Turn if options.in_turn else Side, MINDBLIP2_GRAPH_KERNEL="1" if options.graph_kernel else "0")
         figures = measure(workers, cases, options.rounds)
         memory = {name: side.ask("memory") for name, side in workers.items()}
         for side in workers.values():
