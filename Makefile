@@ -32,11 +32,11 @@ demo: .venv/.demo  ## the embedded models look at pictures of digits, write capt
 	$(TELL) --mode 1 --run_mode predict --predict_data $(PICTURES) --answer_only --hypothesis_template "Question: which digit is there? Short answer:"
 	$(TELL) --mode 1 --run_mode eval
 
-train-demo: .venv/.demo  ## train the embedded model again from nothing, then its figures: 15 to 20 minutes on two cores
+train-demo: .venv/.demo  ## train the embedded models again from nothing, with their figures: half an hour on two cores
 	rm -rf output/digits_training
 	$(RUN) --run_mode train --trainer.type contrastive_language_image_pretrain --output_dir output/digits_training
 	$(RUN) --mode 1 --run_mode eval --load_checkpoint $(TRAINED) --output_dir output/digits_training
-	$(RUN) --mode 1 --run_mode eval --load_checkpoint $(TRAINED) --output_dir output/digits_training --trainer.type image_to_text_retrieval
+	$(RUN) --run_mode eval --load_checkpoint $(TRAINED) --output_dir output/digits_training --trainer.type image_to_text_retrieval
 	$(BIN) -m mindblip2.trainer.words itt_blip2_digits $(WORDS)
 	$(TELL) --run_mode train --load_checkpoint $(TRAINED) --model.model_config.text_config.checkpoint_name_or_path $(WORDS) --output_dir $(TOLD)
 	$(TELL) --mode 1 --run_mode eval --load_checkpoint $(TOLD)/checkpoint/rank_0/itt_blip2_digits.ckpt --output_dir $(TOLD)

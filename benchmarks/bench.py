@@ -7,7 +7,8 @@ hosts MKL takes a slow path without it; on Intel hosts the two are the same).  F
 medians of the ratios within a round.  Memory is taken from the same processes.
 
 step: a stage-1 training step (forward, backward, AdamW) on the given output of the ViT, batch 8; torch does what LAVIS does, without
-dropout on both sides.  All sides together need about 20 GB then: run it alone.
+dropout on both sides.  All sides together need 28 GB then: with --in_turn a side's process lives for its own turn only, and its
+first answer is not counted.
 """
 import argparse
 import json
@@ -34,8 +35,9 @@ GEMM_FLOP = 2 * 10 * 1028 * 2048 * 2048
 class Side:
     """A worker process."""
 
-    def __init__(self, kind, **environment):
-        self.process = subprocess.Popen([sys.executable, str(HERE / "worker.py"), kind], stdin=subprocess.PIPE,
+    def __init__(self, kind, worker="worker.py", **environment):
+        self.worker = worker
+        self.process = subprocess.Popen([sys.executable, str(HERE / worker), kind], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, text=True, cwd=HERE.parent, stderr=subprocess.DEVNULL,
                                         env={**os.environ, "PYTHONPATH": str(HERE.parent), **environment})
 
@@ -44,12 +46,41 @@ class Side:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the worker ended at {case!r}; run python benchmarks/worker.py by hand to see why")
+            raise RuntimeError(f"the worker ended at {case!r}; run python benchmarks/{self.worker} by hand to see why")
         return json.loads(answer)
 
     def end(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+class Turn:
+    """A side whose process lives only while it is asked, where all together do not fit into memory; the second answer counts."""
+
+    def __init__(self, *arguments, **environment):
+        self.arguments, self.environment, self.memory = arguments, environment, 0
+
+    def ask(self, case):
+        if case == "memory":
+            return self.memory
+        side = Side(*self.arguments, **self.environment)
+        side.ask(case)
+        answer, memory = side.ask(case), side.ask("memory")
+        side.end()
+        self.memory = max(self.memory, memory)
+        return answer
+
+    def end(self):
+        pass
+
+
+def start_sides(folder, worker="worker.py", kind=Side, **environment):
+    """The workers {name: ``kind``}: ours, torch as installed, and torch with MKL freed where there is a C compiler."""
+    library = intel_answer(folder)
+    found = {"mindblip2": kind("mindspore", worker, **environment), "torch": kind("torch", worker, **environment)}
+    if library:
+        found["torch, MKL freed"] = kind("torch", worker, **environment, LD_PRELOAD=library)
+    return found
 
 
 def intel_answer(folder):
@@ -113,6 +144,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--graph_kernel", action="store_true", help="fuse with MindSpore's graph kernels (needs g++, decorator)")
+    parser.add_argument("--in_turn", action="store_true", help="one process at a time: slower, but in the memory of one")
     parser.add_argument("--small", action="store_true", help="a small Q-Former in step: tries the script, measures nothing")
     parser.add_argument("--markdown", help="write the report here too")
     options = parser.parse_args()
@@ -120,15 +152,11 @@ def main():
     machine = hardware()
     cases = ["gemm"] + [case for group in options.cases.split(",") for case in CASES[group]]
     with tempfile.TemporaryDirectory() as folder:
-        library = intel_answer(folder)
         started = time.time()
-        sides = {"mindblip2": Side("mindspore", MINDBLIP2_GRAPH_KERNEL="1" if options.graph_kernel else "0"),
-                 "torch": Side("torch")}
-        if library:
-            sides["torch, MKL freed"] = Side("torch", LD_PRELOAD=library)
-        figures = measure(sides, cases, options.rounds)
-        memory = {name: side.ask("memory") for name, side in sides.items()}
-        for side in sides.values():
+        workers = start_sides(folder, kind=Turn if options.in_turn else Side, MINDBLIP2_GRAPH_KERNEL="1" if options.graph_kernel else "0")
+        figures = measure(workers, cases, options.rounds)
+        memory = {name: side.ask("memory") for name, side in workers.items()}
+        for side in workers.values():
             side.end()
     text = report(figures, memory, options, machine)
     print(text + f"\ntook {time.time() - started:.0f} s")

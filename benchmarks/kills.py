@@ -6,7 +6,8 @@ A tiny model with dropout, drop path and evaluation during training saves after 
 the kills come at a random moment after the start of the process (imports, resuming, the first steps), a third at a random moment of
 the training, a third as soon as a save is seen to be under way.  After every kill all checkpoints are read whole and compared with
 those of a run that nothing disturbed; the next process resumes.  The last one runs to the end, and its weights must be those of the
-undisturbed run, bit for bit.
+undisturbed run, bit for bit.  The losses in the log are compared to 1e-6: nothing is computed from them, and the last bit of a sum is
+not the same in every process.
 """
 import argparse
 import hashlib
@@ -144,6 +145,12 @@ def logged(run):
     return [{name: value for name, value in entry.items() if "second" not in name} for entry in lines]
 
 
+def same_log(one, other):
+    """Whether two logs have the same entries, numbers to 1e-6."""
+    return len(one) == len(other) and all(
+        a.keys() == b.keys() and all(abs(a[name] - b[name]) <= 1e-6 * max(1.0, abs(b[name])) for name in a) for a, b in zip(one, other))
+
+
 def report(kills, ends, steps, seconds):
     """The result in words and numbers.  ``kills``: (moment, step, half-written names left, complaints) of each; ``ends``: {what:
     whether it is that of the undisturbed run}."""
@@ -179,7 +186,7 @@ def main():
             left = killed.kill(moment, rng, start_seconds)
             kills.append((moment, killed.newest(), left, wrong_with(killed, before, truth)))
             print(f"kill {number + 1}:", *kills[-1], flush=True)
-        ends = {"weights": killed.finish()[1] == end, "log": logged(killed) == logged(whole),
+        ends = {"weights": killed.finish()[1] == end, "log": same_log(logged(killed), logged(whole)),
                 "best checkpoint": saving.best(killed.checkpoints) == saving.best(whole.checkpoints)}
     text = head + report(kills, ends, steps, time.time() - started) + "\n"
     print(text)

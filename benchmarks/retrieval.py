@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))    # also where the tests load this file by its path
 
-from bench import Side, hardware, intel_answer, measure  # noqa: E402
+from bench import hardware, measure, start_sides  # noqa: E402
 
 LENGTHS = {"texts of 35 tokens": 35, "captions of 8 to 20 tokens": 0}
 
@@ -48,15 +48,11 @@ def main():
     os.environ["MINDBLIP2_BENCH_SMALL"] = "1" if options.small else "0"
     head = f"# Re-ranking against PyTorch, {date.today()}\n\n{hardware()}\n\nCommand: `{' '.join(sys.argv)}`\n"
     with tempfile.TemporaryDirectory() as folder:
-        library = intel_answer(folder)
-        sides = {"mindblip2": Side("mindspore", MINDBLIP2_GRAPH_KERNEL="1" if options.graph_kernel else "0"),
-                 "torch": Side("torch")}
-        if library:
-            sides["torch, MKL freed"] = Side("torch", LD_PRELOAD=library)
+        workers = start_sides(folder, MINDBLIP2_GRAPH_KERNEL="1" if options.graph_kernel else "0")
         cases = {f"rerank {options.pictures} {options.texts} {tokens}": title for title, tokens in LENGTHS.items()}
-        figures = {cases[case]: seconds for case, seconds in measure(sides, cases, options.rounds).items()}
-        memory = {name: side.ask("memory") for name, side in sides.items()}
-        for side in sides.values():
+        figures = {cases[case]: seconds for case, seconds in measure(workers, cases, options.rounds).items()}
+        memory = {name: side.ask("memory") for name, side in workers.items()}
+        for side in workers.values():
             side.end()
     text = f"{head}\n{report(figures, options.pictures * options.texts, memory)}\n\n" \
            f"{options.pictures} pictures x {options.texts} texts, {options.rounds} rounds, medians; two threads each.\n"

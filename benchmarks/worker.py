@@ -219,23 +219,34 @@ def seconds(run):
     return float(np.median(times))
 
 
-def main():
-    side = {"torch": Torch, "mindspore": MindSpore}[sys.argv[1]]()
-    answers, cases = sys.stdout, {}
-    sys.stdout = sys.stderr  # libraries that print do not disturb the answers
+def serve(answer):
+    """Answer the cases on standard input, one JSON line each; ``answer`` is called with a case's name and sizes."""
+    sys.stdout.flush()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)       # what libraries print, those in C too, does not disturb the answers
     for line in sys.stdin:
         name, *sizes = line.split()
-        if name == "memory":
-            with open("/proc/self/status", encoding="ascii") as status:
-                answer = next(int(row.split()[1]) * 1024 for row in status if row.startswith("VmHWM"))
-        else:
-            if line not in cases:
-                cases[line] = getattr(side, name)(*map(int, sizes))
-                cases[line]()  # compiles, warms up
-                cases[line]()
-            answer = seconds(cases[line])
-        answers.write(json.dumps(answer) + "\n")
+        found = peak_memory() if name == "memory" else answer(name, *map(int, sizes))
+        answers.write(json.dumps(found) + "\n")
         answers.flush()
+
+
+def peak_memory():
+    """Bytes that this process has held at most."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(row.split()[1]) * 1024 for row in status if row.startswith("VmHWM"))
+
+
+def main():
+    side, cases = {"torch": Torch, "mindspore": MindSpore}[sys.argv[1]](), {}
+
+    def answer(*case):
+        if case not in cases:
+            cases[case] = getattr(side, case[0])(*case[1:])
+            cases[case]()  # compiles, warms up
+            cases[case]()
+        return seconds(cases[case])
+    serve(answer)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,13 @@ def test_a_lost_torn_or_different_checkpoint_is_noticed(killed):
     assert kills.wrong_with(run, 1, {})[-1] == "the best checkpoint, step_0000002, is gone"
 
 
+def test_logs_are_compared_to_the_last_digits(killed):
+    kills, log = killed[0], [{"step": 1, "loss": 6.0}, {"step": 2, "loss": 0.5}]
+    assert kills.same_log(log, [{"step": 1, "loss": 6.0000005}, {"step": 2, "loss": 0.5}])
+    for other in (log[:1], [log[0], {"step": 2, "loss": 0.50001}], [log[0], {"step": 2, "itc": 0.5}], [log[0], {"step": 3, "loss": 0.5}]):
+        assert not kills.same_log(log, other)
+
+
 def test_kills_are_reported_by_their_moment():
     kills = loaded("kills")
     rows = [("after the start", 0, [], []), ("in training", 4, [], []), ("in a save", 9, [".partial_step_0000010"], ["step 8 was lost"])]
@@ -152,3 +159,46 @@ def test_loading_is_compared_with_the_model():
     text = loading.report({"files": [80.0, 100.0]}, 4.0)
     assert "| files | 100 | 10.00 | 25.0 |" in text and "4.00 samples/s" in text
     assert "| files | 100 | 10.00 |\n" in loading.report({"files": [80.0, 100.0]}) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------ writing
+def test_writing_is_reported_against_the_memory():
+    """100 GB/s, 10 GB of weights: a token takes 0.1 s at the best."""
+    rounds = {"mindblip2": [[0.2] * 2 + [0.4] * 2] * 3, "torch": [[0.5] * 4] * 3}
+    found = {"prefill": {"mindblip2": [1.0], "torch": [2.0]}, "few": rounds, "many": rounds, "weights": 10e9, "read": 100.0,
+             "products": 0.125, "graphs": [5, 0, 3], "memory": {"mindblip2": 9e9, "torch": 8e9}}
+    decode = loaded("decode")
+    decode.ENDS = 2
+    text = decode.report("Llama-7B", found, SimpleNamespace(layers=4, new=5))
+    assert "| prefill of 64 places | 1000.0 | 2000.0 | 2.00 |  |  |" in text
+    assert "| … of the first 2 | 200.0 | 500.0 | 2.50 | 50% | 20% |" in text
+    assert "| … of the last 2 | 400.0 | 500.0 | 1.25 | 25% | 20% |" in text
+    assert "median of the ratios: mindblip2 2.00, torch 1.00" in text and "125.0 ms, 80% of it" in text
+    assert "5 for the first picture with a prompt of 16 tokens, 0 for ten more" in text and "3 for the first prompt of 17" in text
+    assert "mindblip2 9.00 GB, torch 8.00 GB (weights 10.00 GB" in text
+
+
+def test_the_layers_are_as_wide_as_published():
+    worker = loaded("language_worker")
+    llama, opt = worker.section("llama 4", small=False), worker.section("opt 4", small=False)
+    assert (llama.hidden_size, llama.feed_forward_size, llama.num_heads, llama.vocab_size, llama.num_layers) == (4096, 11008, 32, 32000, 4)
+    assert (opt.hidden_size, opt.feed_forward_size, opt.num_heads, opt.vocab_size, opt.num_layers) == (2560, 10240, 32, 50272, 4)
+    assert min(llama.positions, opt.positions) >= 64 + 512
+
+
+@pytest.mark.slow     # two processes that compile
+@pytest.mark.parametrize("model", ["llama", "opt"])
+def test_both_sides_write_as_many_tokens(bench, model):
+    places = {"worker": "language_worker.py", "MINDBLIP2_BENCH_LLM": f"{model} 2", "MINDBLIP2_BENCH_SMALL": "1"}
+    sides = [bench.Side(kind, **places) for kind in ("mindspore", "torch")]
+    for side in sides:
+        assert side.ask("prefill 40") > 0 and len(side.ask("generate 40 7")) == 6 and side.ask("memory") > 1e8
+    ours = sides[0]
+    first, more, longer = ours.ask("graphs 48")
+    assert more == 0 < min(first, longer)       # the longer is the control
+    width, ffn, words = 64, 176, 320
+    layer = 4 * width * width + (3 if model == "llama" else 2) * width * ffn
+    assert ours.ask("weights") == 4 * (2 * layer + words * width)
+    assert 0 < ours.ask("products") < 1 and ours.ask("read") > 0.1
+    for side in sides:
+        side.end()

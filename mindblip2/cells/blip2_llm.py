@@ -173,7 +173,7 @@ class Blip2ImageToTextGeneration(Blip2Llm):
         """Queries and prompts (B, L, D), all padding before the queries, and the mask (B, L)."""
         if query_BQD.shape[0] != len(rows):
             query_BQD = ops.tile(query_BQD, (len(rows), 1, 1))
-        width = _up(max(map(len, rows)), PROMPT_STEP) if len(set(map(len, rows))) > 1 else len(rows[0])
+        width = _up(max(map(len, rows)), PROMPT_STEP)
         if width == 0:
             return query_BQD, ops.ones(query_BQD.shape[:2], ms.float32)
         ids_BT = _padded(rows, self.config.text_config.pad_token_id, width=width)

@@ -1,6 +1,6 @@
 """Stage 2 gives what LAVIS's Blip2OPT, and a Llama behind the same queries, computed: loss, logits, gradients, ids.
 
-In PyNative but for the last test.  Loading is in test_blip2_llm_loading.py."""
+In PyNative but for the last tests.  Loading is in test_blip2_llm_loading.py."""
 import mindspore as ms
 import numpy as np
 import pytest
@@ -204,3 +204,13 @@ def test_graph_mode_gives_the_same_loss_and_ids(runs, folder, models):
     model = stage2.model("llama", folder)
     assert model.generate(Tensor(run["image"]), rows, num_beams=2, max_new_tokens=5).tolist() == wanted
     assert float(model(*inputs(run, "prompt", PROMPT["llama"]))) == pytest.approx(float(run["prompt"].loss), abs=1e-5)
+
+
+def test_other_pictures_and_other_prompts_up_to_the_next_step_compile_nothing(runs, folder):
+    from mindspore.graph.api import cells_compile_cache
+    ms.set_context(mode=ms.GRAPH_MODE)
+    model, counts = stage2.model("llama", folder), []
+    for i, length in enumerate((5, 5, 1, 7, 8, 9)):
+        model.generate(Tensor(runs["llama"]["image"][i % 2:i % 2 + 1]), list(range(5, 5 + length)), num_beams=2, max_new_tokens=3)
+        counts.append(sum(map(len, cells_compile_cache.values())))
+    assert counts[0] == counts[4] < counts[5]       # the last is the control: it begins another step

@@ -79,15 +79,15 @@ def test_a_shard_that_is_cut_short_is_named(convert, tmp_path, size):
 
 # ------------------------------------------------------------------------------------------------ memory
 # The kernel's high-water mark of this program: ru_maxrss would begin with what the tests' own process ever held.
-PEAK = """
-def peak():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-"""
-MEASURE = PEAK + """
+MEASURE = """
 import sys
 from convert.convert_weight import main
 from convert.shapes import llm_shapes
 from mindblip2.config import LlamaConfig
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+
 llm_shapes(LlamaConfig(hidden_size=64, num_heads=2, num_layers=1, vocab_size=64))   # what the first cell imports
 before = peak()
 code = main(sys.argv[1:])
@@ -109,9 +109,8 @@ def large(layers):
     return state
 
 
-@pytest.mark.parametrize("kind, flags", [("bin", []), ("safetensors", ["--dtype", "float16"])])
-def test_memory_is_that_of_one_shard(tmp_path, kind, flags):
-    """Beyond what the imports hold, the peak is at most 1.3 x the largest shard, file pages included."""
+def grown(tmp_path, kind, *flags, first=""):
+    """Peak of a conversion beyond what the imports hold, over the largest of four shards."""
     folder, state = tmp_path / "large", large(4)
     save(state, folder, parts=4, num_attention_heads=8, model_type="llama")
     if kind == "safetensors":
@@ -122,19 +121,22 @@ def test_memory_is_that_of_one_shard(tmp_path, kind, flags):
             shard.unlink()
         (folder / "pytorch_model.bin.index.json").unlink()
     sizes = [shard.stat().st_size for shard in folder.glob("*-of-*")]
+    assert len(sizes) == 4 and max(sizes) > 64 * MB     # far above what an allocator keeps
     del state
-    done = subprocess.run([sys.executable, "-c", MEASURE, "--torch_path", folder, "--mindspore_path", tmp_path / "x.ckpt", *flags],
+    done = subprocess.run([sys.executable, "-c", first + MEASURE, "--torch_path", folder, "--mindspore_path", tmp_path / "x.ckpt", *flags],
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     code, before, after = map(int, done.stdout.split()[-3:])
-    assert code == 0 and sum(sizes) > 2.5 * max(sizes) > 100 * MB
-    assert (after - before) * 1024 < 1.3 * max(sizes), f"{(after - before) / 1024:.0f} MB for shards of {max(sizes) / MB:.0f} MB"
+    assert code == 0
+    return (after - before) * 1024 / max(sizes)
 
 
-def test_a_loader_of_everything_at_once_would_need_more(tmp_path):
-    """The control: the same measure over torch.load of all shards."""
-    save(large(4), tmp_path, parts=4)
-    code = PEAK + ("import sys, pathlib, torch\nbefore = peak()\n"
-                   "all = [torch.load(p, weights_only=True) for p in pathlib.Path(sys.argv[1]).glob('*.bin')]\nprint(before, peak())")
-    before, after = map(int, subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True).stdout.split())
-    assert (after - before) * 1024 > 1.3 * max(shard.stat().st_size for shard in tmp_path.glob("*.bin"))
+@pytest.mark.parametrize("kind, flags", [("bin", []), ("safetensors", ["--dtype", "float16"])])
+def test_memory_is_less_than_one_shard(tmp_path, kind, flags):
+    """File pages included; measured 0.3 and 0.5."""
+    assert grown(tmp_path, kind, *flags) < 0.8
+
+
+def test_a_loader_of_a_shard_at_a_time_would_need_more(tmp_path):
+    """The control: the same conversion with nothing mapped; measured 1.1."""
+    assert grown(tmp_path, "bin", first="import convert.files\nconvert.files._mappable = lambda path: False\n") > 1

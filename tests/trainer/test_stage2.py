@@ -42,11 +42,12 @@ def values(model):
 
 
 def test_a_run_lowers_the_loss_and_moves_only_what_is_trained(small, capsys):
+    """Beside a run that learns nothing from the same batches and draws of dropout, so that the distance is what was learnt."""
     trainer, log = train(small, runner_config__epochs=6, train_dataset__text_transforms__prompt="a photo of ",
                          lr_schedule__learning_rate=2e-2)
     still, same = train(small, runner_config__epochs=6, train_dataset__text_transforms__prompt="a photo of ", output_dir="still",
                         lr_schedule__learning_rate=0, lr_schedule__warmup_lr_init=0, lr_schedule__lr_end=0)     # the control
-    assert log[-1]["loss"] < same[-1]["loss"] - 0.05 and log[-1]["lm"] == log[-1]["loss"] and 0 <= log[-1]["word_acc"] <= 1
+    assert log[-1]["loss"] < same[-1]["loss"] - 0.07 and log[-1]["lm"] == log[-1]["loss"] and 0 <= log[-1]["word_acc"] <= 1
     before, after = Checkpoint(small.ckpt), values(trainer.model)
     moved = {name.split(".")[0] for name in after if not np.array_equal(after[name], before[name])}
     assert moved == {"ln_vision", "qformer", "llm_proj"}
