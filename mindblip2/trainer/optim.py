@@ -2,14 +2,19 @@
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
-_ADAM = ops.Adam()
+_KERNEL = ops.AdamWeightDecay()
+_scaled = ops.MultitypeFuncGraph("scaled")
 _update = ops.MultitypeFuncGraph("update")  # mapped over the parameters of a group: loops are unrolled and compile ten times as long
 
 
-@_update.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
-def _adamw(power1, power2, beta1, beta2, eps, factor, rate, keep, parameter, moment1, moment2, gradient):
-    parameter = ops.depend(parameter, ops.assign(parameter, parameter * keep))
-    return _ADAM(parameter, moment1, moment2, power1, power2, rate, beta1, beta2, eps, gradient.astype(ms.float32) * factor)
+@_scaled.register("Tensor", "Tensor")
+def _times(factor, gradient):
+    return gradient * factor
+
+
+@_update.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
+def _adamw(rate, beta1, beta2, eps, decay, parameter, moment1, moment2, gradient):
+    return _KERNEL(parameter, moment1, moment2, rate, beta1, beta2, eps, decay, gradient.astype(ms.float32))
 
 
 def decayed(parameter):
@@ -30,9 +35,17 @@ def _layer(name):
     return int(parts[2]) + 1 if parts[1] == "blocks" else 0
 
 
+def corrections(step, beta1, beta2):
+    """For the biases of both moments at ``step``, from 1: factors of the rate and of epsilon."""
+    root = ops.sqrt(1.0 - ops.pow(beta2, step))
+    return root / (1.0 - ops.pow(beta1, step)), root
+
+
 class AdamW:
     """One update of all parameters: called with their gradients, which count ``factor`` times, and the step's learning rate, which
-    counts ``scales`` times per parameter."""
+    counts ``scales`` times per parameter.
+
+    One kernel per parameter, and no copy of the gradients where they count once: on a CPU MindSpore keeps all copies of a graph."""
 
     def __init__(self, parameters, config, scales=None):
         groups = list(zip(scales or [1.0] * len(parameters), [decayed(p) for p in parameters]))
@@ -40,9 +53,10 @@ class AdamW:
         self.members = [[i for i, own in enumerate(groups) if own == group] for group in sorted(set(groups))]
         self.update = _Update(sorted(set(groups)), [[parameters[i] for i in members] for members in self.members], config)
 
-    def __call__(self, gradients, rate, factor):
+    def __call__(self, gradients, rate, factor=1.0):
         # mutable: as constants they would make a new graph of every step
-        self.update(ms.mutable(tuple(tuple(gradients[i] for i in members) for members in self.members)), rate, factor)
+        self.update(ms.mutable(tuple(tuple(gradients[i] for i in members) for members in self.members)), Tensor(rate, ms.float32),
+                    None if factor == 1.0 else Tensor(factor, ms.float32))
 
     def state(self):
         """Name → Parameter of what has to be saved."""
@@ -65,13 +79,16 @@ class _Update(nn.Cell):
         self.map = ops.HyperMap()
 
     def construct(self, gradients, rate, factor):
+        if factor is not None:
+            gradients = self.map(ops.partial(_scaled, factor), gradients)
         step = self.step + 1.0
-        power1, power2 = ops.pow(self.beta1, step), ops.pow(self.beta2, step)
-        eps = self.eps * ops.sqrt(1.0 - power2)  # the primitive adds it before the bias correction, torch after
+        # The kernel: w -= rate (m / (√v + eps) + decay w).  torch corrects m and v for their bias first, and its decay is of the rate
+        # before that.
+        of_rate, of_eps = corrections(step, self.beta1, self.beta2)
         updated = ()
         for (scale, is_decayed), parameters, moment1, moment2, own in zip(self.groups, self.parameters, self.moment1, self.moment2,
                                                                           gradients):
-            keep = 1.0 - rate * (scale * self.weight_decay) if is_decayed else ops.ones_like(rate)
-            update = ops.partial(_update, power1, power2, self.beta1, self.beta2, eps, factor, rate * scale, keep)
+            decay = self.weight_decay / of_rate if is_decayed else ops.zeros_like(of_rate)
+            update = ops.partial(_update, rate * scale * of_rate, self.beta1, self.beta2, self.eps * of_eps, decay)
             updated += (self.map(update, parameters, moment1, moment2, own),)
         return ops.depend(ops.assign(self.step, step), updated)

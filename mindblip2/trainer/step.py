@@ -150,7 +150,7 @@ class TrainStep:
         made = self.scale.update(norm - norm == 0)
         if made:
             clip = 1.0 if self.max_norm is None else min(1.0, self.max_norm / (norm + 1e-6))
-            self.optimizer(total, Tensor(rate, ms.float32), Tensor(clip / divisor, ms.float32))
+            self.optimizer(total, rate, clip / divisor)
         elif not self.scale.dynamic or self.scale.value < 2.0 ** -14:
             raise FloatingPointError(f"the gradient of {self._first_wrong(total)} is not finite; lower the learning rate or set "
                                      "optimizer.max_grad_norm")

@@ -77,7 +77,7 @@ def teach(config, path, steps=STEPS, batch=BATCH):
         for step, made in enumerate(batches(config, tokenizer, steps, batch)):
             (loss, accuracy), gradients = value_and_grad(*map(Tensor, made))
             rate = learning_rate(SCHEDULE, step, steps, steps)
-            update(gradients, Tensor(rate, ms.float32), Tensor(1.0, ms.float32))
+            update(gradients, rate)
             monitor.add({"lm": float(loss), "word_acc": float(accuracy), "lr": rate}, batch)
     finally:
         monitor.close()

@@ -34,11 +34,11 @@ def arrays():
     return start, grads
 
 
-def ours(start, grads, scales=None, **settings):
+def ours(start, grads, scales=None, factor=0.5, **settings):
     parameters = [Parameter(Tensor(value), name=name) for name, value in start.items()]
     optimizer = AdamW(parameters, OptimizerConfig(**settings), scales)
     for rate, gradient in zip(RATES, grads):
-        optimizer(tuple(Tensor(2 * gradient[p.name]) for p in parameters), Tensor(rate, ms.float32), Tensor(0.5, ms.float32))
+        optimizer(tuple(Tensor(gradient[p.name] / np.float32(factor)) for p in parameters), rate, factor)
     return {p.name: p.asnumpy() for p in parameters}
 
 
@@ -57,6 +57,13 @@ def torchs(start, grads, beta2=0.98, eps=1e-8, weight_decay=0.05, vectors_decay=
             value.grad = torch.tensor(gradient[name], dtype=torch.float64)
         optimizer.step()
     return {name: value.detach().numpy() for name, value in values.items()}
+
+
+@pytest.mark.parametrize("factor", [0.25, 1.0])
+def test_the_factor_multiplies_the_gradients(arrays, factor):
+    one, half = ours(*arrays, factor=factor), ours(*arrays)
+    assert all(np.array_equal(one[name], half[name]) for name in SHAPES)
+    assert gap(ours(arrays[0], [{name: 3 * g for name, g in step.items()} for step in arrays[1]], factor=factor), half) > 1e-6  # control
 
 
 def gap(a, b):
