@@ -367,6 +367,11 @@ class RecomputeConfig(Section):
 
 
 @section
+class MetricConfig(Section):
+    type: str = ""                      # decides which checkpoint is the best, see mindblip2.trainer.held_out; stage 2: "loss", "CIDEr", …
+
+
+@section
 class RunConfig(Section):
     """One run: what ``configs/*.yaml`` and ``--a.b.c value`` are read into."""
     seed: int = 42
@@ -391,6 +396,7 @@ class RunConfig(Section):
     do_eval: bool = False               # in training: evaluate on eval_dataset, and choose the best checkpoint by that
     eval_epoch_interval: int = 1        # epochs between two evaluations, -1: none; there is one at the end in any case
     eval_step_interval: int = -1        # updates between two evaluations, -1: none
+    metric: MetricConfig = field(default_factory=MetricConfig)
     layer_decay: float | None = None    # learning rate of a trained ViT: times this per layer, from its end to its begin
 
     def __post_init__(self):

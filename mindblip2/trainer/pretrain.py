@@ -53,7 +53,7 @@ class Pretrain:
         feed = training_feed(config, processor, trainer.train_dataset, stage2=stage2)
         _check_sizes(model.config, feed.max_length, processor.image_processor.image_size, stage2)
         wanted = config.do_eval or trainer.eval_dataset is not None
-        examination = held_out(config, model, processor, trainer.eval_dataset) if wanted else None
+        examination = held_out(config, model, processor, trainer.eval_dataset, trainer.hypothesis_template) if wanted else None
         print("\n".join(summary(model, feed, config, trainer.name or "a model", bool(checkpoint or resume or trainer.model))))
         if examination:
             print(f"evaluation: {examination}")
