@@ -55,6 +55,9 @@ def options_of(config):
 
 
 def asking_prompt(config):
-    """What stands before the texts that are written: the prompt of the evaluation's data, else that of training."""
+    """What stands before the texts that are written: the prompt of the evaluation's data, else that of training.
+
+    A prompt that is put before captions ends with a space, but to a language model that space is the begin of the caption's first word:
+    asked with it, it would have to go on as no text in training did."""
     data = config.eval_dataset
-    return data.data_loader.hypothesis_template or data.text_transforms.prompt or prompt_of(config)
+    return data.data_loader.hypothesis_template or (data.text_transforms.prompt or prompt_of(config)).rstrip()

@@ -9,6 +9,8 @@ import pytest
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration, Blip2Llm
 from mindblip2.checkpoint import Checkpoint
 from mindblip2.config import load_config
+from mindblip2.data.processor import Blip2Processor
+from mindblip2.data.prompted import PromptedText
 from mindblip2.sections import ConfigError
 from mindblip2.trainer import Trainer, captions
 from tests import stage2_small
@@ -87,7 +89,7 @@ def test_the_figures_are_those_of_the_evaluation(small, written):
     for step in (2, 4):
         trainer = Trainer(args=configured(small, eval_dataset__text_transforms__prompt="a "), eval_dataset=data)
         figures = trainer.evaluate(FOLDER / f"step_000000{step}")
-        assert figures["agg_metrics"] == figures["CIDEr"] + figures["Bleu_4"] and figures["prompt"] == "a "
+        assert figures["agg_metrics"] == figures["CIDEr"] + figures["Bleu_4"] and figures["prompt"] == "a"
         assert {name: figures[name] for name in captions.SCORES} == {name: found[step - 1][f"eval_{name}"] for name in captions.SCORES}
     unasked = Trainer(args=configured(small), eval_dataset=data).evaluate(FOLDER / "step_0000002")
     assert any(unasked[name] != found[1][f"eval_{name}"] for name in captions.SCORES)        # the control: without the prompt
@@ -115,6 +117,19 @@ def test_files_of_captions_are_read(small):
     log = train(small, do_eval=True, metric__type="Bleu_1", eval_dataset__data_loader__dataset_dir=str(small.folder),
                 eval_dataset__data_loader__annotation_files=["held_out.json"], eval_dataset__data_loader__image_dirs=["."])
     assert "eval_Bleu_1" in judged(log)[-1] and set(best()) == {"checkpoint", "eval_Bleu_1"}
+
+
+@pytest.mark.parametrize("key", ["train_dataset.text_transforms.prompt", "model.model_config.prompt",
+                                 "eval_dataset.text_transforms.prompt"])
+def test_a_model_is_asked_with_the_ids_that_it_was_trained_with(small, key):
+    config = load_config(small.yaml, {key: "a photo of "})
+    processor = Blip2Processor.from_config(config.processor)
+    trained = PromptedText(processor.tokenizer, config.model.model_config, "a photo of ", 16)
+    row = trained("a square")
+    learnt_after = row["input_ids"][:row["prompt_length"]].tolist()
+    assert trained.ids(captions.asking_prompt(config)) == learnt_after != trained.ids("a photo of ")       # the control: with the space
+    said = {"eval_dataset.data_loader.hypothesis_template": "it is "}
+    assert captions.asking_prompt(load_config(small.yaml, {key: "a photo of ", **said})) == "it is "     # what is asked for goes as it is
 
 
 # ------------------------------------------------------------------------------------------------ said before the first step

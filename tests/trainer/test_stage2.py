@@ -51,7 +51,7 @@ def test_a_run_lowers_the_loss_and_moves_only_what_is_trained(small, capsys):
     assert "each after 'a photo of '" in out and f"started from {small.ckpt}" in out
     assert "(what was trained; the rest is in" in out
     text = trainer.predict(small.pictures["red"], max_new_tokens=3)     # a trained model can be asked
-    assert len(text) == 1 and text[0].startswith("a photo of ")
+    assert len(text) == 1 and text[0].startswith("a photo of")
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(small):
