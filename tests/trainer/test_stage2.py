@@ -64,6 +64,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(small):
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
+def test_workers_do_not_change_the_run(small):
+    """The text goes through processes, tokenizer and all (tests/data/test_prompted_workers.py)."""
+    said = {"train_dataset__text_transforms__prompt": "a photo of ", "runner_config__log_every": 1}
+    _, alone = train(small, **said)
+    _, helped = train(small, output_dir="helped", train_dataset__num_parallel_workers=2, **said)
+    _, other = train(small, output_dir="other", seed=43, train_dataset__num_parallel_workers=2, **said)     # the control
+    losses = [[entry["loss"] for entry in log] for log in (alone, helped, other)]
+    assert losses[0] == losses[1] != losses[2] and len(losses[0]) == 4
+
+
 def test_a_resumed_run_wants_the_same_language_model(small, tmp_path):
     bridge, llm = split(small, tmp_path)
     both = {"model__model_config__text_config__checkpoint_name_or_path": llm, "runner_config__epochs": 1}
