@@ -15,6 +15,7 @@ from mindblip2 import config as configuration
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config, cache_folder
 from mindblip2.device import runnable
+from mindblip2.mismatch import check_names, check_shapes
 from mindblip2.sections import ConfigError, build
 
 logger = logging.getLogger("mindblip2")
@@ -147,9 +148,9 @@ class Pretrained(nn.Cell):
         """Name → the Checkpoint that holds it, for all of ``parameters``; ``unused``: names in ``stored`` that may be left over."""
         missing = [name for name in parameters if name not in stored]
         others = _frozen(self, stored, missing, frozen_path) or _elsewhere(self, stored, missing)
-        _check_names([name for name in stored if name not in unused] + list(others), parameters, stored.path)
+        check_names([name for name in stored if name not in unused] + list(others), parameters, stored.path)
         files = {name: others.get(name, stored) for name in parameters}
-        _check_shapes(files, parameters)
+        check_shapes(files, parameters)
         return files
 
     def _load(self, files, path):
@@ -215,7 +216,7 @@ def _elsewhere(model, stored, missing):
                                   "convert it with\n  python convert/convert_weight.py --torch_path FOLDER --mindspore_path "
                                   f"{path}")
         other = Checkpoint(path)
-        _check_names([name for name in other if name.startswith(begin)], names, other.path)
+        check_names([name for name in other if name.startswith(begin)], names, other.path)
         found.update(dict.fromkeys(names, other))
     return found
 
@@ -239,35 +240,6 @@ def _frozen(model, stored, missing, frozen_path):
     return files
 
 
-def _check_names(stored, parameters, path):
-    missing = [name for name in parameters if name not in stored]
-    extra = [name for name in stored if name not in parameters]
-    if missing or extra:
-        raise CheckpointError(
-            f"{path} does not fit this model: {len(parameters) - len(missing)} of {len(parameters)} parameters are in it"
-            + _some("missing", missing) + _some("unexpected", extra) + _advice(stored, parameters, missing))
-
-
-def _check_shapes(files, parameters):
-    wrong = [name for name, p in parameters.items() if files[name].shapes[name] != tuple(p.shape)]
-    if not wrong:
-        return
-    name = wrong[0]
-    got, expected = files[name].shapes[name], tuple(parameters[name].shape)
-    advice = "use the --config that belongs to the file"
-    if name == "vit.pos_embed":
-        advice = ("the file is for another image size: convert it with --image_size, or set "
-                  "model.model_config.vision_config.image_size")
-    elif name.startswith("llm_proj."):
-        advice = (f"this bridge leads into a language model of width {got[0]}, the configuration's has {expected[0]}: take the preset, "
-                  "or the language model, that it was trained with")
-    elif name in ("llm.word.embedding_table", "llm.lm_head.weight") and got[1] == expected[1]:
-        advice = (f"the language model's vocabulary has {got[0]} words: set model.model_config.text_config.vocab_size to that, and take "
-                  "its own tokenizer (LAVIS added tokens to Vicuna's)")
-    raise CheckpointError(f"{files[name].path}: {len(wrong)} parameters have another shape, first {name}: {got} in the file, {expected} "
-                          f"expected; {advice}")
-
-
 def _matching(names, patterns):
     return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 
@@ -276,25 +248,3 @@ def _parts(names):
     """"vit 3, qformer 12": how many parameters of each part."""
     counts = Counter(name.split(".")[0] for name in names)
     return ", ".join(f"{part} {count}" for part, count in counts.items())
-
-
-def _some(what, names):
-    shown = ", ".join(names[:4]) + (f", … ({len(names)} in all)" if len(names) > 4 else "")
-    return f"\n  {what}: {shown}" if names else ""
-
-
-def _advice(stored, parameters, missing):
-    held = {part for name in stored for part in name.split(".")}
-    stage2 = any(name.startswith("llm") for name in parameters)
-    if "vit" not in held and missing and all(name.startswith("vit.") for name in missing):
-        return "\n  It has no ViT: convert again with --vit_path eva_vit_g.pth"
-    if stage2 and "itm_head" in held and "llm_proj" not in held:
-        return ("\n  It is a stage-1 checkpoint: a training of stage 2 starts from it (run_mode train), but captions need a checkpoint "
-                "of stage 2")
-    if not stage2 and (held & {"llm_proj", "opt_proj"} or ("query_tokens" in held and "text_ffn" not in held)):
-        return ("\n  It looks like a stage-2 checkpoint, or one made without the text half: convert blip2_pretrained.pth "
-                "(stage 1)")
-    if len(missing) > len(stored):
-        return ("\n  It is not a mindblip2 checkpoint of this stage: convert one with python convert/convert_weight.py" if stage2 else
-                "\n  It is not a mindblip2 stage-1 checkpoint: convert one with python convert/convert_weight.py")
-    return "\n  Use the --config that belongs to the file"

@@ -18,7 +18,7 @@ ROOMS = {
     "checkpoint": ["mindblip2.checkpoint"],
     "comm": ["mindblip2.comm"],
     "device": ["mindblip2.device"],
-    "hub": ["mindblip2.hub"],
+    "hub": ["mindblip2.hub", "mindblip2.mismatch"],
     "cells": ["mindblip2.cells"],
     "data": ["mindblip2.data"],
     "zero_shot": ["mindblip2.zero_shot"],
