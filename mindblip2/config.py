@@ -147,11 +147,8 @@ class Blip2Config(Section):
         return print_support_list(cls.__name__, presets())
 
     def save_pretrained(self, folder):
-        """Write ``folder/config.yaml``, which ``from_pretrained`` reads back."""
-        path = Path(folder) / "config.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump({"model": {"model_config": self.to_dict()}}, sort_keys=False), encoding="utf-8")
-        return path
+        """Write ``folder/config.yaml``, which ``from_pretrained`` reads back; sections of a processor that are there stay."""
+        return save_sections(folder, model={"model_config": self.to_dict()})
 
     @property
     def begins_with_bos(self):
@@ -284,7 +281,7 @@ class TokenizerConfig(Section):
     add_special_tokens: bool = True
     add_bos_token: bool | None = None   # None: as the language model's own tokenizer does
     add_eos_token: bool | None = None
-    padding: str = "max_length"
+    padding: bool | str = "max_length"
     truncation: bool = True
     checkpoint_name_or_path: str = ""
 
@@ -422,6 +419,10 @@ class RunConfig(Section):
 
 
 # ------------------------------------------------------------------------------------------------ presets
+BESIDE = ("processor.tokenizer.vocab_file", "train_dataset.tokenizer.vocab_file", "eval_dataset.tokenizer.vocab_file",
+          "model.model_config.checkpoint_name_or_path", "model.model_config.text_config.checkpoint_name_or_path")
+
+
 def cache_folder():
     """Where weights and tokenizers are looked for by name: ``$MINDBLIP2_CACHE`` or ``~/.cache/mindblip2``.  Nothing is ever fetched."""
     return Path(os.environ.get("MINDBLIP2_CACHE", Path.home() / ".cache" / "mindblip2"))
@@ -433,7 +434,9 @@ def presets():
 
 
 def load_config(name_or_path, overrides=None):
-    """A :class:`RunConfig` from a preset's name or a YAML file; ``overrides`` maps ``a.b.c`` to a value.
+    """A :class:`RunConfig` from a preset's name, a YAML file or a folder of ``save_pretrained``; ``overrides`` maps ``a.b.c`` to a value.
+
+    The weights and the tokenizer that a file names are those beside it, if they lie there.
 
     Raises :class:`ConfigError` where the file is missing, is not YAML, or holds an unknown key or unusable value."""
     path = _find(name_or_path)
@@ -443,6 +446,8 @@ def load_config(name_or_path, overrides=None):
         raise ConfigError(f"{path} is not a YAML file: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, but holds a {type(raw).__name__}")
+    for dotted in BESIDE:
+        _find_beside(path, raw, dotted)
     for dotted, value in (overrides or {}).items():
         _override(raw, dotted, value)
     ignored = []
@@ -452,6 +457,20 @@ def load_config(name_or_path, overrides=None):
                        path.name, ", ".join(ignored))
     config.model.model_config._from(str(path))
     return config
+
+
+def save_sections(folder, **sections):
+    """Write sections into ``folder/config.yaml``, in place of those of the same name; others stay.  Returns its path."""
+    path, known = Path(folder) / "config.yaml", saved_sections(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({**known, **sections}, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def saved_sections(folder):
+    """The sections of ``folder/config.yaml``, as a dict; empty without that file."""
+    path = Path(folder) / "config.yaml"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
 
 
 def print_support_list(class_name, names):
@@ -479,6 +498,16 @@ def _find(name_or_path):
     near = difflib.get_close_matches(name, presets(), 1, 0.4)
     raise ConfigError(f"no configuration {str(name_or_path)!r}: it is neither a file ({path.absolute()}) nor a preset"
                       + (f"; did you mean {near[0]!r}?" if near else "") + f"  Presets: {', '.join(presets())}")
+
+
+def _find_beside(path, raw, dotted):
+    """Make the file that ``raw`` names at ``dotted`` an absolute path, if it lies beside the YAML file ``path``."""
+    *parents, last = dotted.split(".")
+    for key in parents:
+        raw = raw.get(key) if isinstance(raw, dict) else None
+    name = raw.get(last) if isinstance(raw, dict) else None
+    if isinstance(name, str) and name and (path.parent / name).exists():
+        raw[last] = str((path.parent / name).absolute())
 
 
 def _override(raw, dotted, value):

@@ -48,10 +48,11 @@ def _published(name):
 class Pretrained(nn.Cell):
     """A cell with a configuration, made from a preset's name and loaded strictly.
 
-    ``presets``: patterns of the names that are meant for it.  ``new_parts`` and ``unused_parts``: patterns of the parameters that it has
-    and the stage before has not, and the other way round; see ``load_start``."""
+    ``presets``: patterns of the names that are meant for it; ``task``: what the Trainer does with it.  ``new_parts`` and
+    ``unused_parts``: patterns of the parameters that it has and the stage before has not, and the other way round; see
+    ``load_start``."""
 
-    presets, new_parts, unused_parts = ("*",), (), ()
+    presets, task, new_parts, unused_parts = ("*",), "contrastive_language_image_pretrain", (), ()
 
     def __init__(self, config):
         super().__init__()
@@ -85,10 +86,20 @@ class Pretrained(nn.Cell):
         """{begin of names: path of the .ckpt that holds those parameters where the model's own file does not}."""
         return {}
 
-    def save_pretrained(self, folder):
-        """Write ``config.yaml`` and ``model.ckpt`` into a folder."""
-        self.config.save_pretrained(folder)
-        self.save_checkpoint(Path(folder) / "model.ckpt")
+    def save_pretrained(self, folder, processor=None):
+        """Write ``config.yaml``, ``model.ckpt`` and the processor's files into a folder that ``from_pretrained``, ``pipeline`` and
+        ``Trainer`` take for a name.
+
+        ``processor``: None for the one that lies there already, else that of the preset or file that the configuration was read from.
+        Where that is not to be had, a warning says so, and ``Blip2Processor.save_pretrained`` can add one."""
+        config = self.config.replace(checkpoint_name_or_path="model.ckpt")
+        path = configuration.save_sections(folder, trainer={"type": self.task}, model={
+            "model_config": config.to_dict(), "arch": {"type": type(self).__name__}})
+        self.save_checkpoint(path.with_name("model.ckpt"))
+        if processor is None and "processor" not in configuration.saved_sections(folder):
+            processor = _processor_of(self.config, path.parent)
+        if processor is not None:
+            processor.save_pretrained(folder)
 
     def save_checkpoint(self, path):
         """Write all parameters to one .ckpt file."""
@@ -158,6 +169,19 @@ class Pretrained(nn.Cell):
         for name, file in files.items():
             parameters[name].set_data(Tensor.from_numpy(file.float32(name)).astype(parameters[name].dtype))
         logger.info("%s: %d of %d parameters", path, len(files), len(parameters))
+
+
+def _processor_of(config, folder):
+    """The processor of the preset or file that a configuration was read from, or None, and a warning that ``folder`` has none."""
+    from mindblip2.data.processor import Blip2Processor  # a model that is saved takes it along; otherwise nothing here sees data
+    why = "its configuration was made in Python"
+    try:
+        if config.preset:
+            return Blip2Processor.from_pretrained(config.preset)
+    except (OSError, ValueError, ImportError) as error:
+        why = str(error)
+    logger.warning("%s holds a model without its processor (%s): add it by Blip2Processor.save_pretrained", folder, why)
+    return None
 
 
 def no_init():

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "checkpoint": ["numpy"],
     "comm": ["mindspore"],
     "device": ["config", "mindspore"],
-    "hub": ["config", "checkpoint", "device", "mindspore", "numpy"],
+    "hub": ["config", "checkpoint", "device", "mindblip2.data.processor.Blip2Processor", "mindspore", "numpy"],
     "cells": ["config", "comm", "device", "mindblip2.hub.Pretrained", "mindspore", "numpy"],
     "data": ["config", "mindspore.dataset", "mindspore.Tensor", "numpy", "PIL", "tokenizers", "sentencepiece", "sklearn", "tqdm"],
     "zero_shot": ["config", "hub", "cells", "data", "mindspore", "numpy", "tqdm"],

@@ -27,7 +27,7 @@ class Blip2Llm(Pretrained):
     The frozen parts keep nothing for their own gradients: those of the language model only pass through it to the queries, and a
     frozen ViT runs outside of the graph (``trainer.step``).  Raises ValueError for a configuration without ``text_config``."""
 
-    presets = ("blip2_stage2_*",)
+    presets, task = ("blip2_stage2_*",), "image_to_text_generation"
     new_parts = ("llm_proj.*",)         # a training that starts from stage 1 begins with these …
     unused_parts = ("vision_proj.*", "text_proj.*", "itm_head.*", "temp", "qformer.embeddings.*", "qformer.lm_head.*",
                     "qformer.encoder.layers.*.text_*")     # … and leaves these out

@@ -63,7 +63,7 @@ class Pretrain:
             last = (saving.saved(_folder(config)) or [resume])[-1]
             print(f"checkpoint is saved at: {last} (what was trained; the rest is in {frozen['path']})")
         else:
-            path = _folder(config) / f"{trainer.name or 'blip2'}.ckpt"
+            path = _folder(config) / f"{Path(trainer.name or 'blip2').name.removesuffix('.yaml')}.ckpt"
             model.save_checkpoint(path)
             print(f"checkpoint is saved at: {path}")
         best = saving.best(_folder(config))
