@@ -3,7 +3,6 @@ import json
 from pathlib import Path
 
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
-from mindblip2.data.annotations import rows_of
 from mindblip2.data.captioned import check_readable, pictures_and_captions
 from mindblip2.data.captions import BlipQuestion
 from mindblip2.data.questions import asks, question, read_questions
@@ -40,8 +39,7 @@ class Generation:
         if samples is None and loader.annotation_files:
             files, folders = ([Path(loader.dataset_dir) / name for name in names]
                               for names in (loader.annotation_files, loader.image_dirs))
-            if asks(rows_of(files[0])):
-                samples = read_questions(files, folders)
+            samples = read_questions(files, folders)
         if samples is None:
             samples = captioned_pictures(loader, trainer.config.processor.image_processor.image_size)
         options = {**options_of(trainer.config), **options}
