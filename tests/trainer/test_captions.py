@@ -1,5 +1,6 @@
 """Captions scored on the way in training of stage 2: the figures of the evaluation, the best checkpoint by them, an undisturbed run."""
 import json
+import sys
 from pathlib import Path
 
 import mindspore as ms
@@ -18,6 +19,7 @@ from tests.trainer.small import Numbers, held_out_losses, held_out_samples, run_
 
 RATE = {"lr_schedule.learning_rate": 0.1, "eval_step_interval": 1, "runner_config.log_every": 1, "runner_config.keep_checkpoint_max": 9}
 FOLDER = Path("run/checkpoint/rank_0")
+SCORES = [name for name in captions.SCORES if name not in captions.JAVA]     # those that are always computed
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +92,9 @@ def test_the_figures_are_those_of_the_evaluation(small, written):
         trainer = Trainer(args=configured(small, eval_dataset__text_transforms__prompt="a "), eval_dataset=data)
         figures = trainer.evaluate(FOLDER / f"step_000000{step}")
         assert figures["agg_metrics"] == figures["CIDEr"] + figures["Bleu_4"] and figures["prompt"] == "a"
-        assert {name: figures[name] for name in captions.SCORES} == {name: found[step - 1][f"eval_{name}"] for name in captions.SCORES}
+        assert {name: figures[name] for name in SCORES} == {name: found[step - 1][f"eval_{name}"] for name in SCORES}
     unasked = Trainer(args=configured(small), eval_dataset=data).evaluate(FOLDER / "step_0000002")
-    assert any(unasked[name] != found[1][f"eval_{name}"] for name in captions.SCORES)        # the control: without the prompt
+    assert any(unasked[name] != found[1][f"eval_{name}"] for name in SCORES)        # the control: without the prompt
 
 
 def test_the_run_is_bit_for_bit_the_one_without_captions(small):
@@ -130,6 +132,30 @@ def test_a_model_is_asked_with_the_ids_that_it_was_trained_with(small, key):
     assert trained.ids(captions.asking_prompt(config)) == learnt_after != trained.ids("a photo of ")       # the control: with the space
     said = {"eval_dataset.data_loader.hypothesis_template": "it is "}
     assert captions.asking_prompt(load_config(small.yaml, {key: "a photo of ", **said})) == "it is "     # what is asked for goes as it is
+
+
+def test_java_s_scores_are_in_an_evaluation_and_on_the_way_where_they_decide(small, monkeypatch, capsys):
+    asked = []
+
+    def stand_in(found, wanted, names):
+        asked.append((len(found), list(names)))
+        return {name: len(found) / 10 for name in names}
+    monkeypatch.setattr(captions, "java_scores", stand_in)
+    figures = Trainer(args=configured(small), eval_dataset=held_out(small)).evaluate(small.ckpt)
+    assert figures["METEOR"] == figures["SPICE"] == 0.4 and asked == [(4, ["METEOR", "SPICE"])]
+    train(small, held_out(small), metric__type="METEOR", eval_step_interval=-1)
+    assert asked[1:] == [(1, ["METEOR"]), (4, ["METEOR"]), (4, ["METEOR"])] and set(best()) == {"checkpoint", "eval_METEOR"}
+    train(small, held_out(small), metric__type="CIDEr", eval_step_interval=-1, output_dir="other")
+    assert asked[4:] == [(1, []), (4, []), (4, [])]
+
+
+def test_a_metric_that_cannot_be_computed_is_said_before_the_first_step(small, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    with pytest.raises(ConfigError, match="metric.type = 'SPICE' cannot be computed here, see above: name Bleu_1 or .*CIDEr"):
+        train(small, held_out(small), metric__type="SPICE")
+    assert "SPICE left out: pycocoevalcap is not installed" in capsys.readouterr().out and not Path("run").exists()
+    figures = Trainer(args=configured(small), eval_dataset=held_out(small)).evaluate(small.ckpt)        # an evaluation goes on without
+    assert "METEOR" not in figures and "CIDEr" in figures
 
 
 # ------------------------------------------------------------------------------------------------ said before the first step
