@@ -506,8 +506,11 @@ def _find_beside(path, raw, dotted):
     for key in parents:
         raw = raw.get(key) if isinstance(raw, dict) else None
     name = raw.get(last) if isinstance(raw, dict) else None
-    if isinstance(name, str) and name and (path.parent / name).exists():
-        raw[last] = str((path.parent / name).absolute())
+    if not isinstance(name, str) or not name:
+        return
+    found = path.parent / name      # a name without a suffix is one in the cache, unless it is the folder of a tokenizer
+    if (found.suffix and found.is_file()) or (last == "vocab_file" and found.is_dir()):
+        raw[last] = str(found.absolute())
 
 
 def _override(raw, dotted, value):

@@ -166,6 +166,14 @@ def test_files_beside_the_configuration_are_found_from_anywhere(tmp_path, monkey
     config = load_config(tmp_path / "there" / "x.yaml")
     assert config.processor.tokenizer.vocab_file == config.train_dataset.tokenizer.vocab_file == str(tmp_path / "there" / "words.txt")
     assert config.model.model_config.checkpoint_name_or_path == "none.ckpt"         # which does not lie there
+    (tmp_path / "there" / "opt").mkdir()
+    (tmp_path / "there" / "blip2").write_text("x")
+    (tmp_path / "there" / "y.yaml").write_text("processor: {tokenizer: {vocab_file: opt}}\nmodel: {model_config: {checkpoint_name_or_path: "
+                                               "blip2, text_config: {checkpoint_name_or_path: opt}}}\n")
+    config = load_config(tmp_path / "there" / "y.yaml")
+    assert config.processor.tokenizer.vocab_file == str(tmp_path / "there" / "opt")
+    assert config.model.model_config.checkpoint_name_or_path == "blip2"             # names of weights are looked for in the cache
+    assert config.model.model_config.text_config.checkpoint_name_or_path == "opt"
     said = load_config("there/x.yaml", {"processor.tokenizer.vocab_file": "words.txt", "train_dataset.tokenizer.vocab_file": "words.txt"})
     assert said.processor.tokenizer.vocab_file == "words.txt"                       # a command line means where it is written
     with pytest.raises(ConfigError, match="no configuration 'nowhere'"):
