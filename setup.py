@@ -26,6 +26,7 @@ setup(
     extras_require={
         "demo": DEMO,
         "llm": ["sentencepiece"],   # tokenizers of Llama, Vicuna and Baichuan that come as a .model file
+        "metrics": ["pycocoevalcap"],   # METEOR and SPICE of captions; both need Java
         # Pinned: the numbers of parity/ and of the converter are measured against exactly these.
         "parity": ["torch==2.13.0", "transformers==5.23.0", "safetensors"],
         "dev": ["pytest", "pytest-xdist", "ruff", "sentencepiece", *DEMO],

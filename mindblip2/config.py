@@ -147,11 +147,8 @@ class Blip2Config(Section):
         return print_support_list(cls.__name__, presets())
 
     def save_pretrained(self, folder):
-        """Write ``folder/config.yaml``, which ``from_pretrained`` reads back."""
-        path = Path(folder) / "config.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump({"model": {"model_config": self.to_dict()}}, sort_keys=False), encoding="utf-8")
-        return path
+        """Write ``folder/config.yaml``, which ``from_pretrained`` reads back; sections of a processor that are there stay."""
+        return save_sections(folder, model={"model_config": self.to_dict()})
 
     @property
     def begins_with_bos(self):
@@ -284,7 +281,7 @@ class TokenizerConfig(Section):
     add_special_tokens: bool = True
     add_bos_token: bool | None = None   # None: as the language model's own tokenizer does
     add_eos_token: bool | None = None
-    padding: str = "max_length"
+    padding: bool | str = "max_length"
     truncation: bool = True
     checkpoint_name_or_path: str = ""
 
@@ -367,6 +364,11 @@ class RecomputeConfig(Section):
 
 
 @section
+class MetricConfig(Section):
+    type: str = ""                      # decides which checkpoint is the best, see mindblip2.trainer.held_out; stage 2: "loss", "CIDEr", …
+
+
+@section
 class RunConfig(Section):
     """One run: what ``configs/*.yaml`` and ``--a.b.c value`` are read into."""
     seed: int = 42
@@ -391,6 +393,7 @@ class RunConfig(Section):
     do_eval: bool = False               # in training: evaluate on eval_dataset, and choose the best checkpoint by that
     eval_epoch_interval: int = 1        # epochs between two evaluations, -1: none; there is one at the end in any case
     eval_step_interval: int = -1        # updates between two evaluations, -1: none
+    metric: MetricConfig = field(default_factory=MetricConfig)
     layer_decay: float | None = None    # learning rate of a trained ViT: times this per layer, from its end to its begin
 
     def __post_init__(self):
@@ -416,6 +419,10 @@ class RunConfig(Section):
 
 
 # ------------------------------------------------------------------------------------------------ presets
+BESIDE = ("processor.tokenizer.vocab_file", "train_dataset.tokenizer.vocab_file", "eval_dataset.tokenizer.vocab_file",
+          "model.model_config.checkpoint_name_or_path", "model.model_config.text_config.checkpoint_name_or_path")
+
+
 def cache_folder():
     """Where weights and tokenizers are looked for by name: ``$MINDBLIP2_CACHE`` or ``~/.cache/mindblip2``.  Nothing is ever fetched."""
     return Path(os.environ.get("MINDBLIP2_CACHE", Path.home() / ".cache" / "mindblip2"))
@@ -427,7 +434,9 @@ def presets():
 
 
 def load_config(name_or_path, overrides=None):
-    """A :class:`RunConfig` from a preset's name or a YAML file; ``overrides`` maps ``a.b.c`` to a value.
+    """A :class:`RunConfig` from a preset's name, a YAML file or a folder of ``save_pretrained``; ``overrides`` maps ``a.b.c`` to a value.
+
+    The weights and the tokenizer that a file names are those beside it, if they lie there.
 
     Raises :class:`ConfigError` where the file is missing, is not YAML, or holds an unknown key or unusable value."""
     path = _find(name_or_path)
@@ -437,6 +446,8 @@ def load_config(name_or_path, overrides=None):
         raise ConfigError(f"{path} is not a YAML file: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, but holds a {type(raw).__name__}")
+    for dotted in BESIDE:
+        _find_beside(path, raw, dotted)
     for dotted, value in (overrides or {}).items():
         _override(raw, dotted, value)
     ignored = []
@@ -446,6 +457,20 @@ def load_config(name_or_path, overrides=None):
                        path.name, ", ".join(ignored))
     config.model.model_config._from(str(path))
     return config
+
+
+def save_sections(folder, **sections):
+    """Write sections into ``folder/config.yaml``, in place of those of the same name; others stay.  Returns its path."""
+    path, known = Path(folder) / "config.yaml", saved_sections(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({**known, **sections}, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def saved_sections(folder):
+    """The sections of ``folder/config.yaml``, as a dict; empty without that file."""
+    path = Path(folder) / "config.yaml"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
 
 
 def print_support_list(class_name, names):
@@ -473,6 +498,19 @@ def _find(name_or_path):
     near = difflib.get_close_matches(name, presets(), 1, 0.4)
     raise ConfigError(f"no configuration {str(name_or_path)!r}: it is neither a file ({path.absolute()}) nor a preset"
                       + (f"; did you mean {near[0]!r}?" if near else "") + f"  Presets: {', '.join(presets())}")
+
+
+def _find_beside(path, raw, dotted):
+    """Make the file that ``raw`` names at ``dotted`` an absolute path, if it lies beside the YAML file ``path``."""
+    *parents, last = dotted.split(".")
+    for key in parents:
+        raw = raw.get(key) if isinstance(raw, dict) else None
+    name = raw.get(last) if isinstance(raw, dict) else None
+    if not isinstance(name, str) or not name:
+        return
+    found = path.parent / name      # a name without a suffix is one in the cache, unless it is the folder of a tokenizer
+    if (found.suffix and found.is_file()) or (last == "vocab_file" and found.is_dir()):
+        raw[last] = str(found.absolute())
 
 
 def _override(raw, dotted, value):

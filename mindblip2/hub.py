@@ -15,6 +15,7 @@ from mindblip2 import config as configuration
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config, cache_folder
 from mindblip2.device import runnable
+from mindblip2.mismatch import check_names, check_shapes
 from mindblip2.sections import ConfigError, build
 
 logger = logging.getLogger("mindblip2")
@@ -47,10 +48,11 @@ def _published(name):
 class Pretrained(nn.Cell):
     """A cell with a configuration, made from a preset's name and loaded strictly.
 
-    ``presets``: patterns of the names that are meant for it.  ``new_parts`` and ``unused_parts``: patterns of the parameters that it has
-    and the stage before has not, and the other way round; see ``load_start``."""
+    ``presets``: patterns of the names that are meant for it; ``task``: what the Trainer does with it.  ``new_parts`` and
+    ``unused_parts``: patterns of the parameters that it has and the stage before has not, and the other way round; see
+    ``load_start``."""
 
-    presets, new_parts, unused_parts = ("*",), (), ()
+    presets, task, new_parts, unused_parts = ("*",), "contrastive_language_image_pretrain", (), ()
 
     def __init__(self, config):
         super().__init__()
@@ -84,10 +86,20 @@ class Pretrained(nn.Cell):
         """{begin of names: path of the .ckpt that holds those parameters where the model's own file does not}."""
         return {}
 
-    def save_pretrained(self, folder):
-        """Write ``config.yaml`` and ``model.ckpt`` into a folder."""
-        self.config.save_pretrained(folder)
-        self.save_checkpoint(Path(folder) / "model.ckpt")
+    def save_pretrained(self, folder, processor=None):
+        """Write ``config.yaml``, ``model.ckpt`` and the processor's files into a folder that ``from_pretrained``, ``pipeline`` and
+        ``Trainer`` take for a name.
+
+        ``processor``: None for the one that lies there already, else that of the preset or file that the configuration was read from.
+        Where that is not to be had, a warning says so, and ``Blip2Processor.save_pretrained`` can add one."""
+        config = self.config.replace(checkpoint_name_or_path="model.ckpt")
+        path = configuration.save_sections(folder, trainer={"type": self.task}, model={
+            "model_config": config.to_dict(), "arch": {"type": type(self).__name__}})
+        self.save_checkpoint(path.with_name("model.ckpt"))
+        if processor is None and "processor" not in configuration.saved_sections(folder):
+            processor = _processor_of(self.config, path.parent)
+        if processor is not None:
+            processor.save_pretrained(folder)
 
     def save_checkpoint(self, path):
         """Write all parameters to one .ckpt file."""
@@ -147,9 +159,9 @@ class Pretrained(nn.Cell):
         """Name → the Checkpoint that holds it, for all of ``parameters``; ``unused``: names in ``stored`` that may be left over."""
         missing = [name for name in parameters if name not in stored]
         others = _frozen(self, stored, missing, frozen_path) or _elsewhere(self, stored, missing)
-        _check_names([name for name in stored if name not in unused] + list(others), parameters, stored.path)
+        check_names([name for name in stored if name not in unused] + list(others), parameters, stored.path)
         files = {name: others.get(name, stored) for name in parameters}
-        _check_shapes(files, parameters)
+        check_shapes(files, parameters)
         return files
 
     def _load(self, files, path):
@@ -157,6 +169,19 @@ class Pretrained(nn.Cell):
         for name, file in files.items():
             parameters[name].set_data(Tensor.from_numpy(file.float32(name)).astype(parameters[name].dtype))
         logger.info("%s: %d of %d parameters", path, len(files), len(parameters))
+
+
+def _processor_of(config, folder):
+    """The processor of the preset or file that a configuration was read from, or None, and a warning that ``folder`` has none."""
+    from mindblip2.data.processor import Blip2Processor  # a model that is saved takes it along; otherwise nothing here sees data
+    why = "its configuration was made in Python"
+    try:
+        if config.preset:
+            return Blip2Processor.from_pretrained(config.preset)
+    except (OSError, ValueError, ImportError) as error:
+        why = str(error)
+    logger.warning("%s holds a model without its processor (%s): add it by Blip2Processor.save_pretrained", folder, why)
+    return None
 
 
 def no_init():
@@ -215,7 +240,7 @@ def _elsewhere(model, stored, missing):
                                   "convert it with\n  python convert/convert_weight.py --torch_path FOLDER --mindspore_path "
                                   f"{path}")
         other = Checkpoint(path)
-        _check_names([name for name in other if name.startswith(begin)], names, other.path)
+        check_names([name for name in other if name.startswith(begin)], names, other.path)
         found.update(dict.fromkeys(names, other))
     return found
 
@@ -239,35 +264,6 @@ def _frozen(model, stored, missing, frozen_path):
     return files
 
 
-def _check_names(stored, parameters, path):
-    missing = [name for name in parameters if name not in stored]
-    extra = [name for name in stored if name not in parameters]
-    if missing or extra:
-        raise CheckpointError(
-            f"{path} does not fit this model: {len(parameters) - len(missing)} of {len(parameters)} parameters are in it"
-            + _some("missing", missing) + _some("unexpected", extra) + _advice(stored, parameters, missing))
-
-
-def _check_shapes(files, parameters):
-    wrong = [name for name, p in parameters.items() if files[name].shapes[name] != tuple(p.shape)]
-    if not wrong:
-        return
-    name = wrong[0]
-    got, expected = files[name].shapes[name], tuple(parameters[name].shape)
-    advice = "use the --config that belongs to the file"
-    if name == "vit.pos_embed":
-        advice = ("the file is for another image size: convert it with --image_size, or set "
-                  "model.model_config.vision_config.image_size")
-    elif name.startswith("llm_proj."):
-        advice = (f"this bridge leads into a language model of width {got[0]}, the configuration's has {expected[0]}: take the preset, "
-                  "or the language model, that it was trained with")
-    elif name in ("llm.word.embedding_table", "llm.lm_head.weight") and got[1] == expected[1]:
-        advice = (f"the language model's vocabulary has {got[0]} words: set model.model_config.text_config.vocab_size to that, and take "
-                  "its own tokenizer (LAVIS added tokens to Vicuna's)")
-    raise CheckpointError(f"{files[name].path}: {len(wrong)} parameters have another shape, first {name}: {got} in the file, {expected} "
-                          f"expected; {advice}")
-
-
 def _matching(names, patterns):
     return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 
@@ -276,25 +272,3 @@ def _parts(names):
     """"vit 3, qformer 12": how many parameters of each part."""
     counts = Counter(name.split(".")[0] for name in names)
     return ", ".join(f"{part} {count}" for part, count in counts.items())
-
-
-def _some(what, names):
-    shown = ", ".join(names[:4]) + (f", … ({len(names)} in all)" if len(names) > 4 else "")
-    return f"\n  {what}: {shown}" if names else ""
-
-
-def _advice(stored, parameters, missing):
-    held = {part for name in stored for part in name.split(".")}
-    stage2 = any(name.startswith("llm") for name in parameters)
-    if "vit" not in held and missing and all(name.startswith("vit.") for name in missing):
-        return "\n  It has no ViT: convert again with --vit_path eva_vit_g.pth"
-    if stage2 and "itm_head" in held and "llm_proj" not in held:
-        return ("\n  It is a stage-1 checkpoint: a training of stage 2 starts from it (run_mode train), but captions need a checkpoint "
-                "of stage 2")
-    if not stage2 and (held & {"llm_proj", "opt_proj"} or ("query_tokens" in held and "text_ffn" not in held)):
-        return ("\n  It looks like a stage-2 checkpoint, or one made without the text half: convert blip2_pretrained.pth "
-                "(stage 1)")
-    if len(missing) > len(stored):
-        return ("\n  It is not a mindblip2 checkpoint of this stage: convert one with python convert/convert_weight.py" if stage2 else
-                "\n  It is not a mindblip2 stage-1 checkpoint: convert one with python convert/convert_weight.py")
-    return "\n  Use the --config that belongs to the file"

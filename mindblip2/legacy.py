@@ -1,8 +1,8 @@
 """What users bring along from MindFormers r1.0: names of its eight BLIP-2 YAML files and keys that they hold.
 
 IGNORED keys steer machinery that does not exist here; they are accepted, and one line names them: by the class of their section, or by
-its place where the same class is used at several.  FIXED keys name a choice
-that BLIP-2 has made; another value would be a different model, so it is an error.
+its place where the same class is used at several.  Of IGNORED_VALUES the key means something with another value.  FIXED keys name a
+choice that BLIP-2 has made; another value would be a different model, so it is an error.
 """
 
 PRESET_ALIASES = {
@@ -23,8 +23,7 @@ IGNORED = {
         "src_strategy_path_or_dir", "auto_trans_ckpt", "only_save_strategy", "remote_save_url", "runner_wrapper", "parallel",
         "micro_batch_interleave_num", "auto_tune", "filepath_prefix", "autotune_per_step", "profile",
         "profile_start_step", "profile_stop_step", "init_start_profile", "profile_communication", "profile_memory",
-        "train_dataset_task", "eval_dataset_task", "layer_scale", "lr_scale", "lr_scale_factor", "eval_callbacks",
-        "metric"},        # LAVIS's agg_metrics chooses, see trainer.held_out
+        "train_dataset_task", "eval_dataset_task", "layer_scale", "lr_scale", "lr_scale_factor", "eval_callbacks"},
     "ContextConfig": {"graph_kernel_flags", "max_call_depth"},
     "RunnerConfig": {"has_trained_epoches", "has_trained_steps", "initial_epoch",   # a checkpoint knows where its run is
                      "sink_mode", "sink_size"},
@@ -44,6 +43,8 @@ IGNORED = {
     "LlamaConfig": {"ignore_token_id", "compute_dtype", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype",
                     "param_init_type", "use_past", "offset"},
 }
+
+IGNORED_VALUES = {"metric.type": ("Accuracy",)}     # all its BLIP-2 files say so, and none of them evaluates while it trains
 
 FIXED = {
     "ViTConfig": {"hidden_act": "gelu", "post_layernorm_residual": False, "use_mean_pooling": False,

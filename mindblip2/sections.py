@@ -70,7 +70,7 @@ def build(cls, raw, where="", ignored=None):
     values = {}
     for key, value in raw.items():
         name = f"{where}.{key}" if where else str(key)
-        if key in legacy.IGNORED.get(where, ()):
+        if key in legacy.IGNORED.get(where, ()) or value in legacy.IGNORED_VALUES.get(name, ()):
             ignored.append(name)
         elif key in known:
             values[key] = _cast(known[key], value, name, ignored)

@@ -218,6 +218,23 @@ def test_answers_are_scored(small, piped, capsys):
     assert "no accuracy" in capsys.readouterr().out
 
 
+def test_the_official_files_are_scored_as_lavis_s(small, piped, tmp_path):
+    """VQA's two files and pictures named as COCO's give the figures of LAVIS's list."""
+    own = piped.predict_answers(list(small.pictures.values()), ["what colour?"] * 4, max_new_tokens=5)
+    for i, path in enumerate(small.pictures.values()):
+        Image.open(path).save(tmp_path / f"COCO_val2014_{i:012d}.jpg", "PNG")
+    questions = [{"image_id": i, "question": "What colour?", "question_id": 10 * i} for i in range(4)]
+    answers = [{"question_id": 10 * i, "image_id": i, "answers": [{"answer": (own[i] or "none") if i < 2 else "nobody says this"}] * 10}
+               for i in range(4)]
+    names = [write(tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json", {"data_subtype": "val2014", "questions": questions}),
+             write(tmp_path / "v2_mscoco_val2014_annotations.json", {"data_subtype": "val2014", "annotations": answers[::-1]})]
+    figures = evaluate(small, tmp_path, names[0], **{"eval_dataset.data_loader.annotation_files": names})
+    rows = [{"image": f"COCO_val2014_{i:012d}.jpg", "question": "What colour?", "question_id": 10 * i,
+             "answer": [one["answer"] for one in answers[i]["answers"]]} for i in range(4)]
+    assert figures == evaluate(small, tmp_path, write(tmp_path / "vqa_val.json", rows))
+    assert figures["accuracy"] == pytest.approx(sum(map(bool, own[:2])) / 4) and figures["questions"] == 4
+
+
 def test_the_weights_count(small, tmp_path):
     """Control of all that is compared above: with other weights other texts are written."""
     from mindblip2.checkpoint import write_checkpoint

@@ -27,7 +27,7 @@ class Blip2Llm(Pretrained):
     The frozen parts keep nothing for their own gradients: those of the language model only pass through it to the queries, and a
     frozen ViT runs outside of the graph (``trainer.step``).  Raises ValueError for a configuration without ``text_config``."""
 
-    presets = ("blip2_stage2_*",)
+    presets, task = ("blip2_stage2_*",), "image_to_text_generation"
     new_parts = ("llm_proj.*",)         # a training that starts from stage 1 begins with these …
     unused_parts = ("vision_proj.*", "text_proj.*", "itm_head.*", "temp", "qformer.embeddings.*", "qformer.lm_head.*",
                     "qformer.encoder.layers.*.text_*")     # … and leaves these out
@@ -118,7 +118,7 @@ class Blip2ImageToTextGeneration(Blip2Llm):
         leaves no room."""
         how = self.decoding(decoding)
         rows = self._prompts(prompt_ids, image.shape[0])
-        room = self._room(max(map(len, rows)), how.max_new_tokens)
+        room = self.room(max(map(len, rows)), how.max_new_tokens)
         x_BLD, mask_BL = self._prompted(self.queries_of(image), rows)
         logits_BV, state = self.llm.prefill(x_BLD, mask_BL, _up(x_BLD.shape[1] + room, SLOT_STEP) - x_BLD.shape[1])
         return complete(_Step(self.llm, state), logits_BV.asnumpy(), how, self._counted(rows, how), on_token)
@@ -158,8 +158,8 @@ class Blip2ImageToTextGeneration(Blip2Llm):
                              "made with the tokenizer of another model?")
         return rows
 
-    def _room(self, prompt, new):
-        """``new``, if there is room for so many tokens behind the queries and a prompt."""
+    def room(self, prompt, new):
+        """``new``, if there is room for so many tokens behind the queries and a prompt of ``prompt`` tokens; else ValueError."""
         if self.queries + prompt + new > self.most:
             left = max(self.most - self.queries - prompt, 0)
             raise ValueError(

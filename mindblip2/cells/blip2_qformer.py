@@ -167,6 +167,8 @@ class Blip2Qformer(Pretrained):
 class Blip2Classifier(Blip2Qformer):
     """Zero-shot classification with the stage-1 model: which label's text is nearest to the picture?"""
 
+    task = "zero_shot_image_classification"
+
     def construct(self, image, label_ids):
         """Pictures (B, 3, S, S) and label texts (L, T) → probabilities (B, L)."""
         memory = self.qformer.memory(self.ln_vision(self.vit(image)))

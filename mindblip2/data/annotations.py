@@ -67,7 +67,12 @@ def _number(ids, path, folder, given):
 
 
 def rows_of(file):
-    """What an annotation file holds: a list of at least one row.  Raises FileNotFoundError, AnnotationError."""
+    """The rows of an annotation file: a list of at least one.  Raises FileNotFoundError, AnnotationError."""
+    return checked_rows(content_of(file), file)
+
+
+def content_of(file):
+    """What a JSON file holds.  Raises FileNotFoundError, AnnotationError."""
     path = Path(file)
     if not path.is_file():
         folder = "the folder exists, the file does not" if path.absolute().parent.is_dir() else \
@@ -75,13 +80,17 @@ def rows_of(file):
         raise FileNotFoundError(f"no annotation file {path.absolute()}: {folder}; annotation_files and image_dirs are relative to "
                                 "dataset_dir (--train_dataset_dir, --eval_dataset_dir)")
     try:
-        rows = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except ValueError as error:
         raise AnnotationError(f"{path.absolute()} is not a JSON file: {error}; get it again") from None
+
+
+def checked_rows(rows, file, expected='a list of {"image", "caption", "image_id"?}'):
+    """``rows``, if they are a list of at least one; else AnnotationError."""
     if not isinstance(rows, list) or not rows:
         got = f"a mapping with the keys {sorted(rows)[:6]}" if isinstance(rows, dict) else f"a {type(rows).__name__} of length 0" \
             if rows == [] else f"a {type(rows).__name__}"
-        raise AnnotationError(f"{path.absolute()} holds {got}; expected a list of " '{"image", "caption", "image_id"?}')
+        raise AnnotationError(f"{os.path.abspath(file)} holds {got}; expected {expected}")
     return rows
 
 

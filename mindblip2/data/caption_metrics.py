@@ -1,6 +1,6 @@
 """BLEU, ROUGE-L and CIDEr-D of captions, as pycocoevalcap computes them, without Java.
 
-METEOR and SPICE, which LAVIS reports too, need Java programs and are not here.  A caption is scored by its words
+METEOR and SPICE, which LAVIS reports too, are Java programs: :mod:`mindblip2.data.java_metrics`.  A caption is scored by its words
 (:mod:`mindblip2.data.ptb`).
 """
 import math

@@ -55,7 +55,7 @@ class LanguageTokenizer:
     def __init__(self, vocab_file, kind="LlamaTokenizer", max_length=32, *, bos_token=None, eos_token=None, unk_token=None,
                  pad_token=None, add_bos_token=None, add_eos_token=None, added_tokens=()):
         plan = KINDS[SAME.get(kind, kind)]
-        self.kind, self.max_length = kind, checked_length(max_length, 1, "one token")
+        self.kind, self.max_length, self.added_tokens = kind, checked_length(max_length, 1, "one token"), tuple(added_tokens)
         self.vocab_file = tokenizer_files.find(vocab_file, kind, plan.files, plan.models)
         settings, added = tokenizer_files.beside(self.vocab_file)
         self._vocabulary = (HuggingFace(self.vocab_file) if self.vocab_file.suffix == ".json"
@@ -148,6 +148,11 @@ class LanguageTokenizer:
             raise ValueError(f"the tokenizer {self.vocab_file} has {len(self)} tokens, but {model} has a vocabulary of {size}: they are "
                              "not of the same model.  Give the tokenizer of the language model, or correct text_config.vocab_size "
                              f"(the tokenizer's size, or rounded up by less than {PADDED})")
+
+    def save(self, folder):
+        """Copy the vocabulary and the files that were read with it into ``folder`` (made if missing); returns the vocabulary's path.
+        Raises FileExistsError where another tokenizer lies there."""
+        return tokenizer_files.copy(self.vocab_file, folder)
 
     def __len__(self):
         return len(self._vocabulary)

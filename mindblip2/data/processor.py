@@ -1,10 +1,19 @@
 """``Blip2ImageProcessor`` and ``Blip2Processor``: what a user holds in hand to feed the model."""
 import numpy as np
 
-from mindblip2.config import CLIP_MEAN, CLIP_STD, load_config, presets, print_support_list
+from mindblip2.config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ImageProcessorConfig,
+    ProcessorConfig,
+    load_config,
+    presets,
+    print_support_list,
+    save_sections,
+)
 from mindblip2.data.image import load_image
 from mindblip2.data.pixels import CHANNELS, ImageError, array_to_rgb
-from mindblip2.data.tokenizer import BertTokenizer, load_tokenizer
+from mindblip2.data.tokenizer import BertTokenizer, load_tokenizer, save_tokenizer
 from mindblip2.data.transforms import EvalTransform
 
 
@@ -80,14 +89,27 @@ class Blip2Processor:
 
     @classmethod
     def from_pretrained(cls, name_or_path):
-        """The processor of a preset (``blip2_stage1_vit_g``) or of a YAML file."""
+        """The processor of a preset (``blip2_stage1_vit_g``), of a YAML file or of a folder of ``save_pretrained``."""
         return cls.from_config(load_config(name_or_path).processor)
 
     @classmethod
     def from_config(cls, config):
         """The processor that a ``processor:`` section (``ProcessorConfig``) describes."""
         image = config.image_processor
-        return cls(Blip2ImageProcessor(image.image_size, image.mean, image.std), load_tokenizer(config.tokenizer))
+        return cls(Blip2ImageProcessor(image.image_size, image.mean, image.std), load_tokenizer(config.tokenizer),
+                   padding=config.tokenizer.padding)
+
+    def save_pretrained(self, folder):
+        """Write the tokenizer's files and the section ``processor`` of ``config.yaml`` into a folder, perhaps that of a model.
+
+        Raises TypeError for an image processor or tokenizer that is not mindblip2's."""
+        image = self.image_processor
+        if not isinstance(image, Blip2ImageProcessor):
+            raise TypeError(f"a {type(image).__name__} cannot be saved: expected a Blip2ImageProcessor")
+        tokenizer = save_tokenizer(self.tokenizer, folder)
+        tokenizer = tokenizer.replace(max_length=self.max_length or tokenizer.max_length, padding=self.padding or False)
+        image = ImageProcessorConfig(image_size=image.image_size, mean=image.mean, std=image.std)
+        return save_sections(folder, processor=ProcessorConfig(image_processor=image, tokenizer=tokenizer).to_dict())
 
     @classmethod
     def show_support_list(cls):

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from mindblip2.config import TokenizerConfig
 from mindblip2.data.encoding import checked_length, encoding, joined, listed, texts_of
 from mindblip2.data.language_tokenizer import KIND_NAMES, LanguageTokenizer
-from mindblip2.data.tokenizer_files import ASSETS
+from mindblip2.data.tokenizer_files import ASSETS, SPECIAL
 
 VOCAB_FILE = ASSETS / "bert_base_uncased_vocab.txt"
 PAD, UNK, CLS, SEP, MASK, DEC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"
@@ -36,6 +37,19 @@ def load_tokenizer(config):
         bos_token=config.bos_token, eos_token=config.eos_token, unk_token=config.unk_token, pad_token=config.pad_token,
         add_bos_token=silent if config.add_bos_token is None else config.add_bos_token,
         add_eos_token=silent if config.add_eos_token is None else config.add_eos_token, added_tokens=config.added_tokens)
+
+
+def save_tokenizer(tokenizer, folder):
+    """Write the files of a tokenizer into a folder; returns the ``TokenizerConfig`` with which ``load_tokenizer`` makes it again, whose
+    ``vocab_file`` is a name in that folder.  Raises TypeError for a tokenizer of another kind."""
+    if not isinstance(tokenizer, BertTokenizer | LanguageTokenizer):
+        raise TypeError(f"a {type(tokenizer).__name__} cannot be saved: expected a tokenizer of mindblip2; save it by its own means")
+    said = {"vocab_file": tokenizer.save(folder).name, "max_length": tokenizer.max_length}
+    if isinstance(tokenizer, BertTokenizer):
+        return TokenizerConfig(type="BertTokenizer", **said)
+    tokens = {name: getattr(tokenizer, name) or "" for name in SPECIAL}
+    return TokenizerConfig(type=tokenizer.kind, add_bos_token=tokenizer.add_bos_token, add_eos_token=tokenizer.add_eos_token,
+                           added_tokens=tokenizer.added_tokens, **tokens, **said)
 
 
 class BertTokenizer:

@@ -1,10 +1,12 @@
 """Where a language model's tokenizer lies, and what the files beside it say about special tokens."""
 import json
+import shutil
 from pathlib import Path
 
 from mindblip2.config import cache_folder
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
+BESIDE = ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json")     # what is read with a vocabulary
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -42,6 +44,23 @@ def beside(path):
     for number, token in settings.pop("added_tokens_decoder", {}).items():
         added[_plain(token)] = int(number), bool(token.get("special"))
     return settings, added
+
+
+def copy(path, folder):
+    """Copy a vocabulary, and what is read with it, into a folder; returns its new path.
+
+    Raises FileExistsError where the folder holds a file of another tokenizer that would be read with it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.parent.resolve() == folder.resolve():
+        return path
+    for name in BESIDE:
+        if (folder / name).exists() and not path.with_name(name).is_file():
+            raise FileExistsError(f"{folder / name} is not of the tokenizer {path}, but would be read with it: save into another folder")
+    for source in (path, *map(path.with_name, (*BESIDE, "merges.txt"))):
+        if source.is_file():
+            shutil.copyfile(source, folder / source.name)
+    return folder / path.name
 
 
 def _read(path):

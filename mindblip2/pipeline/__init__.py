@@ -10,7 +10,8 @@ PIPELINES = {"zero_shot_image_classification": ZeroShotImageClassificationPipeli
 
 
 def pipeline(task, model=None, **options):
-    """The pipeline of a task.  ``model``: a preset's name or YAML file, or a model; ``options`` go to the pipeline's class.
+    """The pipeline of a task.  ``model``: a preset's name, a YAML file, a folder of ``save_pretrained``, or a model;
+    ``options`` go to the pipeline's class.
 
     Raises ValueError for an unknown task."""
     if task not in PIPELINES:

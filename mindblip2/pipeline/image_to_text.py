@@ -1,4 +1,6 @@
 """``pipeline('image_to_text_generation')``: pictures and a prompt in, texts out."""
+from pathlib import Path
+
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
 from mindblip2.config import print_support_list
 from mindblip2.data.processor import Blip2Processor
@@ -11,13 +13,14 @@ DEFAULT = "itt_blip2_stage2_vit_g_llama_7b"
 class ImageToTextGenerationPipeline:
     """What does the picture show; what is the answer?
 
-    ``model``: a preset's name, a YAML file, or a ``Blip2ImageToTextGeneration``, whose tokenizer is that of the preset or file that its
-    configuration was read from; for another give ``processor``.  ``checkpoint``: the weights, where they do not lie under the
-    preset's name in the cache.  ``hypothesis_template``: the prompt.  ``options``: defaults of a call's generation arguments."""
+    ``model``: a preset's name, a YAML file, a folder of ``save_pretrained``, or a ``Blip2ImageToTextGeneration``, whose tokenizer is that
+    of the preset or file that its configuration was read from; for another give ``processor``.  ``checkpoint``: the weights, where they
+    do not lie under the preset's name in the cache.  ``hypothesis_template``: the prompt.  ``options``: defaults of a call's generation
+    arguments."""
 
     def __init__(self, model=None, processor=None, checkpoint=None, hypothesis_template="", batch_size=8, return_full_text=True, **options):
-        self.model = model if model is not None and not isinstance(model, str) else Blip2ImageToTextGeneration.from_pretrained(
-            model or DEFAULT, checkpoint)
+        self.model = (Blip2ImageToTextGeneration.from_pretrained(model or DEFAULT, checkpoint)
+                      if isinstance(model, (str, Path, type(None))) else model)
         self._writer = Writer(self.model, processor or _own_processor(self.model))
         self.hypothesis_template, self.batch_size, self.return_full_text = hypothesis_template, batch_size, return_full_text
         self.model.decoding(options)        # wrong ones are an error here

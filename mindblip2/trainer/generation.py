@@ -4,17 +4,15 @@ from pathlib import Path
 
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
 from mindblip2.data import scenes
-from mindblip2.data.annotations import rows_of
-from mindblip2.data.caption_metrics import caption_scores
 from mindblip2.data.captioned import check_readable, pictures_and_captions
 from mindblip2.data.captions import BlipQuestion
 from mindblip2.data.image import load_image
 from mindblip2.data.questions import asks, question, read_questions
 from mindblip2.data.sheet import text_sheet
 from mindblip2.data.vqa import PROMPT, vqa_accuracy
-from mindblip2.image_to_text import Writer
+from mindblip2.trainer.captions import asking_prompt, options_of, score, write, writer_of
 from mindblip2.trainer.inputs import load, pictures_of
-from mindblip2.trainer.loaders import captioned_pictures, prompt_of
+from mindblip2.trainer.loaders import captioned_pictures
 from mindblip2.trainer.pretrain import Pretrain
 
 SHEET_LIMIT = 24    # pictures on one page of results
@@ -42,18 +40,16 @@ class Generation:
     @staticmethod
     def evaluate(trainer, checkpoint, options):
         """Scores of captions (BLEU, ROUGE-L, CIDEr), or the accuracy of answers where the data are questions."""
-        data, samples = trainer.config.eval_dataset, trainer.eval_dataset
-        loader = data.data_loader
+        samples, loader = trainer.eval_dataset, trainer.config.eval_dataset.data_loader
         if samples is None and loader.type == "DigitScenes":
             return _demo(trainer, checkpoint, options)
         if samples is None and loader.annotation_files:
             files, folders = ([Path(loader.dataset_dir) / name for name in names]
                               for names in (loader.annotation_files, loader.image_dirs))
-            if asks(rows_of(files[0])):
-                samples = read_questions(files, folders)
+            samples = read_questions(files, folders)
         if samples is None:
             samples = captioned_pictures(loader, trainer.config.processor.image_processor.image_size)
-        options = _options(trainer, options)
+        options = {**options_of(trainer.config), **options}
         prompt, samples = _prompt(trainer, options), samples if hasattr(samples, "__len__") else list(samples)
         if asks(samples):
             questions = [question(one, f"sample {i}") for i, one in enumerate(samples)]
@@ -61,13 +57,9 @@ class Generation:
         return _captions(trainer, checkpoint, samples, prompt, options)
 
 
-def _options(trainer, options):
-    return {"batch_size": max(trainer.config.eval_dataset.batch_size, 1), **trainer.config.generation, **options}
-
-
 def _demo(trainer, checkpoint, options):
     """Captions of the demo's scenes, and answers to questions about them."""
-    size, options = trainer.config.processor.image_processor.image_size, _options(trainer, options)
+    size, options = trainer.config.processor.image_processor.image_size, {**options_of(trainer.config), **options}
     figures = _captions(trainer, checkpoint, scenes.captioned(size, "told"), "", {**options})
     return {"captions": figures, "answers": _answers(trainer, None, scenes.questions(size), PROMPT, {**options})}
 
@@ -76,15 +68,13 @@ def _captions(trainer, checkpoint, samples, prompt, options):
     pictures, captions = pictures_and_captions(samples)
     check_readable(pictures)
     weights = load(trainer, Blip2ImageToTextGeneration, checkpoint)
-    texts = _writer(trainer, None)(pictures, prompt, return_full_text=False, **options)
-    texts = [one if isinstance(one, str) else one[0] for one in texts]      # of several the best
-    figures = caption_scores(dict(enumerate(texts)), dict(enumerate(captions)))
-    exact = sum(text in own for text, own in zip(texts, captions)) / len(texts)
-    print(f"{len(texts)} captions: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()) + f", exact {exact:.1%}")
+    texts = write(_writer(trainer, None), pictures, prompt, options)
+    figures = score(texts, captions)
+    print(f"{len(texts)} captions: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     _write(trainer, "captions", [{"image": _name(picture, i), "caption": text} for i, (picture, text) in enumerate(zip(pictures, texts))])
     _draw(trainer, "captions", pictures, [[(text, text in own)] for text, own in zip(texts, captions)],
-          f"{len(texts)} captions, {exact:.1%} word for word one of the picture's own")
-    return {**figures, "exact": exact, "pictures": len(texts), "weights": weights, "prompt": prompt}
+          f"{len(texts)} captions, {figures['exact']:.1%} word for word one of the picture's own")
+    return {**figures, "pictures": len(texts), "weights": weights, "prompt": prompt}
 
 
 def _answers(trainer, checkpoint, questions, prompt, options):
@@ -111,19 +101,13 @@ def _answers(trainer, checkpoint, questions, prompt, options):
 def _writer(trainer, checkpoint):
     if checkpoint or trainer.model is None:
         load(trainer, Blip2ImageToTextGeneration, checkpoint)
-    if not isinstance(trainer.model, Blip2ImageToTextGeneration):
-        raise ValueError(f"a {type(trainer.model).__name__} writes nothing: make a Blip2ImageToTextGeneration, which has the same "
-                         "parameters")
-    trainer.model.set_train(False)
-    return Writer(trainer.model, trainer.processor())
+    return writer_of(trainer.model, trainer.processor())
 
 
 def _prompt(trainer, options):
     """The prompt: of the call, else of the Trainer, else of the evaluation's data, else that of training."""
     said = [options.pop(name, None) for name in ("hypothesis_template", "prompt")]
-    known = (*said, trainer.hypothesis_template, trainer.config.eval_dataset.data_loader.hypothesis_template,
-             trainer.config.eval_dataset.text_transforms.prompt, prompt_of(trainer.config))
-    return next((one for one in known if one), "")
+    return next((one for one in (*said, trainer.hypothesis_template) if one), "") or asking_prompt(trainer.config)
 
 
 def _write(trainer, what, rows):

@@ -1,8 +1,9 @@
 """Evaluation during training: how good is the model on data that it does not learn from?
 
 Pictures with all their captions are retrieved, by the recipe of ``eval_dataset``; where every sample is one caption, there is nothing to
-retrieve among, and the losses are computed; so they are in stage 2.  The run goes on as if nothing had been evaluated: all that
-training draws is a function of (seed, step), and its graphs stay compiled.
+retrieve among, and the losses are computed.  So they are in stage 2, unless ``metric.type`` is a score of captions: then captions are
+written.  The run goes on as if nothing had been evaluated: all that training draws is a function of (seed, step), and its graphs stay
+compiled.
 """
 import mindspore as ms
 from mindspore import Tensor
@@ -10,6 +11,7 @@ from mindspore import Tensor
 from mindblip2.data.captioned import check_readable, pictures_and_texts
 from mindblip2.data.feed import Feed
 from mindblip2.sections import ConfigError
+from mindblip2.trainer.captions import SCORES, HeldOutCaptions
 from mindblip2.trainer.loaders import captioned_pictures, text_arguments, token_ids
 from mindblip2.trainer.retrieval import Match, Recipe, recalls, score
 from mindblip2.trainer.step import check_losses, losses_of
@@ -18,8 +20,8 @@ KEY = 1_000_003     # of the losses' negatives: no step of training draws with i
 
 
 class HeldOutRetrieval:
-    """The recalls of pictures and their captions, LAVIS's names; by ``metric`` the best checkpoint is chosen, as in LAVIS."""
-    metric = "agg_metrics"
+    """The recalls of pictures and their captions, LAVIS's names; ``metrics``: by one of them the best checkpoint is chosen."""
+    metrics = ("agg_metrics",)      # as in LAVIS
 
     def __init__(self, model, processor, data, samples):
         text, self.recipe = data.text_transforms, Recipe.of(data)
@@ -38,7 +40,7 @@ class HeldOutRetrieval:
 
 class HeldOutLosses:
     """The means of the losses and accuracies over pairs, without dropout, in stage 1 always with the same draws of negatives."""
-    metric = "loss"
+    metrics = ("loss",)
 
     def __init__(self, model, processor, config, samples):
         data = config.eval_dataset
@@ -64,14 +66,28 @@ class HeldOutLosses:
         return {name: value for name, value in figures.items() if name != "temp"}
 
 
-def held_out(config, model, processor, samples=None):
+def held_out(config, model, processor, samples=None, prompt=""):
     """What a RunConfig evaluates during training; ``samples``: those that ``Trainer(eval_dataset=…)`` was given, else those of
-    ``eval_dataset.data_loader``.  Raises ConfigError where there are none."""
+    ``eval_dataset.data_loader``; ``prompt``: that before captions, else the configuration's.  Its ``metric`` is ``metric.type``, by which
+    the best checkpoint is chosen; in stage 2 a score of captions there has captions written.
+
+    Raises ConfigError where there are no samples, or no such metric."""
+    examination = _examination(config, model, processor, samples, prompt)
+    examination.metric = config.metric.type or examination.metrics[0]
+    if examination.metric not in examination.metrics:
+        raise ConfigError(f"metric.type = {config.metric.type!r}: expected {' or '.join(examination.metrics)}, since what is evaluated is "
+                          f"{examination}" + (f", or a score of captions: {', '.join(SCORES)}" if hasattr(model, "stage2") else ""))
+    return examination
+
+
+def _examination(config, model, processor, samples, prompt):
     if samples is None:
         loader = config.eval_dataset.data_loader
         if loader.type != "DigitScenes" and not (loader.dataset_dir or loader.annotation_files):
             raise ConfigError("do_eval needs held-out data: name them in eval_dataset.data_loader, or pass eval_dataset to Trainer")
         samples = captioned_pictures(loader, processor.image_processor.image_size)
+    if hasattr(model, "stage2") and config.metric.type in SCORES:
+        return HeldOutCaptions(model, processor, config, samples, prompt)
     if getattr(samples, "repeat_images", False) or hasattr(model, "stage2"):
         return HeldOutLosses(model, processor, config, samples)
     return HeldOutRetrieval(model, processor, config.eval_dataset, samples)

@@ -12,7 +12,8 @@ logger = logging.getLogger("mindblip2")
 CURVES = (("losses", ("itc", "itm", "lm")), ("accuracy in the batch", ("i2t_acc", "t2i_acc", "itm_acc", "word_acc")),
           ("temperature", ("temp",)), ("learning rate", ("lr",)), ("norm of the gradients", ("grad_norm",)),
           ("held-out retrieval, %", ("eval_txt_r1", "eval_img_r1", "eval_txt_r_mean", "eval_img_r_mean")),
-          ("held-out losses", ("eval_itc", "eval_itm", "eval_lm")))
+          ("held-out losses", ("eval_itc", "eval_itm", "eval_lm")),
+          ("held-out captions", ("eval_CIDEr", "eval_Bleu_4", "eval_ROUGE_L")))
 CHANCE = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)   # 0.6365: ITM that always answers "one in three is a pair"
 SHOWN = ("itc", "itm", "lm", "i2t_acc", "t2i_acc", "itm_acc", "word_acc", "temp", "lr", "grad_norm", "samples_per_second")
 STUCK_AFTER, STUCK_WITHIN = 1000, 0.003

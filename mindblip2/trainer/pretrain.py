@@ -53,7 +53,7 @@ class Pretrain:
         feed = training_feed(config, processor, trainer.train_dataset, model_config=model.config if stage2 else None)
         _check_sizes(model.config, feed.max_length, processor.image_processor.image_size, stage2)
         wanted = config.do_eval or trainer.eval_dataset is not None
-        examination = held_out(config, model, processor, trainer.eval_dataset) if wanted else None
+        examination = held_out(config, model, processor, trainer.eval_dataset, trainer.hypothesis_template) if wanted else None
         print("\n".join(summary(model, feed, config, trainer.name or "a model", bool(checkpoint or resume or trainer.model))))
         if examination:
             print(f"evaluation: {examination}")
@@ -63,7 +63,7 @@ class Pretrain:
             last = (saving.saved(_folder(config)) or [resume])[-1]
             print(f"checkpoint is saved at: {last} (what was trained; the rest is in {frozen['path']})")
         else:
-            path = _folder(config) / f"{trainer.name or 'blip2'}.ckpt"
+            path = _folder(config) / f"{Path(trainer.name or 'blip2').name.removesuffix('.yaml')}.ckpt"
             model.save_checkpoint(path)
             print(f"checkpoint is saved at: {path}")
         best = saving.best(_folder(config))

@@ -16,7 +16,7 @@ from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 NAME = "step_{:07d}"
 PARTIAL = ".partial_"
 BEST = "best.json"
-HIGHER = ("eval_agg_metrics",)    # metrics of which more is better; of the others, losses, less is
+LOWER = ("loss", "eval_loss")     # metrics of which less is better; of the others more is
 
 
 def save(folder, model, optimizer, state, keep=3):
@@ -81,7 +81,7 @@ def note_best(folder, checkpoint, judged):
     """``record_best`` where ``judged``, {metric: value}, is at least as good as what is recorded."""
     for metric, value in judged.items():
         known = best(folder).get(metric)
-        if known is None or (value >= known if metric in HIGHER else value <= known):
+        if known is None or (value <= known if metric in LOWER else value >= known):
             record_best(folder, checkpoint, metric, value)
 
 

@@ -19,15 +19,15 @@ logger = logging.getLogger("mindblip2")
 class Trainer:
     """Train, evaluate or predict one task.
 
-    ``task``: a name of ``mindblip2.trainer.tasks.TASKS`` or one of MindFormers' aliases.  ``model``: a preset's name, or
-    a model object.  ``args``: the run as a RunConfig, a preset's name or a YAML file; by default the preset of the model.
-    ``train_dataset``: an iterable of ``{"image", "caption", "image_id"?}``.  ``candidate_labels`` and
-    ``hypothesis_template`` may
+    ``task``: a name of ``mindblip2.trainer.tasks.TASKS`` or one of MindFormers' aliases.  ``model``: a preset's name, a folder of
+    ``save_pretrained``, or a model object.  ``args``: the run as a RunConfig, a preset's name or a YAML file; by default the preset of the
+    model.  ``train_dataset``: an iterable of ``{"image", "caption", "image_id"?}``.  ``candidate_labels`` and ``hypothesis_template`` may
     also be given to ``predict``.  The run's mode and device are set only where ``args`` names them."""
 
     def __init__(self, args=None, task=None, model=None, model_name=None, train_dataset=None, eval_dataset=None,
                  tokenizer=None, image_processor=None, candidate_labels=None, hypothesis_template=None):
         comm.world_size()   # refuses several processes
+        model = str(model) if isinstance(model, Path) else model
         self.config = _run_config(args, model, model_name, task)
         if self.config.use_parallel:
             logger.warning("use_parallel has no effect yet: this version runs on one process")

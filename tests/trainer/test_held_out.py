@@ -139,7 +139,8 @@ def test_held_out_retrieval_is_that_of_the_task():
 
 # ------------------------------------------------------------------------------------------------ the best
 @pytest.mark.parametrize("metric, values, best", [("agg_metrics", (10.0, 50.0, 20.0, 30.0), 2), ("loss", (9.0, 3.0, 2.5, 4.0), 3),
-                                                  ("agg_metrics", (10.0, 50.0, 50.0, 30.0), 3)], ids=["more", "less", "as much"])
+                                                  ("CIDEr", (0.1, 0.5, 0.2, 0.3), 2), ("agg_metrics", (10.0, 50.0, 50.0, 30.0), 3)],
+                         ids=["more", "less", "captions", "as much"])
 def test_the_best_checkpoint_is_the_metrics_and_outlives_the_rotation(tmp_path, metric, values, best):
     config = configured(runner_config__epochs=4, runner_config__keep_checkpoint_max=1)
     fit(small_model(), Batches(1), config, tmp_path, None, None, Scripted(metric, *values))

@@ -56,7 +56,7 @@ def test_a_run_lowers_the_loss_and_moves_only_what_is_trained(small, capsys):
     assert "each after 'a photo of '" in out and f"started from {small.ckpt}" in out
     assert "(what was trained; the rest is in" in out
     text = trainer.predict(small.pictures["red"], max_new_tokens=3)     # a trained model can be asked
-    assert len(text) == 1 and text[0].startswith("a photo of ")
+    assert len(text) == 1 and text[0].startswith("a photo of")
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(small):
@@ -67,6 +67,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(small):
     assert [entry["loss"] for entry in again] == [entry["loss"] for entry in log]
     one, other = values(whole.model), values(parts.model)
     assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_workers_do_not_change_the_run(small):
+    """The text goes through processes, tokenizer and all (tests/data/test_prompted_workers.py)."""
+    said = {"train_dataset__text_transforms__prompt": "a photo of ", "runner_config__log_every": 1}
+    _, alone = train(small, **said)
+    _, helped = train(small, output_dir="helped", train_dataset__num_parallel_workers=2, **said)
+    _, other = train(small, output_dir="other", seed=43, train_dataset__num_parallel_workers=2, **said)     # the control
+    losses = [[entry["loss"] for entry in log] for log in (alone, helped, other)]
+    assert losses[0] == losses[1] != losses[2] and len(losses[0]) == 4
 
 
 def test_a_resumed_run_wants_the_same_language_model(small, tmp_path):

@@ -1,0 +1,69 @@
+"""Captions that a model of stage 2 writes, and their scores: in an evaluation, and on the way in training."""
+from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
+from mindblip2.data.caption_metrics import NAMES, caption_scores
+from mindblip2.data.captioned import check_readable, pictures_and_captions
+from mindblip2.data.java_metrics import NAMES as JAVA
+from mindblip2.data.java_metrics import java_scores
+from mindblip2.image_to_text import Writer
+from mindblip2.sections import ConfigError
+from mindblip2.trainer.loaders import prompt_of
+
+SCORES = (*NAMES, "agg_metrics", "exact", *JAVA)
+
+
+class HeldOutCaptions:
+    """The scores of the captions that are written about held-out pictures, as the evaluation of ``config`` would write them."""
+    metrics = SCORES
+
+    def __init__(self, model, processor, config, samples, prompt=""):
+        self.pictures, self.captions = pictures_and_captions(samples)
+        check_readable(self.pictures)
+        self.writer, self.prompt, self.options = writer_of(model, processor), prompt or asking_prompt(config), options_of(config)
+        decoding = {name: value for name, value in self.options.items() if name != "batch_size"}
+        self.java = [name for name in JAVA if name == config.metric.type]      # slow ones only where they decide
+        if len(java_scores({0: "a cat"}, {0: ["a cat"]}, self.java)) < len(self.java):
+            raise ConfigError(f"metric.type = {config.metric.type!r} cannot be computed here, see above: name {' or '.join(NAMES)}")
+        model.room(len(self.writer.prompt_ids(self.prompt)), model.decoding(decoding).max_new_tokens)    # an error after an epoch is late
+
+    def __str__(self):
+        return f"captions of {len(self.pictures)} pictures" + (f", each after {self.prompt!r}" if self.prompt else "")
+
+    def figures(self):
+        return score(write(self.writer, self.pictures, self.prompt, self.options), self.captions, self.java)
+
+
+def writer_of(model, processor):
+    """The :class:`Writer` of a model that can write.  Raises ConfigError for another."""
+    if not isinstance(model, Blip2ImageToTextGeneration):
+        raise ConfigError(f"a {type(model).__name__} writes nothing: make a Blip2ImageToTextGeneration, which has the same parameters")
+    model.set_train(False)
+    return Writer(model, processor)
+
+
+def write(writer, pictures, prompt, options):
+    """One caption for each picture, without the prompt; of several the best."""
+    texts = writer(pictures, prompt, return_full_text=False, **options)
+    return [one if isinstance(one, str) else one[0] for one in texts]
+
+
+def score(texts, captions, java=JAVA):
+    """Scores of ``texts`` against the lists of people's ``captions``: BLEU, ROUGE-L, CIDEr, LAVIS's sum of BLEU-4 and CIDEr by which it
+    chooses a checkpoint, the share of texts that somebody wrote just so, and those of METEOR and SPICE that are named and to be had."""
+    both = dict(enumerate(texts)), dict(enumerate(captions))
+    figures = caption_scores(*both)
+    exact = sum(text in own for text, own in zip(texts, captions)) / len(texts)
+    return {**figures, "agg_metrics": figures["CIDEr"] + figures["Bleu_4"], "exact": exact, **java_scores(*both, java)}
+
+
+def options_of(config):
+    """How an evaluation writes: arguments of :class:`Writer`'s call."""
+    return {"batch_size": max(config.eval_dataset.batch_size, 1), **config.generation}
+
+
+def asking_prompt(config):
+    """What stands before the texts that are written: the prompt of the evaluation's data, else that of training.
+
+    A prompt that is put before captions ends with a space, but to a language model that space is the begin of the caption's first word:
+    asked with it, it would have to go on as no text in training did."""
+    data = config.eval_dataset
+    return data.data_loader.hypothesis_template or (data.text_transforms.prompt or prompt_of(config)).rstrip()
