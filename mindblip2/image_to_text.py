@@ -17,7 +17,7 @@ class Writer:
 
     def __init__(self, model, processor):
         check_language_vocabulary(model.config, processor.tokenizer)
-        self.model, self.processor = model, processor
+        self.model, self.processor, self.words = model, processor, _Words(processor.tokenizer)
 
     def __call__(self, inputs, prompts="", batch_size=8, return_full_text=True, on_text=None, **decoding):
         """A text per picture; a list of texts per picture where ``num_return_sequences`` is above 1.
@@ -53,7 +53,7 @@ class Writer:
         rest = size - len(images)       # filled up, so that the last batch has the shape of the others
         image = self.processor.image_processor([*images, *images[-1:] * rest])
         rows = [self.prompt_ids(prompt) for prompt in [*prompts, *prompts[-1:] * rest]]
-        shown = TextStream(self.processor.tokenizer)
+        shown = TextStream(self.words)
         ids_NT = self.model.generate(image, rows, on_text and (lambda token_N: on_text(shown.put(token_N))), **decoding)
         if on_text:
             on_text(shown.end())
@@ -65,10 +65,21 @@ class Writer:
         ends = {self.model.config.text_config.eos_token_id, self.model.config.text_config.pad_token_id}
         ids = [int(one) for one in ids]
         ids = ids[:next((i for i, one in enumerate(ids) if one in ends), len(ids))]
-        decode = self.processor.tokenizer.decode
+        decode = self.words.decode
         before, whole = decode(prompt_ids), decode(prompt_ids + ids)
         added = whole[len(before):] if whole.startswith(before) else decode(ids)
         return prompt + added if full else added.strip()
+
+
+class _Words:
+    """A tokenizer to which the rows behind its vocabulary, up to which a model's is rounded, are no text: nothing but training keeps a
+    model from writing them."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def decode(self, ids, skip_special_tokens=True):
+        return self.tokenizer.decode([int(one) for one in ids if one < len(self.tokenizer)], skip_special_tokens)
 
 
 def _defaults(decoding):

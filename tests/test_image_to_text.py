@@ -157,6 +157,25 @@ def test_text_can_be_watched_as_it_grows(piped, files):
         piped(files[0], num_beams=2, on_text=pieces.append)
 
 
+def test_rows_behind_the_vocabulary_are_no_text(small, files, monkeypatch):
+    """OPT-2.7B has 50272 rows for 50265 words."""
+    raw = stage2_small.sections(small.words, vocab_size=small.words.size + 20)
+    model = Blip2ImageToTextGeneration(raw["model"]["model_config"])
+    padded = pipeline("image_to_text_generation", model=model, processor=Blip2Processor.from_pretrained(small.yaml))
+    red = padded.processor.tokenizer.encode(" red square", add_special_tokens=False)
+    written, pieces = [red[0], small.words.size, *red[1:], small.words.size + 19], []
+
+    def generate(self, image, rows, on_token=None, **how):
+        for one in written if on_token else ():
+            on_token([one])
+        return np.array([written], np.int32)
+    monkeypatch.setattr(Blip2ImageToTextGeneration, "generate", generate)
+    assert padded(files[0], hypothesis_template="a", num_beams=1, on_text=lambda new: pieces.append(new[0])) == ["a red square"]
+    assert "".join(pieces).strip() == "red square"
+    with pytest.raises(ValueError, match="lies outside the vocabulary"):        # the control: the tokenizer itself is strict
+        padded.processor.tokenizer.decode(written)
+
+
 def test_unknown_arguments_are_errors_before_a_picture_is_read(piped):
     with pytest.raises(TypeError, match="no argument 'num_beam'; did you mean 'num_beams'"):
         piped("nowhere.png", num_beam=3)

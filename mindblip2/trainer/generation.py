@@ -69,9 +69,9 @@ def _captions(trainer, checkpoint, samples, prompt, options):
     check_readable(pictures)
     weights = load(trainer, Blip2ImageToTextGeneration, checkpoint)
     texts = write(_writer(trainer, None), pictures, prompt, options)
-    figures = score(texts, captions)
-    print(f"{len(texts)} captions: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     _write(trainer, "captions", [{"image": _name(picture, i), "caption": text} for i, (picture, text) in enumerate(zip(pictures, texts))])
+    figures = score(texts, captions)        # when the texts are safe: Java programs may take long
+    print(f"{len(texts)} captions: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     _draw(trainer, "captions", pictures, [[(text, text in own)] for text, own in zip(texts, captions)],
           f"{len(texts)} captions, {figures['exact']:.1%} word for word one of the picture's own")
     return {**figures, "pictures": len(texts), "weights": weights, "prompt": prompt}
