@@ -108,7 +108,9 @@ def test_graphs_stay_compiled_and_give_the_same_numbers():
     finally:
         ms.set_context(mode=mode)
     found = [numbers.pop("eval") for numbers in seen[1][0]]
-    assert seen[0][0] == seen[1][0] and same(seen[0][1], seen[1][1])
+    assert same(seen[0][1], seen[1][1])
+    for one, other in zip(seen[0][0], seen[1][0]):      # with several threads the last bit of a sum is not always the same
+        assert one == pytest.approx(other, rel=1e-6)
     assert found[0]["loss"] != found[1]["loss"] != seen[0][0][1]["loss"]
     assert len(step.gradients.compile_cache) == 1 and len(examination.net.compile_cache) == 1
 
