@@ -28,8 +28,8 @@ demo: .venv/.demo  ## the embedded models look at pictures of digits, write capt
 	$(BIN) -m mindblip2.data.scenes $(PICTURES)
 	$(RUN) --mode 1 --run_mode predict --predict_data $(PICTURES) --output_dir output/digits
 	$(RUN) --mode 1 --run_mode eval
-	$(TELL) --mode 1 --run_mode predict --predict_data $(PICTURES)
-	$(TELL) --mode 1 --run_mode predict --predict_data $(PICTURES) --answer_only --hypothesis_template "Question: which digit is there? Short answer:"
+	$(TELL) --mode 1 --run_mode predict --predict_data $(PICTURES) --output_dir output/digits
+	$(TELL) --mode 1 --run_mode predict --predict_data $(PICTURES) --output_dir output/digits/answers --answer_only --hypothesis_template "Question: which digit is there? Short answer:"
 	$(TELL) --mode 1 --run_mode eval
 
 train-demo: .venv/.demo  ## train the embedded models again from nothing, with their figures: half an hour on two cores

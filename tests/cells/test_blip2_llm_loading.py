@@ -117,9 +117,9 @@ def test_what_is_not_stage_1_is_loaded_strictly(model, tmp_path):
 
 
 def test_names_of_presets_are_those_of_the_class(capsys):
-    assert Blip2ImageToTextGeneration.show_support_list()[:2] == ["itt_blip2_stage2_vit_g_baichuan_7b",
+    assert Blip2ImageToTextGeneration.show_support_list()[:3] == ["itt_blip2_digits", "itt_blip2_stage2_vit_g_baichuan_7b",
                                                                   "itt_blip2_stage2_vit_g_llama_7b"]      # the card's, in its order
-    assert capsys.readouterr().out.startswith("support list of Blip2ImageToTextGeneration is:\n['itt_blip2_stage2_vit_g_baichuan_7b', ")
+    assert capsys.readouterr().out.startswith("support list of Blip2ImageToTextGeneration is:\n['itt_blip2_digits', ")
     assert all(name.startswith("blip2_stage2_") for name in Blip2Llm.show_support_list())
 
 
