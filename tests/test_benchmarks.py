@@ -1,5 +1,6 @@
 """What the benchmarks make of their measurements; the measuring itself is full size and run by hand (make bench)."""
 import importlib.util
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,3 +203,64 @@ def test_both_sides_write_as_many_tokens(bench, model):
     assert 0 < ours.ask("products") < 1 and ours.ask("read") > 0.1
     for side in sides:
         side.end()
+
+
+# ------------------------------------------------------------------------------------------------ stage 2 from published files
+def test_files_of_stage_2_hold_what_the_published_ones_hold(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from mindblip2 import Blip2Config
+    files, config = loaded("stage2_files"), Blip2Config(text_config={"type": "OPTConfig"})
+    monkeypatch.setattr(files, "value", lambda name, shape: torch.empty(shape, device="meta"))      # all sizes, no numbers
+    files.bridge(tmp_path / "bridge.pth", config, "opt_proj")
+    files.vit(tmp_path / "vit.pth", config)
+    bridge, vit = (torch.load(tmp_path / name, weights_only=True) for name in ("bridge.pth", "vit.pth"))
+    assert len(bridge["model"]) == 260 and bridge["model"]["opt_proj.weight"].shape == (2560, 768)
+    assert len(vit) == 40 * 13 + 4 + 4 and {tensor.dtype for tensor in vit.values()} == {torch.float16}
+    used = [tensor.numel() for name, tensor in vit.items() if not name.startswith(("blocks.39.", "norm.", "head."))]
+    assert sum(used) == 985_894_528
+
+
+def test_shards_are_named_by_their_index_and_none_is_too_large(tmp_path, monkeypatch):
+    files, saved = loaded("stage2_files"), {}
+    monkeypatch.setattr(files, "SHARD", 100)
+    shapes = {"a": (5, 5), "b": (20,), "c": (60,), "d": (2, 3)}
+    files.write_shards(tmp_path, shapes, "model", ".bin", lambda name, shape: shape, lambda part, path: saved.update({path.name: part}), 2)
+    assert [list(saved[f"model-0000{i}-of-00003.bin"]) for i in (1, 2, 3)] == [["a", "b"], ["c"], ["d"]]
+    index = json.loads((tmp_path / "model.bin.index.json").read_text())
+    assert index["metadata"]["total_size"] == 222 and all(name in saved[file] for name, file in index["weight_map"].items())
+
+
+def test_tokenizers_have_the_published_words_and_ids(tmp_path):
+    from mindblip2.data.language_tokenizer import LanguageTokenizer
+    files = loaded("stage2_files")
+    files.opt_tokenizer(tmp_path / "opt")
+    files.vicuna_tokenizer(tmp_path / "vicuna" / "tokenizer.model")
+    opt = LanguageTokenizer(tmp_path / "opt", "GPT2Tokenizer")
+    vicuna = LanguageTokenizer(tmp_path / "vicuna" / "tokenizer.model", bos_token="</s>")
+    assert (len(opt), len(vicuna)) == (50265, 32000)
+    assert opt.encode("\n") == [2, 50118] and vicuna.convert_ids_to_tokens([0, 1, 2, 3]) == ["<unk>", "<s>", "</s>", "<0x00>"]
+    for one in (opt, vicuna):
+        assert one.decode(one.encode("a photo of")) == "a photo of" and one.decode([30000]) == "placeholder30000"
+
+
+def test_stage_2_from_files_is_reported_with_its_memory():
+    full = loaded("stage2_full_size")
+    found = {"source": "opt_hf", "layers": 32, "files": 15e9, "parameters": "3740000000", "rows": {"convert": (60.0, 1.2e9)},
+             "times": [20.0, 40.0, 30.0], "ckpt": 7.5e9, "same": False, "text": "['a']"}
+    text = full.report(found)
+    assert "3.74 billion parameters, 32 layers" in text and "15.00 GB, .ckpt 7.50 GB" in text and "| convert | 60.0 | 1.20 |" in text
+    assert "wrote the same: NO (['a'] …)" in text
+    opt, vicuna = (full.load_config(f"itt_blip2_{name}").model.model_config.text_config for name in (full.OPT, full.VICUNA))
+    assert full.space("opt_lavis", opt) == pytest.approx(15.5e9, rel=0.01) and full.space("opt_hf", opt) == pytest.approx(22.6e9, rel=0.01)
+    assert full.space("vicuna", vicuna) == pytest.approx(31.9e9, rel=0.01)
+
+
+@pytest.mark.slow     # five processes for each source
+@pytest.mark.parametrize("source", ["opt_lavis", "opt_hf", "vicuna"])
+def test_small_files_go_through_all_doors(tmp_path, source):
+    full = loaded("stage2_full_size")
+    place = full.Place(tmp_path, source, SimpleNamespace(layers=3, small=True))
+    found = full.measured(place, full.picture())
+    assert found["same"] and found["layers"] == 3 and set(found["rows"]) == {"convert", "load", "run_blip2.py", "Trainer", "pipeline"}
+    assert all(seconds > 0 and 1e8 < peak < 2e9 for seconds, peak in found["rows"].values())
+    assert 0.3 < found["ckpt"] / found["files"] < 1.1 and int(found["parameters"]) > 1e6
