@@ -35,3 +35,21 @@ def same_mode():
     yield
     if "mindspore" in sys.modules:
         sys.modules["mindspore"].set_context(mode=before)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A small stage 2 on the disk, see ``stage2_small.write``."""
+    import mindspore as ms
+
+    from tests import stage2_small
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    return stage2_small.write(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """In PyNative, and in a folder of its own."""
+    import mindspore as ms
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    monkeypatch.chdir(tmp_path)

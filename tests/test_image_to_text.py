@@ -17,22 +17,12 @@ from tests import stage2_small
 PROMPT = "a photo of"
 SHORT = {"max_new_tokens": 5, "num_beams": 2}
 
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    return stage2_small.write(tmp_path_factory.mktemp("small"))
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture(scope="module")
 def piped(small):
     return pipeline("image_to_text_generation", model=small.yaml, checkpoint=small.ckpt)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

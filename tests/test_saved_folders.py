@@ -3,7 +3,6 @@ import logging
 import shutil
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 import pytest
 
@@ -26,17 +25,7 @@ from tests import stage2_small
 LABELS = {"candidate_labels": ["three", "seven", "nine"], "hypothesis_template": "a handwritten {}"}
 SHORT = {"max_new_tokens": 5, "num_beams": 2}
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    return stage2_small.write(tmp_path_factory.mktemp("small"))
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture(scope="module")

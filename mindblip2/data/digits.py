@@ -85,13 +85,14 @@ def sample_scene(rng, part="train", count=None, pairs=None):
 
     ``pairs``: the allowed (digit, colour) pairs, all seen ones by default."""
     pairs = SEEN_PAIRS if pairs is None else pairs
-    count = count or _one_of(COUNTS, rng)
-    digits, colours = zip(*(_one_of(pairs, rng) for _ in range(count)))
-    scans = tuple(int(_one_of(split()[part][digit], rng)) for digit in digits)
-    return Scene(digits, colours, scans, _one_of(tuple(GROUNDS), rng), _one_of(LAYOUTS, rng), int(rng.integers(2**31)))
+    count = count or one_of(COUNTS, rng)
+    digits, colours = zip(*(one_of(pairs, rng) for _ in range(count)))
+    scans = tuple(int(one_of(split()[part][digit], rng)) for digit in digits)
+    return Scene(digits, colours, scans, one_of(tuple(GROUNDS), rng), one_of(LAYOUTS, rng), int(rng.integers(2**31)))
 
 
-def _one_of(values, rng):
+def one_of(values, rng):
+    """One of ``values``, each as likely."""
     return values[int(rng.integers(len(values)))]
 
 
@@ -109,8 +110,8 @@ def held_out(kind, seed=EXAM_SEED):
     if kind not in ("digits", "pairs"):
         raise ValueError(f"kind = {kind!r}: expected 'digits', 'pairs', 'scenes' or 'told'")
     colours = {"digits": SEEN_PAIRS, "pairs": UNSEEN_PAIRS}[kind]
-    return tuple(Scene((digit,), (_one_of([colour for one, colour in colours if one == digit], rng),), (int(scan),),
-                       _one_of(tuple(GROUNDS), rng), pose=int(rng.integers(2**31)))
+    return tuple(Scene((digit,), (one_of([colour for one, colour in colours if one == digit], rng),), (int(scan),),
+                       one_of(tuple(GROUNDS), rng), pose=int(rng.integers(2**31)))
                  for digit, scans in enumerate(split()["test"]) for scan in scans)
 
 
@@ -130,7 +131,7 @@ def caption(scene, detail="all"):
     only the one.  Text about one property teaches the text side that a pair has two."""
     if detail not in DETAILS:
         raise ValueError(f"detail = {detail!r}: expected one of {DETAILS}")
-    things = [thing(digit, colour, detail) for digit, colour in zip(scene.digits, scene.colours)]
+    things = [_thing(digit, colour, detail) for digit, colour in zip(scene.digits, scene.colours)]
     if len(things) == 1:
         return things[0]
     if len(things) == 2:
@@ -151,8 +152,7 @@ def questions(scene):
     return asked
 
 
-def thing(digit, colour, detail="all"):
-    """One digit of a caption: "a red seven"."""
+def _thing(digit, colour, detail):
     words = f"{'handwritten' if detail == 'digit' else colour} {'digit' if detail == 'colour' else DIGITS[digit]}"
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 

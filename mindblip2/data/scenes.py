@@ -66,7 +66,7 @@ class ToldScenes:
         for _ in range(self.count):
             scene, own = digits.sample_scene(rng), {}
             if rng.random() < ASKED:
-                question, own["caption"] = _one_of(digits.questions(scene), rng)
+                question, own["caption"] = digits.one_of(digits.questions(scene), rng)
                 own["prompt"] = PROMPT.replace("{}", question)
             yield {"image": digits.render(scene, self.size), "caption": digits.caption(scene), **own}
 
@@ -83,14 +83,10 @@ def texts(count, seed):
         notes = " ".join([*[scene.layout] * (len(scene.digits) > 1),
                           *(f"{digits.DIGITS[digit]} {colour}" for digit, colour in zip(scene.digits, scene.colours))])
         if rng.random() < ASKED:
-            question, answer = _one_of(digits.questions(scene), rng)
+            question, answer = digits.one_of(digits.questions(scene), rng)
             yield notes, f" {PROMPT.replace('{}', question)} {answer}"
         else:
             yield notes, f" {digits.caption(scene)}"
-
-
-def _one_of(values, rng):
-    return values[rng.integers(len(values))]
 
 
 def labelled_sets(size=digits.SIZE):
@@ -114,7 +110,7 @@ def questions(size=digits.SIZE):
     """A question about each scene that stage 2 is examined with."""
     rng, asked = np.random.default_rng(digits.EXAM_SEED), []
     for i, scene in enumerate(digits.held_out("told")):
-        question, answer = _one_of(digits.questions(scene), rng)
+        question, answer = digits.one_of(digits.questions(scene), rng)
         asked.append(Question(digits.render(scene, size), question, (answer,), i))
     return asked
 

@@ -3,7 +3,6 @@ import json
 import sys
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 import pytest
 
@@ -21,17 +20,7 @@ RATE = {"lr_schedule.learning_rate": 0.1, "eval_step_interval": 1, "runner_confi
 FOLDER = Path("run/checkpoint/rank_0")
 SCORES = [name for name in captions.SCORES if name not in captions.JAVA]     # those that are always computed
 
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    return stage2_small.write(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def held_out(small, red="red", rest="something else"):

@@ -17,17 +17,7 @@ from mindblip2.trainer.pretrain import recompute
 from mindblip2.trainer.step import TrainStep
 from tests import stage2_small
 
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    return stage2_small.write(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def train(small, checkpoint=None, samples=None, **overrides):
