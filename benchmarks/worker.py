@@ -173,7 +173,7 @@ class MindSpore:
         model = Blip2Qformer(Blip2Config(vision_config={"num_hidden_layers": 1}, qformer_config=SMALL_QFORMER)).set_train(False)
         image_BPD, ids = rerank_inputs(pictures, texts, tokens)
         net, kept, wanted = Match(model), _Embeddings(self.ms, model, image_BPD), np.ones((pictures, texts), bool)
-        return lambda: match(net, kept, range(pictures), wanted, ids, (ids != 0).sum(1))
+        return lambda: match(net, kept, wanted, ids, (ids != 0).sum(1))
 
     def step(self, batch):
         """The training loop's own step, from the output of the frozen ViT; texts are cut to a quarter, half … of 32 tokens."""

@@ -1,25 +1,253 @@
-"""The only difference between one card and many: rank, world size and the gathers over the data-parallel group.
+"""The only difference between one card and many: the mesh of processes, and what travels between them.
 
-On one card every function is an identity and the compiled graph holds no collective.  Collectives over several processes
-arrive with the sharding work; until then a launch on more than one is refused here rather than computed wrongly.
+A mesh is data parallel × model parallel; rank = data_rank · model + model_rank, so that the cards of one model group are neighbours.
+Cards of one data group (the same model_rank) hold the same part of the weights and read different samples; cards of one model group
+(the same data_rank) read the same samples and hold different parts of the split weights.
+
+Functions of tensors (``enter``, ``leave``, ``gather``, …) may be called in ``construct``.  On a mesh of one they return what they are
+given, and the compiled graph holds no collective.
+
+MindSpore's CPU collectives know nothing but the sum of float32 and float16 within a group, so a gather there is the sum of arrays that
+are zero but for the own rows, and whole numbers travel as two halves.  Other devices use their own operators, which have run on no
+hardware yet.
+
+B own rows · G rows of all cards of the data group
 """
+import contextlib
+import json
 import os
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+HALF = 1 << 16      # float32 holds whole numbers up to 2²⁴
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """``data`` × ``model`` processes, seen from process ``rank``."""
+    data: int = 1
+    model: int = 1
+    rank: int = 0
+
+    data_rank = property(lambda self: self.rank // self.model)
+    model_rank = property(lambda self: self.rank % self.model)
+    size = property(lambda self: self.data * self.model)
+
+
+mesh = Mesh()
+_data, _model = None, None      # the collectives of both groups, see _Group
+_tally = None
 
 
 def world_size():
     """Number of processes that the launcher (msrun) started; 1 without a launcher."""
-    size = int(os.environ.get("MS_WORKER_NUM", "1"))
-    if size > 1:
-        raise NotImplementedError(f"started on {size} processes, but this version runs on one: "
-                                  "start python run_blip2.py without msrun")
-    return size
+    return int(os.environ.get("MS_WORKER_NUM", "1"))
 
 
+def start(data, model):
+    """Join the other processes as a mesh of ``data`` × ``model``, which must be ``world_size()``.  Does nothing the second time."""
+    global mesh, _data, _model
+    if data * model != world_size():
+        raise ValueError(f"a mesh of {data} x {model} on {world_size()} processes")
+    if (mesh.data, mesh.model) == (data, model):
+        return
+    if mesh.size > 1:
+        raise RuntimeError(f"the processes are a mesh of {mesh.data} x {mesh.model} already: one process cannot change to {data} x {model}")
+    from mindspore import communication
+    communication.init()
+    rank = communication.get_rank()
+    mesh = Mesh(data, model, rank)
+    _data = _Group("data", [mesh.model_rank + model * i for i in range(data)], rank)
+    _model = _Group("model", [mesh.data_rank * model + i for i in range(model)], rank)
+
+
+@contextlib.contextmanager
+def pretend(data, model, rank=0):
+    """Cells that are made here have the shapes of one card of a mesh that is not there; they cannot compute."""
+    global mesh
+    before, mesh = mesh, Mesh(data, model, rank)
+    try:
+        yield mesh
+    finally:
+        mesh = before
+
+
+def first():
+    """Whether this process is the one that prints and writes."""
+    return mesh.rank == 0
+
+
+@contextlib.contextmanager
+def counted():
+    """The list of (what, group, bytes of this process's own contribution) of everything that travels in PyNative mode inside."""
+    global _tally
+    before, _tally = _tally, []
+    try:
+        yield _tally
+    finally:
+        _tally = before
+
+
+# ------------------------------------------------------------------------------------------------ within a model group
+def enter(x):
+    """Before products whose weights are split: x itself.  Its gradient, of which every card has a part, is summed."""
+    return x if mesh.model == 1 else _model.enter(x)
+
+
+def leave(x):
+    """Behind products whose weights are split: the sum of all cards' parts.  Its gradient is the same on every card."""
+    return x if mesh.model == 1 else _model.leave(x)
+
+
+def side_by_side(x):
+    """x of every card of the model group, without gradient: (…) → (model, …)."""
+    return x[None] if mesh.model == 1 else _model.gather(ops.stop_gradient(x)[None])
+
+
+# ------------------------------------------------------------------------------------------------ within a data group
 def rank():
-    """Index of this process in the data-parallel group."""
-    return 0
+    """Index of this process in the data group."""
+    return mesh.data_rank
 
 
-def gather(tensor):
-    """(B, …) on every card → (G, …): the rows of all cards in rank order."""
-    return tensor
+def gather(x_B):
+    """(B, …) on every card → (G, …): the rows of all cards in rank order.  A row's gradient is the sum of what all cards have of it;
+    of whole numbers there is none."""
+    if mesh.data == 1:
+        return x_B
+    if x_B.dtype == ms.int32:
+        high, low = _data.gather((x_B // HALF).astype(ms.float32)), _data.gather((x_B % HALF).astype(ms.float32))
+        return high.astype(ms.int32) * HALF + low.astype(ms.int32)
+    return _data.gather(x_B)
+
+
+def mean(x):
+    """The mean over the data group, without gradient."""
+    return x if mesh.data == 1 else _data.total(ops.stop_gradient(x)) / mesh.data
+
+
+def total(x, group):
+    """The sum over the "data" or the "model" group of a tensor that needs no gradient."""
+    if (mesh.data if group == "data" else mesh.model) == 1:
+        return x
+    return (_data if group == "data" else _model).total(x)
+
+
+# ------------------------------------------------------------------------------------------------ on the host, outside of a graph
+def pieces(array):
+    """The arrays of all cards of the model group, in rank order."""
+    return [array] if mesh.model == 1 else list(_model.rows(array))
+
+
+def from_owner(array, owner):
+    """An array that only data rank ``owner`` has right; the others give one of its shape and dtype."""
+    return array if mesh.data == 1 else _data.sum_of(array if mesh.data_rank == owner else np.zeros_like(array))
+
+
+def share(rows):
+    """This data rank's rows of a list or array; ``collect`` puts them together again."""
+    return rows[mesh.data_rank::mesh.data]
+
+
+def collect(rows):
+    """What every data rank made of its ``share``, a list of anything that JSON can hold, in the order of the whole list."""
+    if mesh.data == 1:
+        return rows
+    text = np.frombuffer(json.dumps(rows).encode(), np.uint8)
+    sizes = _data.rows(np.array([len(text)], np.float32)).astype(int)[:, 0]
+    lines = _data.rows(np.pad(text, (0, sizes.max() - len(text))).astype(np.float32)).astype(np.uint8)
+    shares = [json.loads(line[:size].tobytes().decode()) for line, size in zip(lines, sizes)]
+    return [shares[i % mesh.data][i // mesh.data] for i in range(sum(map(len, shares)))]
+
+
+def added(array):
+    """The sum over the data group of float32 arrays, of which every card has filled in other places."""
+    return array if mesh.data == 1 else _data.sum_of(array)
+
+
+def barrier():
+    """Wait until all processes are here."""
+    for group, cards in ((_model, mesh.model), (_data, mesh.data)):
+        if cards > 1:
+            group.sum_of(np.zeros(1, np.float32))
+
+
+# ------------------------------------------------------------------------------------------------ collectives
+def _note(what, group, x):
+    if _tally is not None:
+        _tally.append((what, group, x.size * x.itemsize))
+
+
+class _Group:
+    """The collectives of one group, ``members`` are its ranks; a group of one has none."""
+
+    def __init__(self, name, members, rank):
+        if len(members) == 1:
+            return
+        from mindspore import communication
+        group = f"{name}_{members[0]}"
+        communication.create_group(group, members)
+        place = members.index(rank)
+        self.enter, self.leave, self.total = _Enter(group, name), _Leave(group, name), _Total(group, name)
+        self.gather = _Gather(group, name, place, len(members))
+        self.place, self.cards, self.sum = place, len(members), ops.AllReduce(group=group)
+
+    def sum_of(self, array):
+        """The sum of all cards' arrays."""
+        return self.sum(Tensor(np.ascontiguousarray(array).reshape(-1))).asnumpy().reshape(array.shape)
+
+    def rows(self, array):
+        """The arrays of all cards, stacked."""
+        stacked = np.zeros((self.cards, *array.shape), array.dtype)
+        stacked[self.place] = array
+        return self.sum_of(stacked)
+
+
+class _Total(nn.Cell):
+    def __init__(self, group, name):
+        super().__init__(auto_prefix=False)
+        self.sum, self.name = ops.AllReduce(group=group), name
+
+    def construct(self, x):
+        _note("all_reduce", self.name, x)
+        return self.sum(x)
+
+
+class _Enter(_Total):
+    def construct(self, x):
+        return x
+
+    def bprop(self, x, out, gradient):
+        """The sum of all cards' gradients."""
+        _note("all_reduce", self.name, gradient)
+        return (self.sum(gradient),)
+
+
+class _Leave(_Total):
+    def bprop(self, x, out, gradient):
+        """The gradient as it comes."""
+        return (gradient,)
+
+
+class _Gather(nn.Cell):
+    def __init__(self, group, name, place, cards):
+        super().__init__(auto_prefix=False)
+        self.name, self.place, self.cards = name, place, cards
+        self.sum = ops.AllReduce(group=group)
+        self.native = None if ms.get_context("device_target") == "CPU" else ops.AllGather(group=group)
+
+    def construct(self, x_B):
+        _note("all_gather", self.name, x_B)
+        if self.native is not None:
+            return self.native(x_B)
+        zeros = ops.zeros_like(x_B)
+        return self.sum(ops.cat([x_B if i == self.place else zeros for i in range(self.cards)]))
+
+    def bprop(self, x_B, out, gradient_G):
+        """The own rows of the sum of all cards' gradients."""
+        _note("all_reduce", self.name, gradient_G)
+        rows = x_B.shape[0]
+        return (self.sum(gradient_G)[self.place * rows:(self.place + 1) * rows],)

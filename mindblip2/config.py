@@ -354,8 +354,17 @@ class TrainerConfig(Section):
 
 @section
 class ParallelConfig(Section):
-    data_parallel: int = 1
-    model_parallel: int = 1
+    """The mesh of processes, see docs/scaling.md; their product is the number of processes that msrun starts."""
+    data_parallel: int = 1              # how many read different samples
+    model_parallel: int = 1             # how many share the weights, and read the same samples
+
+    def __post_init__(self):
+        positive(self, "data_parallel", "model_parallel")
+
+
+@section
+class ParallelSection(Section):
+    enable_parallel_optimizer: bool = False     # each data-parallel card keeps the moments of its share of the parameters only
 
 
 @section
@@ -380,6 +389,7 @@ class RunConfig(Section):
     context: ContextConfig = field(default_factory=ContextConfig)
     runner_config: RunnerConfig = field(default_factory=RunnerConfig)
     parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: ParallelSection = field(default_factory=ParallelSection)
     recompute_config: RecomputeConfig = field(default_factory=RecomputeConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     train_dataset: DatasetConfig = field(default_factory=DatasetConfig)

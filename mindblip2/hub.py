@@ -11,12 +11,14 @@ import numpy as np
 from mindspore import Tensor, nn
 from mindspore.common.initializer import Normal, Zero, initializer
 
+from mindblip2 import comm
 from mindblip2 import config as configuration
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config, cache_folder
 from mindblip2.device import runnable
 from mindblip2.mismatch import check_names, check_shapes
 from mindblip2.sections import ConfigError, build
+from mindblip2.split import is_split
 
 logger = logging.getLogger("mindblip2")
 
@@ -102,8 +104,8 @@ class Pretrained(nn.Cell):
             processor.save_pretrained(folder)
 
     def save_checkpoint(self, path):
-        """Write all parameters to one .ckpt file."""
-        write_checkpoint(path, ((name, str(p.dtype), p.asnumpy()) for name, p in self.parameters_dict().items()))
+        """Write all parameters to one .ckpt file, whole ones: on a mesh all processes call this, and the first one writes."""
+        save_whole(path, ((name, str(p.dtype), whole(p)) for name, p in self.parameters_dict().items()))
 
     def freeze(self, *patterns):
         """Parameters whose name matches one of ``patterns`` (as file names: "vit.*") are not trained, and cells that hold no
@@ -147,7 +149,7 @@ class Pretrained(nn.Cell):
         wanted = {name: p for name, p in parameters.items() if name not in new}
         files = self._sources(stored, None, wanted, unused)
         self._load(files, stored.path)
-        for name in new:
+        for name in new:        # none of them is ever split
             p = parameters[name]
             p.set_data(initializer(Normal(0.02) if p.ndim > 1 else Zero(), p.shape, p.dtype).init_data())
         lines = [f"started from {path}: {_parts(name for name in wanted if files[name] is stored)}; left out: {_parts(unused)}"]
@@ -167,7 +169,7 @@ class Pretrained(nn.Cell):
     def _load(self, files, path):
         parameters = self.parameters_dict()
         for name, file in files.items():
-            parameters[name].set_data(Tensor.from_numpy(file.float32(name)).astype(parameters[name].dtype))
+            parameters[name].set_data(Tensor.from_numpy(own_piece(parameters[name], file.float32(name))).astype(parameters[name].dtype))
         logger.info("%s: %d of %d parameters", path, len(files), len(parameters))
 
 
@@ -182,6 +184,29 @@ def _processor_of(config, folder):
         why = str(error)
     logger.warning("%s holds a model without its processor (%s): add it by Blip2Processor.save_pretrained", folder, why)
     return None
+
+
+def own_piece(parameter, array):
+    """Of the array of a whole parameter what this card holds."""
+    if not is_split(parameter, comm.mesh.model):
+        return array
+    return np.ascontiguousarray(parameter.division.cut(array, comm.mesh.model, comm.mesh.model_rank))
+
+
+def whole(parameter, array=None):
+    """The array of a whole parameter, or of something of its shape, on every card of the model group."""
+    array = parameter.asnumpy() if array is None else array
+    return parameter.division.join(comm.pieces(array)) if is_split(parameter, comm.mesh.model) else array
+
+
+def save_whole(path, tensors):
+    """``write_checkpoint`` by the first process.  Making the tensors takes all processes, one tensor after the other."""
+    if comm.first():
+        write_checkpoint(path, tensors)
+    else:
+        for _ in tensors:
+            pass
+    comm.barrier()
 
 
 def no_init():

@@ -20,7 +20,7 @@ PRESET_ALIASES = {
 
 IGNORED = {
     "RunConfig": {
-        "src_strategy_path_or_dir", "auto_trans_ckpt", "only_save_strategy", "remote_save_url", "runner_wrapper", "parallel",
+        "src_strategy_path_or_dir", "auto_trans_ckpt", "only_save_strategy", "remote_save_url", "runner_wrapper",
         "micro_batch_interleave_num", "auto_tune", "filepath_prefix", "autotune_per_step", "profile",
         "profile_start_step", "profile_stop_step", "init_start_profile", "profile_communication", "profile_memory",
         "train_dataset_task", "eval_dataset_task", "layer_scale", "lr_scale", "lr_scale_factor", "eval_callbacks"},
@@ -29,6 +29,9 @@ IGNORED = {
                      "sink_mode", "sink_size"},
     "ParallelConfig": {"expert_parallel", "pipeline_stage", "optimizer_shard", "micro_batch_num", "vocab_emb_dp",
                        "gradient_aggregation_group"},
+    "ParallelSection": {"parallel_mode", "gradients_mean", "search_mode", "enable_alltoall", "full_batch", "strategy_ckpt_save_file",
+                        "strategy_ckpt_load_file", "strategy_ckpt_config", "parallel_optimizer_config", "dataset_strategy",
+                        "auto_parallel_search_mode", "loss_repeated_mean", "device_num", "global_rank"},
     "RecomputeConfig": {"parallel_optimizer_comm_recompute", "mp_comm_recompute", "recompute_slice_activation"},
     "DatasetConfig": {"numa_enable", "return_attention_mask", "prefetch_size", "seed",      # the run's seed decides
                       "drop_remainder"},    # training always does: fewer negatives would weigh more; evaluation never does

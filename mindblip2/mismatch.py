@@ -1,5 +1,6 @@
 """What does not fit between a .ckpt file and a model, in words: what got, what was expected, and the next step."""
 from mindblip2.checkpoint import CheckpointError
+from mindblip2.split import whole_shape
 
 
 def check_names(stored, parameters, path):
@@ -14,11 +15,11 @@ def check_names(stored, parameters, path):
 
 def check_shapes(files, parameters):
     """Raises :class:`CheckpointError` where the shape of a parameter is not that in its file; ``files``: name → Checkpoint."""
-    wrong = [name for name, p in parameters.items() if files[name].shapes[name] != tuple(p.shape)]
+    wrong = [name for name, p in parameters.items() if files[name].shapes[name] != whole_shape(p)]
     if not wrong:
         return
     name = wrong[0]
-    got, expected = files[name].shapes[name], tuple(parameters[name].shape)
+    got, expected = files[name].shapes[name], whole_shape(parameters[name])
     advice = "use the --config that belongs to the file"
     if name == "vit.pos_embed":
         advice = ("the file is for another image size: convert it with --image_size, or set "

@@ -6,6 +6,8 @@ import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
+from mindblip2 import comm
+
 TEMPLATE = "a picture of {}."    # MindFormers' default
 
 
@@ -73,9 +75,10 @@ def accuracy(classifier, pictures, truths, batch_size=8):
         raise ValueError(f"{len(pictures)} pictures with {len(truths)} truths: expected one of the labels for each"
                          + (f"; {unknown[0]!r} is none" if unknown else ""))
     truth_I = np.array([classifier.labels.index(label) for label in truths])
-    parts = [range(start, min(start + batch_size, len(truths))) for start in range(0, len(truths), batch_size)]
-    probability_IL = np.concatenate([classifier.probabilities([pictures[i] for i in part], batch_size)
-                                     for part in tqdm(parts, desc="classify", unit="batch")])
+    own_I, probability_IL = comm.share(np.arange(len(truths))), np.zeros((len(truths), len(classifier.labels)), np.float32)
+    for part in tqdm([own_I[start:start + batch_size] for start in range(0, len(own_I), batch_size)], desc="classify", unit="batch"):
+        probability_IL[part] = classifier.probabilities([pictures[i] for i in part], batch_size)
+    probability_IL = comm.added(probability_IL)
     if not np.isfinite(probability_IL).all():
         raise ValueError("probabilities are not finite: the weights are damaged or belong to another model")
     rank_I = (probability_IL >= probability_IL[np.arange(len(truths)), truth_I][:, None]).sum(1) - 1

@@ -74,7 +74,8 @@ class Blip2Llm(Pretrained):
         logits_BTV = self.llm.head(hidden_BLD[:, self.queries - 1:-1])      # the last query predicts the first token
         if self.training and self._words[0] is not None:
             noise.advance(self._words[0])
-        return (losses.next_word(logits_BTV, input_ids, learnt_BT), losses.word_accuracy(logits_BTV, input_ids, learnt_BT))
+        of_words = (logits_BTV, input_ids, learnt_BT)
+        return losses.next_word(*of_words, vocab=self.llm.vocab), losses.word_accuracy(*of_words, vocab=self.llm.vocab)
 
     def see(self, vit_BPW):
         """The ViT's output → what the language model reads of the pictures (B, Q, D)."""

@@ -12,7 +12,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindblip2 import comm
 from mindblip2.cells import losses, noise
 from mindblip2.cells.generate import Decoding, generate
-from mindblip2.cells.layers import MASKED, LayerNorm, Linear
+from mindblip2.cells.layers import MASKED, LayerNorm, Linear, whole_vocabulary
 from mindblip2.cells.qformer import QFormer
 from mindblip2.cells.vit import ViT
 from mindblip2.config import Blip2Config
@@ -64,7 +64,8 @@ class Blip2Qformer(Pretrained):
 
     def stage1(self, vit_BPW, input_ids, image_id=None, negatives=None):
         """Losses from the ViT's output (B, P, W): their sum, (itc, itm, lm), and the accuracies (i2t, t2i, itm) of the batch."""
-        memory = self.qformer.memory(self.ln_vision(ops.stop_gradient(vit_BPW) if self.config.freeze_vision else vit_BPW))
+        vit_BPW = ops.stop_gradient(vit_BPW) if self.config.freeze_vision else vit_BPW
+        memory = self.qformer.memory(self.ln_vision(vit_BPW))
         query_BQD, cache = self.qformer.see(memory)
         self._advance()
         text_BTD = self.qformer.read(input_ids)
@@ -76,12 +77,12 @@ class Blip2Qformer(Pretrained):
         if negatives is None:
             draws = noise.uniform(self._words[0], 0, (2,) + tuple(sim_i2t.shape))
             negatives = (losses.hard_negatives(sim_t2i, same_BG, draws[0]), losses.hard_negatives(sim_i2t, same_BG, draws[1]))
-        logits_32 = self._match_three(input_ids, memory, negatives)
+        logits_32 = self._match_three(input_ids, memory, vit_BPW, negatives)
         self._advance()
         logits_BTV = self.qformer.caption(self._decoder_input(input_ids), cache)
         self._advance()
         parts = (loss_itc, losses.itm(logits_32), losses.lm(logits_BTV, input_ids, self.config.qformer_config.pad_token_id,
-                                                            self.config.label_smoothing))
+                                                            self.config.label_smoothing, self.qformer.vocab))
         accuracies = (losses.share_of_hits(sim_i2t, same_BG), losses.share_of_hits(sim_t2i, same_BG), losses.itm_accuracy(logits_32))
         return parts[0] + parts[1] + parts[2], parts, accuracies
 
@@ -154,13 +155,19 @@ class Blip2Qformer(Pretrained):
         first = ops.full((input_ids.shape[0], 1), self.config.qformer_config.bos_token_id, dtype=input_ids.dtype)
         return ops.cat((first, input_ids[:, 1:]), 1)
 
-    def _match_three(self, input_ids, memory, negatives):
-        """ITM logits (3B, 2) of [own text, own picture], [own text, wrong picture], [wrong text, own picture]."""
+    def _match_three(self, input_ids, memory, vit_BPW, negatives):
+        """ITM logits (3B, 2) of [own text, own picture], [own text, wrong picture], [wrong text, own picture].
+
+        On one card the wrong pictures' memories are there; on a data group what the ViT made of them travels, which is less, and their
+        memories are made here."""
         image_idx, text_idx = negatives
         ids_3BT = ops.cat((input_ids, input_ids, comm.gather(input_ids)[text_idx]))
-        with_others = ()
-        for key, value in memory:
-            with_others += ((key, value, ops.gather(comm.gather(key), image_idx, 0), ops.gather(comm.gather(value), image_idx, 0)),)
+        others, with_others = None, ()
+        if comm.mesh.data > 1:
+            others = self.qformer.memory(self.ln_vision(ops.gather(comm.gather(vit_BPW), image_idx, 0)))
+        for layer, (key, value) in enumerate(memory):
+            other = (ops.gather(key, image_idx, 0), ops.gather(value, image_idx, 0)) if others is None else others[layer]
+            with_others += ((key, value, *other),)
         return self.match_logits(ids_3BT, with_others)
 
 
@@ -246,7 +253,7 @@ class _WholeCaption:
         column = tokens_N[:, None].astype(np.int32)
         self.ids_NT = column if position == 0 else np.concatenate([self.ids_NT[order_N], column], 1)
         cache = ms.mutable(tuple((key[Tensor(rows, ms.int32)], value[Tensor(rows, ms.int32)]) for key, value in self.cache))
-        return self.qformer.caption(Tensor(self.ids_NT), cache)[:, -1].asnumpy()
+        return whole_vocabulary(self.qformer.caption(Tensor(self.ids_NT), cache)[:, -1], self.qformer.vocab).asnumpy()
 
 
 def _check_batch(image, input_ids, positions):

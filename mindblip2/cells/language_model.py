@@ -11,8 +11,20 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindblip2 import device
-from mindblip2.cells.layers import MASKED, Embedding, Linear, attend, dtype_of, holding, linear, merge_heads, split_heads
+from mindblip2 import comm, device
+from mindblip2.cells.layers import (
+    MASKED,
+    Embedding,
+    Linear,
+    attend,
+    dtype_of,
+    holding,
+    linear,
+    merge_heads,
+    share,
+    split_heads,
+    whole_vocabulary,
+)
 
 
 def positions(mask_BT):
@@ -41,15 +53,16 @@ class Attention(nn.Cell):
 
     def __init__(self, config, dtype, bias, held):
         super().__init__()
-        self.heads, self.kv_heads = config.num_heads, config.kv_heads
+        self.heads, self.kv_heads = share(config.num_heads), share(config.kv_heads)
         inner = config.hidden_size // config.num_heads * config.kv_heads
         sizes = {"bias": bias, "std": config.initializer_range, "held": held}
-        self.query = Linear(config.hidden_size, config.hidden_size, dtype, **sizes)
-        self.key = Linear(config.hidden_size, inner, dtype, **sizes)
-        self.value = Linear(config.hidden_size, inner, dtype, **sizes)
-        self.output = Linear(config.hidden_size, config.hidden_size, dtype, **sizes)
+        self.query = Linear(config.hidden_size, config.hidden_size, dtype, **sizes, split="outputs")
+        self.key = Linear(config.hidden_size, inner, dtype, **sizes, split="outputs")
+        self.value = Linear(config.hidden_size, inner, dtype, **sizes, split="outputs")
+        self.output = Linear(config.hidden_size, config.hidden_size, dtype, **sizes, split="inputs")
 
     def construct(self, x_BTD, bias, turn=None, past=None, slot=None):
+        x_BTD = comm.enter(x_BTD)
         query_BHTK = rotated(split_heads(self.query(x_BTD), self.heads), turn)
         key_BJTK = rotated(split_heads(self.key(x_BTD), self.kv_heads), turn)
         value_BJTK = split_heads(self.value(x_BTD), self.kv_heads)
@@ -100,8 +113,8 @@ class LanguageModel(nn.Cell):
     def __init__(self, config, dtype, held, norm):
         super().__init__()
         self.dtype = dtype_of(dtype)
-        self.groups = config.num_heads // config.kv_heads
-        self.word = Embedding(config.vocab_size, config.hidden_size, config.initializer_range, held)
+        self.groups, self.vocab = config.num_heads // config.kv_heads, config.vocab_size
+        self.word = Embedding(config.vocab_size, config.hidden_size, config.initializer_range, held, split=True)
         self.layers = nn.CellList([self.make_layer(config, dtype, held) for _ in range(config.num_layers)])
         self.norm = norm
         self.arguments, self._graphs = (config, dtype, held), {}    # of prefill and decode; in a dict: they are no children
@@ -117,7 +130,7 @@ class LanguageModel(nn.Cell):
         return self.norm(x_BTD)
 
     def head(self, hidden):
-        """What the call gives (…, D) → logits (…, V) float32."""
+        """What the call gives (…, D) → logits (…, V) float32, on a model group of this card's words."""
         return self.logits(hidden, self.head_scale())
 
     def prefill(self, x_BTD, mask_BT, room):
@@ -161,6 +174,7 @@ class LanguageModel(nn.Cell):
 
     def logits(self, hidden, scale):
         """Logits (…, V) float32; ``scale`` is the ``head_scale``."""
+        hidden = comm.enter(hidden)
         return linear(hidden, self.head_weight().astype(hidden.dtype)).astype(ms.float32) * scale
 
     def placed(self, x_BTD, position_BT):
@@ -231,7 +245,7 @@ class _End(nn.Cell):
         self.llm = llm
 
     def construct(self, x_ND, scale):
-        return self.llm.logits(self.llm.norm(x_ND), scale)
+        return whole_vocabulary(self.llm.logits(self.llm.norm(x_ND), scale), self.llm.vocab)
 
 
 class _Reorder(nn.Cell):

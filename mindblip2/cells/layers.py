@@ -3,11 +3,12 @@
 B batch · T positions of the query side · S positions of the key side · D width · H heads · K head width · F feed-forward width
 """
 import mindspore as ms
-from mindspore import Parameter, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, One, Zero, initializer
 
-from mindblip2 import device
+from mindblip2 import comm, device
 from mindblip2.cells import fused
+from mindblip2.split import Split, is_split
 
 # ops.matmul would copy a weight for every row of the batch before a batched product; these do not.
 PRODUCT = ops.MatMul(transpose_b=True)
@@ -21,6 +22,33 @@ MASKED = -10000.0  # LAVIS adds (1 - mask) * -10000; not -inf, so a row with not
 def dtype_of(name):
     """MindSpore's dtype for a configuration's string."""
     return {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[name]
+
+
+def share(count):
+    """How many of ``count`` heads, or channels of all heads, this card computes."""
+    return count // comm.mesh.model
+
+
+def parameter(initial, shape, name, held=ms.float32, split=None):
+    """A Parameter of this name, with ``split`` only this card's piece of it: the piece of what one card would begin with."""
+    cards, rank = comm.mesh.model, comm.mesh.model_rank
+    if cards == 1 or split is None:
+        made = Parameter(initializer(initial, shape, held), name=name)
+    elif not getattr(Parameter, "init_param", True):    # within no_init: its values will be loaded
+        made = Parameter(initializer(Zero(), split.shape(shape, cards), held), name=name)
+    else:
+        whole = initializer(initial, shape, ms.float32).init_data().asnumpy()
+        made = Parameter(Tensor(split.cut(whole, cards, rank)).astype(held), name=name)
+    made.division = split
+    return made
+
+
+def whole_vocabulary(logits, vocab):
+    """Logits (…, V) of all words, from those of this card's piece of the vocabulary (…, V / cards)."""
+    if comm.mesh.model == 1:
+        return logits
+    pieces = comm.side_by_side(logits)
+    return ops.cat([pieces[i] for i in range(comm.mesh.model)], -1)[..., :vocab]
 
 
 class GELU(nn.Cell):
@@ -74,21 +102,29 @@ def holding(frame, cell):
 
 
 class Linear(nn.Cell):
-    """x Wᵀ + b with W (out, in), computed in ``dtype``: the only place where a weight may one day be split over cards.
+    """x Wᵀ + b with W (out, in), computed in ``dtype``: here, and in Embedding, weights are split over the cards of a model group.
+
+    ``split``: "outputs", each card makes its share of the outputs from an x that has gone through ``comm.enter``; "inputs", each
+    reads its share of the inputs, and the sum is everybody's; None, every card does all.  ``parts``: see :class:`Split`.
 
     ``bias=False`` leaves the bias to the caller (the ViT's qkv makes its own).  ``std`` of the initial weights; None: 1 / √inputs.
     ``held`` is the dtype of the weights, where it is not float32 (a frozen language model)."""
 
-    def __init__(self, inputs, outputs, dtype="float32", bias=True, std=0.02, held="float32"):
+    def __init__(self, inputs, outputs, dtype="float32", bias=True, std=0.02, held="float32", split=None, parts=1):
         super().__init__()
-        self.dtype = dtype_of(dtype)
-        held = dtype_of(held)
-        self.weight = Parameter(initializer(Normal(std or inputs ** -0.5), (outputs, inputs), held), name="weight")
-        self.bias = Parameter(initializer(Zero(), (outputs,), held), name="bias") if bias else None
+        self.dtype, self.sums = dtype_of(dtype), split == "inputs"
+        held, rows = dtype_of(held), Split(0, outputs, parts) if split == "outputs" else None
+        cut = Split(1, inputs) if split == "inputs" else rows
+        self.weight = parameter(Normal(std or inputs ** -0.5), (outputs, inputs), "weight", held, cut)
+        self.bias = parameter(Zero(), (outputs,), "bias", held, rows) if bias else None
 
     def construct(self, x, bias=None):
         bias = self.bias if bias is None else bias
-        return linear(x.astype(self.dtype), self.weight.astype(self.dtype), None if bias is None else bias.astype(self.dtype))
+        bias = None if bias is None else bias.astype(self.dtype)
+        if self.sums and comm.mesh.model > 1:
+            x = comm.leave(linear(x.astype(self.dtype), self.weight.astype(self.dtype)))
+            return x if bias is None else x + bias
+        return linear(x.astype(self.dtype), self.weight.astype(self.dtype), bias)
 
 
 class Normalise(nn.Cell):
@@ -138,20 +174,28 @@ class FeedForward(nn.Cell):
 
     def __init__(self, width, hidden, dtype="float32", std=0.02):
         super().__init__()
-        self.up = Linear(width, hidden, dtype, std=std)
+        self.up = Linear(width, hidden, dtype, std=std, split="outputs")
         self.gelu = GELU()
-        self.down = Linear(hidden, width, dtype, std=std)
+        self.down = Linear(hidden, width, dtype, std=std, split="inputs")
 
     def construct(self, x):
-        return self.down(self.gelu(self.up(x)))
+        return self.down(self.gelu(self.up(comm.enter(x))))
 
 
 class Embedding(nn.Cell):
-    """Rows of a table: ids (…) int32 → (…, D)."""
+    """Rows of a table: ids (…) int32 → (…, D).  A ``split`` one is a vocabulary, of which each card looks up its own words."""
 
-    def __init__(self, rows, width, std=0.02, held="float32"):
+    def __init__(self, rows, width, std=0.02, held="float32", split=False):
         super().__init__()
-        self.embedding_table = Parameter(initializer(Normal(std or 0.02), (rows, width), dtype_of(held)), name="embedding_table")
+        split = Split(0, rows) if split else None
+        self.embedding_table = parameter(Normal(std or 0.02), (rows, width), "embedding_table", dtype_of(held), split)
+        self.split = is_split(self.embedding_table, comm.mesh.model)
+        self.start = comm.mesh.model_rank * self.embedding_table.shape[0]
 
     def construct(self, ids):
-        return ops.gather(self.embedding_table, ids, 0)
+        if not self.split:
+            return ops.gather(self.embedding_table, ids, 0)
+        own = ids - self.start
+        is_own = ops.logical_and(own >= 0, own < self.embedding_table.shape[0])
+        found = ops.gather(self.embedding_table, ops.where(is_own, own, ops.zeros_like(own)), 0)
+        return comm.leave(found * is_own.astype(found.dtype)[..., None])

@@ -9,8 +9,9 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import One, initializer
 
+from mindblip2 import comm
 from mindblip2.cells.language_model import Attention, LanguageModel, Layer
-from mindblip2.cells.layers import SCORES, Linear
+from mindblip2.cells.layers import SCORES, Linear, share
 
 
 class RMSNorm(nn.Cell):
@@ -32,11 +33,12 @@ class SwiGLU(nn.Cell):
 
     def __init__(self, width, hidden, dtype="float32", std=0.02, held="float32"):
         super().__init__()
-        self.gate = Linear(width, hidden, dtype, bias=False, std=std, held=held)
-        self.up = Linear(width, hidden, dtype, bias=False, std=std, held=held)
-        self.down = Linear(hidden, width, dtype, bias=False, std=std, held=held)
+        self.gate = Linear(width, hidden, dtype, bias=False, std=std, held=held, split="outputs")
+        self.up = Linear(width, hidden, dtype, bias=False, std=std, held=held, split="outputs")
+        self.down = Linear(hidden, width, dtype, bias=False, std=std, held=held, split="inputs")
 
     def construct(self, x):
+        x = comm.enter(x)
         return self.down(ops.silu(self.gate(x)) * self.up(x))
 
 
@@ -72,11 +74,12 @@ class Llama(LanguageModel):
     def __init__(self, config, dtype="float32", held="float32"):
         width = config.hidden_size
         super().__init__(config, dtype, held, RMSNorm(width, config.rms_norm_eps))
-        self.lm_head = Linear(width, config.vocab_size, dtype, bias=False, std=config.initializer_range, held=held)
+        self.lm_head = Linear(width, config.vocab_size, dtype, bias=False, std=config.initializer_range, held=held, split="outputs")
         self.normalized_head = config.normalized_head
         self.rope = config.position_embedding == "rope"
         self.frequencies = Tensor(frequencies(width // config.num_heads, config.rope_theta, config.rope_scaling)) if self.rope else None
-        self.slopes = None if self.rope else Tensor(slopes(config.num_heads))
+        own = share(config.num_heads) * comm.mesh.model_rank
+        self.slopes = None if self.rope else Tensor(slopes(config.num_heads)[own:own + share(config.num_heads)])
 
     def make_layer(self, config, dtype, held):
         width, eps = config.hidden_size, config.rms_norm_eps

@@ -1,6 +1,6 @@
 """The three losses of stage 1 (paper section 3.2) and the one of stage 2: tensors in, scalars out, all in float32.
 
-B batch · G batch over all cards · Q queries · E embed · T text · V vocab
+B batch · G batch over all cards · Q queries · E embed · T text · V vocab · U this card's words · N = B · T · M cards of a model group
 """
 import mindspore as ms
 from mindspore import ops
@@ -106,23 +106,66 @@ def itm_accuracy(logits_32):
     return ((logits_32[:, 1] > logits_32[:, 0]) == is_pair).astype(ms.float32).mean()
 
 
-def lm(logits_BTV, input_ids_BT, pad_id, smoothing=0.1):
+def lm(logits_BTV, input_ids_BT, pad_id, smoothing=0.1, vocab=None):
     """Language modelling: position t predicts token t + 1.  The mean, smoothing included, is over real tokens only."""
     labels_BT = input_ids_BT[:, 1:]
-    return next_word(logits_BTV[:, :-1], labels_BT, (labels_BT != pad_id).astype(ms.float32), smoothing)
+    return next_word(logits_BTV[:, :-1], labels_BT, (labels_BT != pad_id).astype(ms.float32), smoothing, vocab)
 
 
-def next_word(logits_BTV, labels_BT, learnt_BT, smoothing=0.0):
-    """Position t predicts label t.  The mean, smoothing included, is over the positions where ``learnt_BT`` is 1."""
+def next_word(logits_BTV, labels_BT, learnt_BT, smoothing=0.0, vocab=None):
+    """Position t predicts label t.  The mean, smoothing included, is over the positions where ``learnt_BT`` is 1, of all cards of a data
+    group: their mean is then that of one card with all samples.
+
+    On a model group the logits are those of this card's words, of ``vocab`` in all."""
     labels, learnt = labels_BT.reshape(-1), learnt_BT.reshape(-1)
-    log_probs = log_softmax(logits_BTV.reshape(-1, logits_BTV.shape[-1]))
-    loss = -(1 - smoothing) * ops.gather_elements(log_probs, 1, labels[:, None].astype(ms.int32))[:, 0]
+    logits_NV = logits_BTV.reshape(-1, logits_BTV.shape[-1])
+    if comm.mesh.model > 1:
+        right_N, mean_N = split_log_probs(logits_NV, labels, vocab)
+    else:
+        log_probs = log_softmax(logits_NV)
+        right_N = ops.gather_elements(log_probs, 1, labels[:, None].astype(ms.int32))[:, 0]
+        mean_N = log_probs.mean(-1) if smoothing else None
+    loss = -(1 - smoothing) * right_N
     if smoothing:
-        loss = loss - smoothing * log_probs.mean(-1)
-    return (loss * learnt).sum() / ops.maximum(learnt.sum(), 1.0)
+        loss = loss - smoothing * mean_N
+    return (loss * learnt).sum() / ops.maximum(comm.mean(learnt.sum()), 1.0)
 
 
-def word_accuracy(logits_BTV, labels_BT, learnt_BT):
+def split_log_probs(logits_NU, labels_N, vocab):
+    """Log-probabilities (N,) of the labels, and their means over the vocabulary, from every card's piece of the logits.
+
+    U this card's words.  Three numbers per row travel, never the logits."""
+    logits_NU, place_U = own_words(logits_NU, vocab)
+    top_N1 = ops.stop_gradient(ops.amax(comm.side_by_side(ops.amax(logits_NU, -1, keepdims=True)), 0))
+    logits_NU = logits_NU - top_N1
+    log_sum_N1 = comm.enter(ops.log(comm.leave(total(ops.exp2(logits_NU * LOG2_E)))))    # every card's words wait for its gradient
+    log_probs_NU = logits_NU - linear(log_sum_N1, ops.ones((logits_NU.shape[-1], 1), ms.float32))
+    is_label_NU = (place_U[None] == labels_N[:, None]).astype(ms.float32)
+    is_word_U = (place_U < vocab).astype(ms.float32)
+    both_N2 = comm.leave(ops.cat((total(log_probs_NU * is_label_NU), total(log_probs_NU * is_word_U)), -1))
+    return both_N2[:, 0], both_N2[:, 1] / vocab
+
+
+def own_words(logits_NU, vocab):
+    """(logits in float32, which word each column is): columns beyond the vocabulary, which fill up the last card's piece, are MASKED."""
+    place_U = ops.arange(logits_NU.shape[-1]) + comm.mesh.model_rank * logits_NU.shape[-1]
+    is_word_U = (place_U < vocab).astype(ms.float32)
+    return logits_NU.astype(ms.float32) * is_word_U + MASKED * (1.0 - is_word_U), place_U
+
+
+def word_accuracy(logits_BTV, labels_BT, learnt_BT, vocab=None):
     """How often the likeliest word is the label, where ``learnt_BT`` is 1."""
-    hit_BT = (logits_BTV.argmax(-1).astype(ms.int32) == labels_BT.astype(ms.int32)).astype(ms.float32)
-    return (hit_BT * learnt_BT).sum() / ops.maximum(learnt_BT.sum(), 1.0)
+    hit_BT = (likeliest(logits_BTV, vocab) == labels_BT.astype(ms.int32)).astype(ms.float32)
+    return (hit_BT * learnt_BT).sum() / ops.maximum(comm.mean(learnt_BT.sum()), 1.0)
+
+
+def likeliest(logits_BTV, vocab=None):
+    """The word with the largest logit: (B, T) int32."""
+    if comm.mesh.model == 1:
+        return logits_BTV.argmax(-1).astype(ms.int32)
+    logits_BTU, place_U = own_words(logits_BTV, vocab)
+    best_BT = logits_BTU.argmax(-1).astype(ms.int32)
+    tops_MBT = comm.side_by_side(ops.amax(logits_BTU, -1))
+    bests_MBT = comm.side_by_side((best_BT + place_U[0]).astype(ms.float32))
+    card_BT = tops_MBT.argmax(0)[None].astype(ms.int32)
+    return ops.gather_elements(bests_MBT, 0, card_BT)[0].astype(ms.int32)

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindblip2 import device
+from mindblip2 import comm, device
 
 WIDTH = 1 << 16
 TABLE = Tensor(np.random.default_rng(0).integers(0, 2 ** 32, WIDTH, dtype=np.uint32))
@@ -64,6 +64,8 @@ def bind(model):
     """Give all that draws in ``model`` one new key and a place of its own; returns the key."""
     key, draws = Key(), [cell for _, cell in model.cells_and_names() if isinstance(cell, (Dropout, DropPath))]
     for site, cell in enumerate(draws, 1):  # 0 is the model's own
+        if getattr(cell, "of_heads", False):
+            site += len(draws) * comm.mesh.model_rank       # other heads, other draws
         cell.site, cell._words = site, (key.words,) if device.target() == "CPU" else (None,)
     return key
 
@@ -74,11 +76,12 @@ def _check_bound(words):
 
 
 class Dropout(nn.Cell):
-    """In training an element is 0 with probability ``p``, the others are scaled up."""
+    """In training an element is 0 with probability ``p``, the others are scaled up.  ``of_heads``: of an attention whose heads may be
+    spread over cards; elsewhere all cards of a model group draw the same."""
 
-    def __init__(self, p):
+    def __init__(self, p, of_heads=False):
         super().__init__()
-        self.p, self.site, self._words = p, 0, ()
+        self.p, self.of_heads, self.site, self._words = p, of_heads, 0, ()
         self.native = None if device.target() == "CPU" else nn.Dropout(p=p)
 
     def construct(self, x):

@@ -4,6 +4,7 @@ B batch · T positions · D width · F feed-forward width · V vocab
 """
 from mindspore import nn, ops
 
+from mindblip2 import comm
 from mindblip2.cells.language_model import Attention, LanguageModel, Layer
 from mindblip2.cells.layers import Embedding, LayerNorm, Linear
 
@@ -15,11 +16,11 @@ class FeedForward(nn.Cell):
 
     def __init__(self, width, hidden, dtype="float32", std=0.02, held="float32"):
         super().__init__()
-        self.up = Linear(width, hidden, dtype, std=std, held=held)
-        self.down = Linear(hidden, width, dtype, std=std, held=held)
+        self.up = Linear(width, hidden, dtype, std=std, held=held, split="outputs")
+        self.down = Linear(hidden, width, dtype, std=std, held=held, split="inputs")
 
     def construct(self, x):
-        return self.down(ops.relu(self.up(x)))
+        return self.down(ops.relu(self.up(comm.enter(x))))
 
 
 class OPT(LanguageModel):

@@ -11,6 +11,7 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, Zero, initializer
 
+from mindblip2 import comm
 from mindblip2.cells.layers import (
     GELU,
     MASKED,
@@ -21,9 +22,13 @@ from mindblip2.cells.layers import (
     attend,
     linear,
     merge_heads,
+    parameter,
+    share,
     split_heads,
+    whole_vocabulary,
 )
 from mindblip2.cells.noise import Dropout
+from mindblip2.split import Split
 
 
 def pad_mask(input_ids_BT, pad_id):
@@ -70,15 +75,16 @@ class SelfAttention(nn.Cell):
     def __init__(self, config, dtype):
         super().__init__()
         width = config.hidden_size
-        self.heads = config.num_attention_heads
+        self.heads = share(config.num_attention_heads)
         std = config.initializer_range
-        self.query = Linear(width, width, dtype, std=std)
-        self.key = Linear(width, width, dtype, std=std)
-        self.value = Linear(width, width, dtype, std=std)
-        self.output = Linear(width, width, dtype, std=std)
-        self.dropout = Dropout(config.attention_probs_dropout_prob)
+        self.query = Linear(width, width, dtype, std=std, split="outputs")
+        self.key = Linear(width, width, dtype, std=std, split="outputs")
+        self.value = Linear(width, width, dtype, std=std, split="outputs")
+        self.output = Linear(width, width, dtype, std=std, split="inputs")
+        self.dropout = Dropout(config.attention_probs_dropout_prob, of_heads=True)
 
     def construct(self, x_BTD, past=None, bias=None):
+        x_BTD = comm.enter(x_BTD)
         own = (split_heads(self.key(x_BTD), self.heads), split_heads(self.value(x_BTD), self.heads))
         key, value = own
         if past is not None:
@@ -96,16 +102,16 @@ class CrossAttention(nn.Cell):
 
     def __init__(self, config, dtype):
         super().__init__()
-        self.heads = config.num_attention_heads
-        self.query = Linear(config.hidden_size, config.hidden_size, dtype, std=config.initializer_range)
-        self.output = Linear(config.hidden_size, config.hidden_size, dtype, std=config.initializer_range)
-        self.dropout, self.other_dropout = (Dropout(config.attention_probs_dropout_prob) for _ in range(2))
+        self.heads = share(config.num_attention_heads)
+        self.query = Linear(config.hidden_size, config.hidden_size, dtype, std=config.initializer_range, split="outputs")
+        self.output = Linear(config.hidden_size, config.hidden_size, dtype, std=config.initializer_range, split="inputs")
+        self.dropout, self.other_dropout = (Dropout(config.attention_probs_dropout_prob, of_heads=True) for _ in range(2))
 
     def construct(self, query_BQD, memory):
-        asked_BQD = self.query(query_BQD)
+        asked_BQD = self.query(comm.enter(query_BQD))
         if len(memory) == 2:
-            asked_IRD = asked_BQD.reshape(memory[0].shape[0], -1, query_BQD.shape[2])
-            return self.output(self._read(asked_IRD, memory, self.dropout).reshape(query_BQD.shape))
+            asked_IRD = asked_BQD.reshape(memory[0].shape[0], -1, asked_BQD.shape[2])
+            return self.output(self._read(asked_IRD, memory, self.dropout).reshape(asked_BQD.shape))
         images, queries = memory[0].shape[0], query_BQD.shape[1]
         both_IRD = ops.cat((asked_BQD[:images], asked_BQD[2 * images:]), 1)
         both_IRD = self._read(both_IRD, memory[:2], self.dropout)
@@ -122,13 +128,13 @@ class Memory(nn.Cell):
     def __init__(self, config, dtype):
         super().__init__()
         layers = len(range(0, config.num_hidden_layers, config.cross_attention_freq))
-        self.heads = config.num_attention_heads
+        self.heads = share(config.num_attention_heads)
         sizes, std = (config.encoder_width, config.hidden_size), config.initializer_range
-        self.key = nn.CellList([Linear(*sizes, dtype, std=std) for _ in range(layers)])
-        self.value = nn.CellList([Linear(*sizes, dtype, std=std) for _ in range(layers)])
+        self.key = nn.CellList([Linear(*sizes, dtype, std=std, split="outputs") for _ in range(layers)])
+        self.value = nn.CellList([Linear(*sizes, dtype, std=std, split="outputs") for _ in range(layers)])
 
     def construct(self, image_BPW):
-        memory = ()
+        image_BPW, memory = comm.enter(image_BPW), ()
         for key, value in zip(self.key, self.value):
             memory += ((split_heads(key(image_BPW), self.heads), split_heads(value(image_BPW), self.heads)),)
         return memory
@@ -190,7 +196,9 @@ class Encoder(nn.Cell):
 
 
 class LMHead(nn.Cell):
-    """BERT's prediction head; the decoder is the word embedding itself, so the table is an argument, not a parameter."""
+    """BERT's prediction head; the decoder is the word embedding itself, so the table is an argument, not a parameter.
+
+    On a model group logits are those of this card's words: see ``whole_vocabulary``."""
 
     def __init__(self, config, dtype):
         super().__init__()
@@ -198,10 +206,10 @@ class LMHead(nn.Cell):
         self.transform = Linear(config.hidden_size, config.hidden_size, dtype, std=config.initializer_range)
         self.gelu = GELU()
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.bias = Parameter(initializer(Zero(), (config.vocab_size,)), name="bias")
+        self.bias = parameter(Zero(), (config.vocab_size,), "bias", split=Split(0, config.vocab_size))
 
     def construct(self, text_BTD, table_VD):
-        x_BTD = self.norm(self.gelu(self.transform(text_BTD)))
+        x_BTD = comm.enter(self.norm(self.gelu(self.transform(text_BTD))))
         return linear(x_BTD, table_VD.astype(x_BTD.dtype)).astype(ms.float32) + self.bias
 
 
@@ -210,7 +218,7 @@ class TextEmbedding(nn.Cell):
 
     def __init__(self, config):
         super().__init__()
-        self.word = Embedding(config.vocab_size, config.hidden_size, config.initializer_range)
+        self.word = Embedding(config.vocab_size, config.hidden_size, config.initializer_range, split=True)
         self.position = Embedding(config.max_position_embeddings, config.hidden_size, config.initializer_range)
 
     def construct(self, ids_BT, start=0):
@@ -222,8 +230,7 @@ class QFormer(nn.Cell):
 
     def __init__(self, config, dtype="float32", text=True):
         super().__init__()
-        self.pad_id = config.pad_token_id
-        self.bos_id = config.bos_token_id
+        self.pad_id, self.bos_id, self.vocab = config.pad_token_id, config.bos_token_id, config.vocab_size
         self.query_tokens = Parameter(initializer(Normal(config.initializer_range or 0.02), (1, config.query_length, config.hidden_size)),
                                       name="query_tokens")
         self.embeddings = TextEmbedding(config) if text else None
@@ -252,7 +259,8 @@ class QFormer(nn.Cell):
         return self.encoder(query_BQD, self._text(input_ids_BT), memory, None, bias)[:2]
 
     def caption(self, input_ids_BT, cache):
-        """Causal text after the queries of ``see``: ids that begin with [DEC] → logits (B, T, V) of the next token."""
+        """Causal text after the queries of ``see``: ids that begin with [DEC] → logits (B, T, V) of the next token, on a model group
+        of this card's words."""
         bias = caption_bias(pad_mask(input_ids_BT, self.pad_id), cache[0][0].shape[2])
         text_BTD = self.encoder(None, self._text(input_ids_BT), None, cache, bias)[1]
         return self.lm_head(text_BTD, self.embeddings.word.embedding_table)
@@ -260,7 +268,8 @@ class QFormer(nn.Cell):
     def next_token(self, token_B1, position, cache, bias):
         """One step of ``caption``: the token at ``position`` → logits (B, V) and its own keys and values per layer."""
         text_B1D, own = self.encoder(None, self._text(token_B1, position), None, cache, bias)[1:]
-        return self.lm_head(text_B1D, self.embeddings.word.embedding_table)[:, 0], own
+        logits_BV = self.lm_head(text_B1D, self.embeddings.word.embedding_table)[:, 0]
+        return whole_vocabulary(logits_BV, self.vocab), own
 
     def _queries(self, batch):
         query_BQD = ops.tile(self.query_tokens, (batch, 1, 1))

@@ -7,8 +7,10 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, Zero, initializer
 
-from mindblip2.cells.layers import FeedForward, LayerNorm, Linear, attend, holding, merge_heads, split_heads
+from mindblip2 import comm
+from mindblip2.cells.layers import FeedForward, LayerNorm, Linear, attend, holding, merge_heads, parameter, share, split_heads
 from mindblip2.cells.noise import DropPath
+from mindblip2.split import Split
 
 
 class PatchEmbed(nn.Cell):
@@ -37,17 +39,17 @@ class ViTAttention(nn.Cell):
     def __init__(self, config, dtype):
         super().__init__()
         width = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.qkv = Linear(width, 3 * width, dtype, bias=False, std=config.initializer_range)
+        self.heads, self.inner = share(config.num_attention_heads), share(width)
+        self.qkv = Linear(width, 3 * width, dtype, bias=False, std=config.initializer_range, split="outputs", parts=3)
         self.has_bias = config.qkv_bias
         if self.has_bias:
-            self.q_bias = Parameter(initializer(Zero(), (width,)), name="q_bias")
-            self.v_bias = Parameter(initializer(Zero(), (width,)), name="v_bias")
-        self.proj = Linear(width, width, dtype, std=config.initializer_range)
+            self.q_bias = parameter(Zero(), (width,), "q_bias", split=Split(0, width))
+            self.v_bias = parameter(Zero(), (width,), "v_bias", split=Split(0, width))
+        self.proj = Linear(width, width, dtype, std=config.initializer_range, split="inputs")
 
     def construct(self, x_BPD):
         bias = ops.cat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias)) if self.has_bias else None
-        query, key, value = ops.split(self.qkv(x_BPD, bias), x_BPD.shape[-1], -1)
+        query, key, value = ops.split(self.qkv(comm.enter(x_BPD), bias), self.inner, -1)
         context_BHPK = attend(split_heads(query, self.heads), split_heads(key, self.heads), split_heads(value, self.heads))
         return self.proj(merge_heads(context_BHPK))
 

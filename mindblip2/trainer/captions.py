@@ -1,4 +1,5 @@
 """Captions that a model of stage 2 writes, and their scores: in an evaluation, and on the way in training."""
+from mindblip2 import comm
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
 from mindblip2.data.caption_metrics import NAMES, caption_scores
 from mindblip2.data.captioned import check_readable, pictures_and_captions
@@ -42,8 +43,15 @@ def writer_of(model, processor):
 
 def write(writer, pictures, prompt, options):
     """One caption for each picture, without the prompt; of several the best."""
-    texts = writer(pictures, prompt, return_full_text=False, **options)
-    return [one if isinstance(one, str) else one[0] for one in texts]
+    own = comm.share(pictures)
+    texts = writer(own, prompt, return_full_text=False, **options) if len(own) else []
+    return comm.collect([one if isinstance(one, str) else one[0] for one in texts])
+
+
+def ask(writer, pictures, questions, prompt, options):
+    """One answer for each question about its picture."""
+    own = comm.share(pictures)
+    return comm.collect(writer.answers(own, comm.share(questions), prompt, **options) if len(own) else [])
 
 
 def score(texts, captions, java=JAVA):

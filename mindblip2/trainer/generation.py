@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+from mindblip2 import comm
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
 from mindblip2.data import scenes
 from mindblip2.data.captioned import check_readable, pictures_and_captions
@@ -10,7 +11,7 @@ from mindblip2.data.image import load_image
 from mindblip2.data.questions import asks, question, read_questions
 from mindblip2.data.sheet import text_sheet
 from mindblip2.data.vqa import PROMPT, vqa_accuracy
-from mindblip2.trainer.captions import asking_prompt, options_of, score, write, writer_of
+from mindblip2.trainer.captions import ask, asking_prompt, options_of, score, write, writer_of
 from mindblip2.trainer.inputs import load, pictures_of
 from mindblip2.trainer.loaders import captioned_pictures
 from mindblip2.trainer.pretrain import Pretrain
@@ -81,8 +82,7 @@ def _answers(trainer, checkpoint, questions, prompt, options):
     check_readable([one.image for one in questions])
     rule = options.pop("rule", "official")
     weights, clean = load(trainer, Blip2ImageToTextGeneration, checkpoint), BlipQuestion()
-    answers = _writer(trainer, None).answers([one.image for one in questions], [clean(one.question) for one in questions], prompt,
-                                             **options)
+    answers = ask(_writer(trainer, None), [one.image for one in questions], [clean(one.question) for one in questions], prompt, options)
     _write(trainer, "answers", [{"question_id": one.question_id, "image": _name(one.image, i), "question": one.question, "answer": answer}
                      for i, (one, answer) in enumerate(zip(questions, answers))])
     truths = [one.answers for one in questions]
@@ -112,6 +112,8 @@ def _prompt(trainer, options):
 
 def _write(trainer, what, rows):
     path = Path(trainer.config.output_dir) / f"{trainer.task}_{what}.json"
+    if not comm.first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
     print(f"texts are saved at: {path}")
@@ -120,6 +122,8 @@ def _write(trainer, what, rows):
 def _draw(trainer, what, pictures, texts, title):
     """The first pictures with their ``texts``, [(text, is right or None), …] each."""
     path = Path(trainer.config.output_dir) / f"{trainer.task}_{what}.png"
+    if not comm.first():
+        return
     text_sheet([load_image(picture) for picture in pictures[:SHEET_LIMIT]], texts[:SHEET_LIMIT], title).save(path)
     print(f"picture is saved at: {path}")
 

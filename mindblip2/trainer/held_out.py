@@ -8,6 +8,7 @@ compiled.
 import mindspore as ms
 from mindspore import Tensor
 
+from mindblip2 import comm
 from mindblip2.data.captioned import check_readable, pictures_and_texts
 from mindblip2.data.feed import Feed
 from mindblip2.sections import ConfigError
@@ -47,19 +48,20 @@ class HeldOutLosses:
         self.model, self.net, self.seed, self.use_image_id = model, losses_of(model, True), config.seed, data.use_image_id
         texts = text_arguments(config, data.text_transforms, processor, model.config if hasattr(model, "stage2") else None)
         self.feed = Feed(samples, processor, config.runner_config.batch_size, config.seed, shuffle=False, **texts,
-                         max_unreadable=data.max_unreadable)
+                         max_unreadable=data.max_unreadable, rank=comm.rank(), world=comm.mesh.data)
 
     def __str__(self):
-        return f"losses of {len(self.feed) * self.feed.batch_size} pairs"
+        return f"losses of {len(self.feed) * self.feed.chunk} pairs"
 
     def figures(self):
         sums = 0
         for place, batch in enumerate(self.feed.epoch(0)):
-            self.model.noise.set(self.seed, place, KEY)
+            self.model.noise.set(self.seed, place, KEY + comm.rank())
             if not self.use_image_id:
                 batch.pop("image_id", None)
             inputs = (Tensor(batch[name]) if name in batch else None for name in self.net.inputs)
             values = self.net(self.model.vit.by_blocks(Tensor(batch["image"])), *inputs, Tensor(1.0, ms.float32))[1].asnumpy()
+            values = comm.added(values) / comm.mesh.data
             check_losses(values, self.net.names)
             sums = sums + values
         figures = dict(zip(self.net.names, (sums / len(self.feed)).tolist()))

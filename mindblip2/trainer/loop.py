@@ -1,9 +1,11 @@
 """Stage-1 training: a feed of batches in; a trained model, its checkpoints and its log out."""
 import itertools
 import logging
+import tempfile
 import time
 from pathlib import Path
 
+from mindblip2 import comm
 from mindblip2.checkpoint import CheckpointError
 from mindblip2.trainer import saving
 from mindblip2.trainer.held_out import is_due
@@ -29,22 +31,24 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
     epoch_steps = -(-len(feed) // runner.accumulation_steps)
     total = planned_steps(config, epoch_steps)
     model.set_train()
-    step_of = TrainStep(model, config.optimizer, _scales(model, config))
+    step_of = TrainStep(model, config.optimizer, _scales(model, config), config.parallel.enable_parallel_optimizer)
     facts = _facts(model, config, epoch_steps, total) | {"frozen": frozen}
     start = _restored(resume, facts, step_of, folder) if resume else _fresh(folder)
-    saving.clean(folder)
-    saving.find_best(folder, f"eval_{held_out.metric}" if held_out else "loss")
-    monitor = Monitor(Path(output_dir) / "log", total, runner.log_every, start, runner.summary)
+    comm.barrier()      # all have looked into the folder
+    if comm.first():
+        _tidy(folder, start, f"eval_{held_out.metric}" if held_out else "loss")
+    log_folder = Path(output_dir) / "log" if comm.first() else tempfile.mkdtemp(prefix="mindblip2-log-")
+    monitor = Monitor(log_folder, total, runner.log_every, start, runner.summary)
     every, losses, unreadable = runner.save_steps or epoch_steps, [], 0
     try:
         for step, batches in zip(range(start, total), _steps(feed, epoch_steps, runner.accumulation_steps, start)):
             if not config.train_dataset.use_image_id:
                 batches = [{name: array for name, array in batch.items() if name != "image_id"} for batch in batches]
             rate = learning_rate(config.lr_schedule, step, total, epoch_steps)
-            model.noise.set(config.seed, step)
+            model.noise.set(config.seed, step, *([comm.rank()] if comm.rank() else []))
             numbers = step_of(batches, rate)
             losses.append(numbers["loss"])
-            monitor.add({**numbers, "lr": rate}, sum(len(batch["input_ids"]) for batch in batches))
+            monitor.add({**numbers, "lr": rate}, sum(len(batch["input_ids"]) for batch in batches) * comm.mesh.data)
             unreadable = _told(feed, unreadable)
             done, last = step + 1, step + 1 == total
             judged = _evaluated(held_out, model, monitor) if held_out and (last or is_due(config, done, epoch_steps)) else {}
@@ -53,7 +57,8 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
                 state = {"step": done, "epoch": done // epoch_steps, "loss_scale": step_of.scale.state(), **facts, "loss": loss,
                          "judged": judged if held_out else {"loss": loss}}
                 path = saving.save(folder, model, step_of.optimizer, state, runner.keep_checkpoint_max)
-                saving.note_best(folder, path, state["judged"])
+                if comm.first():
+                    saving.note_best(folder, path, state["judged"])
                 losses = []
     finally:
         monitor.close()
@@ -64,8 +69,9 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
 def _facts(model, config, epoch_steps, total_steps):
     """What decides the numbers of a run."""
     runner, sections = config.runner_config, ("optimizer", "lr_schedule", "train_dataset")
-    return {"seed": config.seed, "epoch_steps": epoch_steps, "total_steps": total_steps, "batch_size": runner.batch_size,
-            "accumulation_steps": runner.accumulation_steps, "layer_decay": config.layer_decay, "model_config": model.config.to_dict(),
+    return {"seed": config.seed, "batch_size": runner.batch_size * comm.mesh.data, "epoch_steps": epoch_steps,
+            "total_steps": total_steps, "accumulation_steps": runner.accumulation_steps, "layer_decay": config.layer_decay,
+            "model_config": model.config.to_dict(),
             **{name: getattr(config, name).to_dict() for name in sections}}
 
 
@@ -98,6 +104,14 @@ def _fresh(folder):
     return 0
 
 
+def _tidy(folder, step, metric):
+    """What the first process does in the checkpoints' folder before the run goes on after ``step``."""
+    for path in saving.set_aside(folder, step) if step else ():
+        print(f"a later checkpoint of the earlier course is kept as {path.name}")
+    saving.clean(folder)
+    saving.find_best(folder, metric)
+
+
 def _told(feed, before):
     """Say so when more pictures could not be read than ``before``; returns how many it are."""
     skipped = getattr(feed, "skipped", 0)
@@ -125,8 +139,8 @@ def _restored(checkpoint, facts, step_of, folder):
     wrong = [name for name in now if name not in then or then[name] != now[name]]
     if wrong:
         raise CheckpointError(f"{checkpoint} belongs to a run with {wrong[0]} = {then.get(wrong[0])!r}, this one has "
-                              f"{now[wrong[0]]!r}: resume with the configuration of the run, or begin a new one with --load_checkpoint "
-                              f"{checkpoint} and another --output_dir")
+                              f"{now[wrong[0]]!r}{_of_mesh(wrong[0], then)}: resume with the configuration of the run, or begin a new "
+                              f"one with --load_checkpoint {checkpoint} and another --output_dir")
     if Path(checkpoint).resolve().parent != Path(folder).resolve():
         _fresh(folder)
     if (state["frozen"] or {}).get("crc32") != (facts["frozen"] or {}).get("crc32"):
@@ -134,10 +148,18 @@ def _restored(checkpoint, facts, step_of, folder):
                               "that file as --load_checkpoint")
     saving.restore_optimizer(checkpoint, step_of.optimizer)
     step_of.scale.restore(state["loss_scale"])
-    for path in saving.set_aside(folder, state["step"]):
-        print(f"a later checkpoint of the earlier course is kept as {path.name}")
     print(f"resumed from {checkpoint}: step {state['step']} of {state['total_steps']}")
     return state["step"]
+
+
+def _of_mesh(name, then):
+    """How another mesh goes on with the same global batch."""
+    if name != "batch_size":
+        return ""
+    if then[name] % comm.mesh.data:
+        return f" in all, which {comm.mesh.data} data-parallel cards cannot share"
+    return (f" in all; with data_parallel = {comm.mesh.data} that run goes on with runner_config.batch_size = "
+            f"{then[name] // comm.mesh.data}")
 
 
 def _evaluated(held_out, model, monitor):

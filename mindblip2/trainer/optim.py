@@ -1,6 +1,12 @@
 """AdamW as torch has it: decoupled decay, bias correction, epsilon after it; LAVIS's two groups; layer-wise rates for the ViT."""
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+
+from mindblip2 import comm
+from mindblip2.hub import own_piece, whole
+from mindblip2.split import whole_shape
+from mindblip2.trainer.parallel import Spread
 
 _KERNEL = ops.AdamWeightDecay()
 _scaled = ops.MultitypeFuncGraph("scaled")
@@ -45,23 +51,53 @@ class AdamW:
     """One update of all parameters: called with their gradients, which count ``factor`` times, and the step's learning rate, which
     counts ``scales`` times per parameter.
 
-    One kernel per parameter, and no copy of the gradients where they count once: on a CPU MindSpore keeps all copies of a graph."""
+    One kernel per parameter, and no copy of the gradients where they count once: on a CPU MindSpore keeps all copies of a graph.
 
-    def __init__(self, parameters, config, scales=None):
+    ``owner``: which card of the data group keeps the moments of each parameter, updates it, and gives it to the others; None: all do
+    everything."""
+
+    def __init__(self, parameters, config, scales=None, owner=None):
         groups = list(zip(scales or [1.0] * len(parameters), [decayed(p) for p in parameters]))
-        self.parameters = parameters
-        self.members = [[i for i, own in enumerate(groups) if own == group] for group in sorted(set(groups))]
-        self.update = _Update(sorted(set(groups)), [[parameters[i] for i in members] for members in self.members], config)
+        self.parameters, self.owner = parameters, owner
+        own = [i for i in range(len(parameters)) if owner is None or owner[i] == comm.mesh.data_rank]
+        kinds = sorted({groups[i] for i in own})
+        self.members = [[i for i in own if groups[i] == kind] for kind in kinds]
+        self.update = _Update(kinds, [[parameters[i] for i in members] for members in self.members], config)
+        self.spread = None if owner is None else Spread(parameters, owner)
 
     def __call__(self, gradients, rate, factor=1.0):
         # mutable: as constants they would make a new graph of every step
         self.update(ms.mutable(tuple(tuple(gradients[i] for i in members) for members in self.members)), Tensor(rate, ms.float32),
                     None if factor == 1.0 else Tensor(factor, ms.float32))
+        if self.spread is not None:
+            self.spread()
 
-    def state(self):
-        """Name → Parameter of what has to be saved."""
-        moments = (p for group in (*self.update.moment1, *self.update.moment2) for p in group)
-        return {p.name: p for p in (*moments, self.update.step)}
+    def entries(self):
+        """(name, type, array) of what has to be saved, whole.  On a mesh all processes go through it together."""
+        own = self.kept()
+        for name, (parameter, owner) in self._moments().items():
+            array = own[name].asnumpy() if name in own else np.zeros(parameter.shape, np.float32)
+            yield name, "Float32", whole(parameter, array if self.owner is None else comm.from_owner(array, owner))
+        yield "step", "Float32", self.update.step.asnumpy()
+
+    def shapes(self):
+        """{name: shape} of what ``entries`` gives."""
+        return {name: whole_shape(parameter) for name, (parameter, _) in self._moments().items()} | {"step": ()}
+
+    def restore(self, stored):
+        """Take what this card keeps from a mapping of such entries."""
+        moments = self._moments()
+        for name, kept in self.kept().items():
+            kept.set_data(Tensor.from_numpy(own_piece(moments[name][0], stored[name]) if name in moments else stored[name]))
+
+    def _moments(self):
+        """Name of each moment → (its parameter, the card that keeps it)."""
+        owner = self.owner or [0] * len(self.parameters)
+        return {f"{kind}.{p.name}": (p, who) for kind in ("moment1", "moment2") for p, who in zip(self.parameters, owner)}
+
+    def kept(self):
+        """Name → Parameter of what this card keeps: moments, and the number of steps."""
+        return {p.name: p for group in (*self.update.moment1, *self.update.moment2, (self.update.step,)) for p in group}
 
 
 class _Update(nn.Cell):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import mindspore as ms
 
-from mindblip2 import device
+from mindblip2 import comm, device
 from mindblip2.cells import opt
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
 from mindblip2.cells.blip2_qformer import Blip2Qformer
@@ -50,7 +50,7 @@ class Pretrain:
         processor = trainer.processor()
         if not stage2:      # there the prompts and captions check it
             check_vocabulary(model, processor.tokenizer)
-        feed = training_feed(config, processor, trainer.train_dataset, model_config=model.config if stage2 else None)
+        feed = training_feed(config, processor, trainer.train_dataset, comm.rank(), comm.mesh.data, model.config if stage2 else None)
         _check_sizes(model.config, feed.max_length, processor.image_processor.image_size, stage2)
         wanted = config.do_eval or trainer.eval_dataset is not None
         examination = held_out(config, model, processor, trainer.eval_dataset, trainer.hypothesis_template) if wanted else None
@@ -148,8 +148,10 @@ def summary(model, feed, config, name, is_loaded):
         parts[part] = parts.get(part, 0) + p.size
     total = sum(p.size for p in model.get_parameters())
     count = sum(p.size for p in trained)
-    lines = [f"training {name}: {steps:,} steps of {runner.batch_size} pairs{batches}"
-             + (_prompt_line(feed.text) if stage2 else f", {runner.batch_size - 1} negatives for each pair"),
+    pairs, mesh = runner.batch_size * comm.mesh.data, comm.mesh
+    spread = f" ({mesh.data} data-parallel x {mesh.model} model-parallel cards)" if mesh.size > 1 else ""
+    lines = [f"training {name}: {steps:,} steps of {pairs} pairs{spread}{batches}"
+             + (_prompt_line(feed.text) if stage2 else f", {pairs - 1} negatives for each pair"),
              f"trained parameters: {count:,} of {total:,} ({', '.join(f'{part} {size:,}' for part, size in parts.items())})",
              f"memory: weights {total * 4 / GB:.2f} GB, gradients and moments {count * 12 / GB:.2f} GB, activations about "
              f"{(word_activation_bytes if stage2 else activation_bytes)(model.config, runner.batch_size) / GB:.2f} GB"]
@@ -158,7 +160,7 @@ def summary(model, feed, config, name, is_loaded):
     if config.lr_schedule.warmup_steps >= steps:
         lines.append(f"warning: the run ends within the warm-up of {config.lr_schedule.warmup_steps} steps and never reaches the learning "
                      "rate: lower lr_schedule.warmup_steps")
-    if runner.batch_size == 1 and not stage2:
+    if pairs == 1 and not stage2:
         lines.append("warning: with one pair per batch there are no negatives: ITC is 0 and ITM learns nothing")
     return lines
 

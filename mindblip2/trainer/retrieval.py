@@ -16,6 +16,7 @@ import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
+from mindblip2 import comm
 from mindblip2.cells import losses
 
 FILL = -100.0       # the score of a pair that the ITM head has not seen, as LAVIS
@@ -72,18 +73,24 @@ def score(model, image_processor, pictures, ids_TL, recipe, net=None):
     ids_TL = np.asarray(ids_TL, np.int32)
     lengths_T = (ids_TL != model.config.qformer_config.pad_token_id).sum(1)
     text_TE = text_features(model, ids_TL, lengths_T)
-    kept = Kept(model, image_processor, pictures, recipe.memory_budget * 1e9 if recipe.rerank != "none" else 0)
-    itc_IT = np.concatenate([losses.similarity(model.image_features(memory), text_TE).asnumpy()[:count]
-                             for memory, count in kept.first_visit(recipe.batch_size)])
+    rows = comm.share(np.arange(len(pictures)))     # of this process; each fills in its own, and the sum is everybody's
+    kept = Kept(model, image_processor, [pictures[i] for i in rows], recipe.memory_budget * 1e9 if recipe.rerank != "none" else 0)
+    itc_IT = np.zeros((len(pictures), len(ids_TL)), np.float32)
+    if len(rows):
+        itc_IT[rows] = np.concatenate([losses.similarity(model.image_features(memory), text_TE).asnumpy()[:count]
+                                       for memory, count in kept.first_visit(recipe.batch_size)])
+    itc_IT = comm.added(itc_IT)
     if not np.isfinite(itc_IT).all():
         raise FloatingPointError("cosines of pictures and texts are not finite: the weights are damaged or belong to another model")
     if recipe.rerank == "none":
         return Scores(itc_IT, itc_IT, itc_IT.T, 0, time.perf_counter() - start, 0.0)
     again = time.perf_counter()
     best_IT, best_TI = candidates(itc_IT, recipe.k_test), candidates(itc_IT.T, recipe.k_test)
-    rows = np.arange(len(pictures))     # of this process; the rows of others would be added to the same array
     wanted_IT = best_IT | best_TI.T
-    itm_IT = match(net or Match(model), kept, rows, wanted_IT, ids_TL, lengths_T)
+    itm_IT = np.zeros_like(itc_IT)
+    if len(rows):
+        itm_IT[rows] = match(net or Match(model), kept, wanted_IT[rows], ids_TL, lengths_T)
+    itm_IT = comm.added(itm_IT)
     if recipe.rerank == "itm+itc":
         itm_IT += itc_IT
     i2t, t2i = np.where(best_IT, itm_IT, np.float32(FILL)), np.where(best_TI, itm_IT.T, np.float32(FILL))
@@ -108,14 +115,14 @@ def text_features(model, ids_TL, lengths_T):
     return Tensor(text_TE)
 
 
-def match(net, kept, rows, wanted_IT, ids_TL, lengths_T):
-    """ITM logits of "yes" of the wanted pairs of the pictures ``rows``: (I, T) float32, 0 for all other pairs.
+def match(net, kept, wanted_IT, ids_TL, lengths_T):
+    """ITM logits of "yes" of the wanted pairs: (I, T) float32, 0 for all other pairs.
 
     ``net``: a :class:`Match`; ``kept[i]``: the memory of picture i."""
     itm_IT = np.zeros(wanted_IT.shape, np.float32)
-    size = min(CHUNK, int(wanted_IT[rows].sum(1).max()))
-    with tqdm(total=int(wanted_IT[rows].sum()), desc="match", unit="pair", smoothing=0.05, leave=None) as bar:
-        for i in rows:
+    size = min(CHUNK, int(wanted_IT.sum(1).max()))
+    with tqdm(total=int(wanted_IT.sum()), desc="match", unit="pair", smoothing=0.05, leave=None) as bar:
+        for i in range(len(wanted_IT)):
             texts, memory = np.flatnonzero(wanted_IT[i]), kept[i]
             made = [(part[:count], net(Tensor(ids_TL[part, :width]), memory))
                     for part, count, width in chunks(texts, lengths_T, size)]

@@ -9,9 +9,9 @@ import re
 import shutil
 from pathlib import Path
 
-from mindspore import Tensor
-
-from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
+from mindblip2 import comm
+from mindblip2.checkpoint import Checkpoint, CheckpointError
+from mindblip2.hub import save_whole, whole
 
 NAME = "step_{:07d}"
 PARTIAL = ".partial_"
@@ -23,14 +23,24 @@ def save(folder, model, optimizer, state, keep=3):
     """Write the checkpoint of ``state["step"]`` into ``folder`` and delete all but the last ``keep`` and the best; returns
     its path.
 
-    Where ``state["frozen"]`` names the file of what is not trained, only what is trained is written."""
+    Where ``state["frozen"]`` names the file of what is not trained, only what is trained is written.  What is written does not depend on
+    the mesh: whole tensors, made one after the other by all processes, which all call this; the first one writes."""
     folder = Path(folder)
     final, partial = folder / NAME.format(state["step"]), folder / (PARTIAL + NAME.format(state["step"]))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if comm.first():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
     parameters = {name: p for name, p in model.parameters_dict().items() if p.requires_grad or not state.get("frozen")}
-    write_checkpoint(partial / "model.ckpt", _entries(parameters))
-    write_checkpoint(partial / "optimizer.ckpt", _entries(optimizer.state()))
+    save_whole(partial / "model.ckpt", ((name, str(p.dtype), whole(p)) for name, p in parameters.items()))
+    save_whole(partial / "optimizer.ckpt", optimizer.entries())
+    if comm.first():
+        _finish(folder, final, partial, state, keep)
+    comm.barrier()
+    return final
+
+
+def _finish(folder, final, partial, state, keep):
+    """Give a written checkpoint its name, and delete old ones."""
     _write_json(partial / "state.json", state)
     _sync(partial)
     if final.exists():
@@ -41,7 +51,6 @@ def save(folder, model, optimizer, state, keep=3):
     for old in saved(folder):
         if old.name not in spared:
             _delete(old)
-    return final
 
 
 def saved(folder):
@@ -124,17 +133,12 @@ def read_state(path):
 
 def restore_optimizer(path, optimizer):
     """Moments and step count; raises CheckpointError where the file does not fit."""
-    stored, wanted = Checkpoint(Path(path) / "optimizer.ckpt"), optimizer.state()
-    wrong = [name for name in wanted | stored.shapes if name not in wanted or stored.shapes.get(name) != tuple(wanted[name].shape)]
+    stored, wanted = Checkpoint(Path(path) / "optimizer.ckpt"), optimizer.shapes()
+    wrong = [name for name in wanted | stored.shapes if name not in wanted or stored.shapes.get(name) != wanted[name]]
     if wrong:
         raise CheckpointError(f"{stored.path} belongs to another model or to other trained parameters: {len(wrong)} do not fit, "
                               f"first {wrong[0]}; resume with the configuration of the run")
-    for name, parameter in wanted.items():
-        parameter.set_data(Tensor.from_numpy(stored[name]))
-
-
-def _entries(parameters):
-    return ((name, str(p.dtype), p.asnumpy()) for name, p in parameters.items())
+    optimizer.restore(stored)
 
 
 def _delete(path):

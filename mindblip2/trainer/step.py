@@ -6,7 +6,10 @@ not finite.
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from mindblip2 import comm
+from mindblip2.split import is_split
 from mindblip2.trainer.optim import AdamW
+from mindblip2.trainer.parallel import Total, owners
 
 VALUES = ("loss", "itc", "itm", "lm", "i2t_acc", "t2i_acc", "itm_acc", "temp")      # of stage 1
 FIRST_SCALE, GROWTH_STEPS = 2.0 ** 16, 2000  # torch's GradScaler
@@ -31,9 +34,9 @@ class Gradients(nn.Cell):
 
     def __init__(self, model, frozen_vision):
         super().__init__(auto_prefix=False)
-        self.losses = losses_of(model, frozen_vision)
-        self.value_and_grad = ops.value_and_grad(self.losses, None, ms.ParameterTuple(model.trainable_params()), has_aux=True)
-        self.norm = _Norm()
+        self.losses, parameters = losses_of(model, frozen_vision), model.trainable_params()
+        self.value_and_grad = ops.value_and_grad(self.losses, None, ms.ParameterTuple(parameters), has_aux=True)
+        self.norm = Norm(parameters)
 
     def construct(self, picture, input_ids, one, other, scale):
         (_, values), gradients = self.value_and_grad(picture, input_ids, one, other, scale)
@@ -72,25 +75,49 @@ def losses_of(model, frozen_vision):
     return (WordLosses if hasattr(model, "stage2") else Losses)(model, frozen_vision)
 
 
-class _Norm(nn.Cell):
-    def __init__(self):
+class Norm(nn.Cell):
+    """The norm of the gradients of ``parameters``, those that are split over a model group whole."""
+
+    def __init__(self, parameters):
         super().__init__(auto_prefix=False)
         self.map = ops.HyperMap()
+        self.split = [is_split(p, comm.mesh.model) for p in parameters]
 
     def construct(self, gradients):
-        return ops.sqrt(ops.addn(self.map(_square_sum, gradients)))
+        squares = self.map(_square_sum, gradients)
+        if comm.mesh.model == 1:
+            return ops.sqrt(ops.addn(squares))
+        pieces, whole = ops.zeros((), ms.float32), ops.zeros((), ms.float32)
+        for square, is_piece in zip(squares, self.split):
+            if is_piece:
+                pieces = pieces + square
+            else:
+                whole = whole + square
+        return ops.sqrt(whole + comm.total(pieces, "model"))
 
 
 class _Sum(nn.Cell):
     """Two lots of gradients as one, and its norm."""
 
-    def __init__(self):
+    def __init__(self, parameters):
         super().__init__(auto_prefix=False)
-        self.map, self.norm = ops.HyperMap(), _Norm()
+        self.map, self.norm = ops.HyperMap(), Norm(parameters)
 
     def construct(self, one, other):
         added = self.map(_add, one, other)
         return self.norm(added), added
+
+
+class _Mean(nn.Cell):
+    """Gradients averaged over the data group, and their norm."""
+
+    def __init__(self, parameters):
+        super().__init__(auto_prefix=False)
+        self.total, self.norm = Total(parameters, 1.0 / comm.mesh.data), Norm(parameters)
+
+    def construct(self, gradients):
+        mean = self.total(gradients)
+        return self.norm(mean), mean
 
 
 class LossScale:
@@ -116,14 +143,19 @@ class LossScale:
 
 
 class TrainStep:
-    """Updates ``model`` from batches.  ``scales``: factor of the learning rate per trained parameter, 1 by default."""
+    """Updates ``model`` from batches.  ``scales``: factor of the learning rate per trained parameter, 1 by default.
 
-    def __init__(self, model, config, scales=None):
-        self.model = model
+    On a data group every card gives its own batches, and all make the update of one card with all of them.  ``shard_optimizer``: each
+    keeps the moments of its share of the parameters only."""
+
+    def __init__(self, model, config, scales=None, shard_optimizer=False):
+        self.model, parameters = model, model.trainable_params()
         self.frozen_vision = not any(p.requires_grad for p in model.vit.get_parameters())
-        self.gradients, self.sum = Gradients(model, self.frozen_vision), _Sum()
+        self.gradients, self.sum = Gradients(model, self.frozen_vision), _Sum(parameters)
+        self.mean = _Mean(parameters) if comm.mesh.data > 1 else None
         self.names, self.inputs = self.gradients.losses.names, self.gradients.losses.inputs
-        self.optimizer = AdamW(model.trainable_params(), config, scales)
+        owner = owners([p.size for p in parameters], comm.mesh.data) if shard_optimizer and comm.mesh.data > 1 else None
+        self.optimizer = AdamW(parameters, config, scales, owner)
         self.max_norm = config.max_grad_norm
         half = model.config.compute_dtype == "float16"
         self.scale = LossScale(config.loss_scale or (FIRST_SCALE if half else None))
@@ -139,12 +171,14 @@ class TrainStep:
         sums, total = None, None
         for batch in batches:
             values, norm, gradients = self._gradients(batch)
-            values = values.asnumpy()
+            values = comm.added(values.asnumpy()) / comm.mesh.data
             check_losses(values, self.names)
             sums = values if sums is None else sums + values
             if total is not None:
                 norm, gradients = self.sum(ms.mutable(total), ms.mutable(gradients))
             total = gradients
+        if self.mean is not None:
+            norm, total = self.mean(ms.mutable(total))
         divisor = self.scale.value * len(batches)
         norm = float(norm) / divisor
         made = self.scale.update(norm - norm == 0)

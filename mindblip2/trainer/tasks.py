@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mindblip2 import comm
 from mindblip2.cells.blip2_qformer import Blip2Classifier, Blip2Qformer
 from mindblip2.data.captioned import check_readable, pictures_and_texts
 from mindblip2.data.captions import BlipCaption
@@ -115,7 +116,8 @@ class Features:
         names = {"paths": [str(one) if isinstance(one, (str, Path)) else f"picture {i}" for i, one in enumerate(pictures)],
                  "captions": captions}
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **arrays, **{name: np.array(values) for name, values in names.items() if values})
+        if comm.first():
+            np.savez(path, **arrays, **{name: np.array(values) for name, values in names.items() if values})
         return {"file": str(path), **{name: list(array.shape) for name, array in arrays.items()}}
 
 
@@ -167,6 +169,8 @@ def _shown(picture):
 
 
 def _save(page, path):
+    if not comm.first():
+        return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     page.save(path)
     print(f"picture of the result is saved at: {path}")

@@ -1,6 +1,9 @@
 """``Trainer``: one object per task, with the surface that users of MindFormers know."""
+import contextlib
+import functools
 import json
 import logging
+import os
 from pathlib import Path
 
 import mindspore as ms
@@ -10,10 +13,23 @@ from mindblip2.config import RunConfig, load_config, presets, print_support_list
 from mindblip2.data.check import check_data
 from mindblip2.data.processor import Blip2Processor
 from mindblip2.sections import build
+from mindblip2.trainer import parallel
 from mindblip2.trainer.inputs import DEFAULT_MODEL
 from mindblip2.trainer.tasks import TASKS, task_named
 
 logger = logging.getLogger("mindblip2")
+
+
+def one_voice(verb):
+    """A verb of the Trainer on the mesh of its configuration, of which the first process alone prints."""
+    @functools.wraps(verb)
+    def spoken(self, *args, **options):
+        parallel.join(self.config, self.model)
+        with contextlib.ExitStack() as stack:
+            if not comm.first():
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            return verb(self, *args, **options)
+    return spoken
 
 
 class Trainer:
@@ -26,14 +42,12 @@ class Trainer:
 
     def __init__(self, args=None, task=None, model=None, model_name=None, train_dataset=None, eval_dataset=None,
                  tokenizer=None, image_processor=None, candidate_labels=None, hypothesis_template=None):
-        comm.world_size()   # refuses several processes
         model = str(model) if isinstance(model, Path) else model
         self.config = _run_config(args, model, model_name, task)
-        if self.config.use_parallel:
-            logger.warning("use_parallel has no effect yet: this version runs on one process")
         self.task = task_named(task or self.config.trainer.type)
         if args is not None:
             device.use(self.config.context)
+            parallel.join(self.config)
         self.model = None if isinstance(model, (str, type(None))) else model
         self.name = model if isinstance(model, str) else model_name or self.config.trainer.model_name
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
@@ -41,6 +55,19 @@ class Trainer:
         self.candidate_labels = candidate_labels
         self.hypothesis_template = hypothesis_template
 
+    def set_parallel_config(self, data_parallel=1, model_parallel=1, enable_parallel_optimizer=False):
+        """Run on a mesh of processes, all of which call this and everything else; MindFormers' name.  Raises ConfigError where
+        the mesh does not fit."""
+        self.config = self.config.replace(use_parallel=data_parallel * model_parallel > 1, parallel_config={
+            "data_parallel": data_parallel, "model_parallel": model_parallel},
+            parallel={"enable_parallel_optimizer": enable_parallel_optimizer})
+        parallel.join(self.config, self.model)
+
+    def set_recompute_config(self, recompute=False):
+        """Compute feed-forwards again for the gradient, see ``recompute_config``; MindFormers' name."""
+        self.config = self.config.replace(recompute_config={"recompute": recompute})
+
+    @one_voice
     def train(self, train_checkpoint=None):
         """Train from random weights, or from ``train_checkpoint`` / ``load_checkpoint``; returns the log.
 
@@ -59,19 +86,20 @@ class Trainer:
         """Look at the data sets before any training; returns the report of ``check_data``, whose "ok" says if all is well."""
         return check_data(self.config, self.train_dataset, self.eval_dataset)
 
+    @one_voice
     def evaluate(self, eval_checkpoint=None, **options):
         """The task's figures over ``eval_dataset``, printed and written to ``<output_dir>/<task>_evaluation.json``.
 
         ``options``: those of the task, for zero-shot classification use_itm and max_length."""
         figures = self._work("evaluate")(self, eval_checkpoint or self.config.load_checkpoint, options)
         path = Path(self.config.output_dir) / f"{self.task}_evaluation.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        _write(path, json.dumps(figures, indent=1))
         print(f"evaluation is saved at: {path}")
         return figures
 
     eval = evaluate  # the card's name
 
+    @one_voice
     def predict(self, input_data=None, predict_checkpoint=None, save_file=None, **options):
         """The task's answer to ``input_data``; prints MindFormers' three lines and writes the result file.
 
@@ -81,8 +109,7 @@ class Trainer:
             raise ValueError("predict needs input_data: a picture's path, URL, PIL image, array, or a list of them")
         result = self._work("predict")(self, input_data, predict_checkpoint or self.config.load_checkpoint, options)
         path = Path(save_file or f"{self.task}_result.txt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{result}\n", encoding="utf-8")
+        _write(path, f"{result}\n")
         print(f"output result is: {result}")
         print(f"output result is saved at: {path}")
         print(".........Predict Over!.............")
@@ -106,6 +133,12 @@ class Trainer:
             able = [name for name, task in TASKS.items() if hasattr(task, verb)]
             raise NotImplementedError(f"{self.task} cannot {verb}; tasks that can: {', '.join(able) or 'none'}")
         return work
+
+
+def _write(path, text):
+    if comm.first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def _run_config(args, model, model_name, task):

@@ -91,7 +91,7 @@ def test_graphs_stay_compiled_and_give_the_same_numbers():
     try:
         model = small_model(qformer_config={"num_hidden_layers": 1}, vision_config={"num_hidden_layers": 1}).set_train()
         examination, step = held_out_losses(model, configured()), TrainStep(model, OptimizerConfig())
-        state = {**model.parameters_dict(), **step.optimizer.state()}
+        state = {**model.parameters_dict(), **step.optimizer.kept()}
         start, seen = {name: p.asnumpy().copy() for name, p in state.items()}, []
         for evaluated in (False, True):
             for name, value in start.items():

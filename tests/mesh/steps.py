@@ -1,0 +1,97 @@
+"""The program of a mesh's processes: losses, gradients and five updates of small models, whole and in float32, into one .npz.
+
+    python tests/mesh/steps.py DATA MODEL FILE PART…        # parts: stage1 llama opt trained_vit, each as name:mode[:sharded][:wrong]
+"""
+import sys
+
+import mindspore as ms
+import numpy as np
+
+from mindblip2 import comm, device
+from mindblip2.cells.blip2_llm import Blip2Llm
+from mindblip2.cells.blip2_qformer import Blip2Qformer
+from mindblip2.config import Blip2Config, ContextConfig, OptimizerConfig
+from mindblip2.hub import whole
+from mindblip2.trainer.step import TrainStep
+
+BATCH, STEPS, RATE = 8, 5, 1e-2
+VISION = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+QFORMER = {"vocab_size": 31, "bos_token_id": 30, "sep_token_id": 3, "hidden_size": 16, "num_hidden_layers": 2, "query_length": 4,
+           "num_attention_heads": 4, "intermediate_size": 32, "encoder_width": 16, "head_embed_dim": 8, "max_position_embeddings": 16,
+           "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SIZES = {"max_txt_len": 8, "vision_config": VISION, "qformer_config": QFORMER}
+LLAMA = {"type": "LlamaConfig", "vocab_size": 37, "hidden_size": 32, "num_layers": 2, "num_heads": 8, "n_kv_heads": 4,
+         "intermediate_size": 32, "seq_length": 40, "initializer_range": None}
+BAICHUAN = {**LLAMA, "n_kv_heads": 8, "position_embedding": "alibi", "normalized_head": True}
+OPT = {"type": "OPTConfig", "vocab_size": 37, "hidden_size": 24, "num_layers": 2, "num_heads": 4, "intermediate_size": 32,
+       "max_position_embeddings": 40, "initializer_range": None}
+PARTS = {"stage1": (Blip2Qformer, {}), "trained_vit": (Blip2Qformer, {"freeze_vision": False, "gather_with_grad": True}),
+         "llama": (Blip2Llm, {"text_config": LLAMA}), "baichuan": (Blip2Llm, {"text_config": BAICHUAN, "freeze_text": False}),
+         "opt": (Blip2Llm, {"text_config": OPT})}
+
+
+def batch_of(step):
+    """The global batch: ragged texts, two pictures with the same id, and given negatives."""
+    rng = np.random.default_rng(step)
+    ids = rng.integers(4, 30, (BATCH, 8)).astype(np.int32)
+    lengths = rng.integers(3, 9, BATCH)
+    ids[np.arange(8)[None] >= lengths[:, None]] = 0
+    return {"image": rng.standard_normal((BATCH, 3, 16, 16)).astype(np.float32), "input_ids": ids,
+            "image_id": np.array([2 ** 30, 1, 2, 3, 2 ** 30, 5, 6, 7], np.int32),
+            "negatives": np.stack([(np.arange(BATCH) + 3) % BATCH, (np.arange(BATCH) + 5) % BATCH]).astype(np.int32),
+            "prompt_length": np.full(BATCH, 1, np.int32), "length": lengths.astype(np.int32)}
+
+
+def own_rows(batch):
+    """This data rank's slice."""
+    each = BATCH // comm.mesh.data
+    rows = slice(comm.rank() * each, (comm.rank() + 1) * each)
+    return {name: array[:, rows] if name == "negatives" else array[rows] for name, array in batch.items()}
+
+
+def run(part, mode, *flags):
+    ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
+    kind, changes = PARTS[part]
+    ms.set_seed(7)
+    model = kind(Blip2Config(**{**SIZES, **changes}))
+    for _, p in model.parameters_and_names():       # larger than at the begin of a training, so that everything has an effect
+        if p.ndim > 1:
+            p.set_data(p * (5.0 if part in ("stage1", "trained_vit") else 1.0))
+    model.set_train()
+    step = TrainStep(model, OptimizerConfig(eps=1e-4), shard_optimizer="sharded" in flags)
+    if "wrong" in flags:
+        wrong_group()
+    drop = ("image_id",) if "wrong" in flags else ()
+    batches = [{name: array for name, array in own_rows(batch_of(i)).items() if name not in drop} for i in range(STEPS)]
+    values, _, gradients = step._gradients(batches[0])
+    if step.mean is not None:
+        _, gradients = step.mean(ms.mutable(gradients))
+    made = {f"gradient {p.name}": whole(p, g.asnumpy()) for p, g in zip(step.optimizer.parameters, gradients)}
+    for number, batch in enumerate(batches):
+        made |= {f"{name} {number}": np.float32(value) for name, value in step([batch], RATE).items()}
+    made |= {f"after {name}": whole(p) for name, p in model.parameters_dict().items()}
+    made |= {f"kept {name}": array for name, _, array in step.optimizer.entries()}
+    return {f"{part} {mode} {name}": array for name, array in made.items()}
+
+
+def wrong_group():
+    """The mistake of MindFormers: all processes are taken for data-parallel ones."""
+    from mindspore import ops
+    from mindspore.communication import GlobalComm
+    for cell in (comm._data.total, comm._data.gather):
+        cell.sum = ops.AllReduce(group=GlobalComm.WORLD_COMM_GROUP)
+
+
+def main(data, model, file, parts):
+    device.use(ContextConfig(device_target="CPU", mode=1))
+    comm.start(int(data), int(model))
+    made = {}
+    for part in parts:
+        name, mode, *flags = part.split(":")
+        made |= run(name, mode, *flags)
+    if comm.first():
+        np.savez(file, **made)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], sys.argv[4:])
