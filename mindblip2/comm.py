@@ -38,7 +38,9 @@ class Mesh:
 
 
 mesh = Mesh()
-_data, _model = None, None      # the collectives of both groups, see _Group
+_data, _model = None, None      # both groups, for what is done outside of a graph
+# The cells of both groups, by names of this module: of a cell that is an attribute of something else MindSpore's graphs ignore the bprop.
+_enter, _leave, _total_model, _gather_model, _total_data, _gather_data = (None,) * 6
 _tally = None
 
 
@@ -49,7 +51,7 @@ def world_size():
 
 def start(data, model):
     """Join the other processes as a mesh of ``data`` × ``model``, which must be ``world_size()``.  Does nothing the second time."""
-    global mesh, _data, _model
+    global mesh, _data, _model, _enter, _leave, _total_model, _gather_model, _total_data, _gather_data
     if data * model != world_size():
         raise ValueError(f"a mesh of {data} x {model} on {world_size()} processes")
     if (mesh.data, mesh.model) == (data, model):
@@ -62,6 +64,8 @@ def start(data, model):
     mesh = Mesh(data, model, rank)
     _data = _Group("data", [mesh.model_rank + model * i for i in range(data)], rank)
     _model = _Group("model", [mesh.data_rank * model + i for i in range(model)], rank)
+    _enter, _leave, _total_model, _gather_model = _model.cells(_Enter, _Leave, _Total, _Gather)
+    _total_data, _gather_data = _data.cells(_Total, _Gather)
 
 
 @contextlib.contextmanager
@@ -94,17 +98,17 @@ def counted():
 # ------------------------------------------------------------------------------------------------ within a model group
 def enter(x):
     """Before products whose weights are split: x itself.  Its gradient, of which every card has a part, is summed."""
-    return x if mesh.model == 1 else _model.enter(x)
+    return x if mesh.model == 1 else _enter(x)
 
 
 def leave(x):
     """Behind products whose weights are split: the sum of all cards' parts.  Its gradient is the same on every card."""
-    return x if mesh.model == 1 else _model.leave(x)
+    return x if mesh.model == 1 else _leave(x)
 
 
 def side_by_side(x):
     """x of every card of the model group, without gradient: (…) → (model, …)."""
-    return x[None] if mesh.model == 1 else _model.gather(ops.stop_gradient(x)[None])
+    return x[None] if mesh.model == 1 else _gather_model(ops.stop_gradient(x)[None])
 
 
 # ------------------------------------------------------------------------------------------------ within a data group
@@ -119,21 +123,21 @@ def gather(x_B):
     if mesh.data == 1:
         return x_B
     if x_B.dtype == ms.int32:
-        high, low = _data.gather((x_B // HALF).astype(ms.float32)), _data.gather((x_B % HALF).astype(ms.float32))
+        high, low = _gather_data((x_B // HALF).astype(ms.float32)), _gather_data((x_B % HALF).astype(ms.float32))
         return high.astype(ms.int32) * HALF + low.astype(ms.int32)
-    return _data.gather(x_B)
+    return _gather_data(x_B)
 
 
 def mean(x):
     """The mean over the data group, without gradient."""
-    return x if mesh.data == 1 else _data.total(ops.stop_gradient(x)) / mesh.data
+    return x if mesh.data == 1 else _total_data(ops.stop_gradient(x)) / mesh.data
 
 
 def total(x, group):
     """The sum over the "data" or the "model" group of a tensor that needs no gradient."""
     if (mesh.data if group == "data" else mesh.model) == 1:
         return x
-    return (_data if group == "data" else _model).total(x)
+    return _total_data(x) if group == "data" else _total_model(x)
 
 
 # ------------------------------------------------------------------------------------------------ on the host, outside of a graph
@@ -182,18 +186,17 @@ def _note(what, group, x):
 
 
 class _Group:
-    """The collectives of one group, ``members`` are its ranks; a group of one has none."""
+    """One group; ``members`` are its ranks.  In a group of one nothing travels."""
 
     def __init__(self, name, members, rank):
-        if len(members) == 1:
-            return
-        from mindspore import communication
-        group = f"{name}_{members[0]}"
-        communication.create_group(group, members)
-        place = members.index(rank)
-        self.enter, self.leave, self.total = _Enter(group, name), _Leave(group, name), _Total(group, name)
-        self.gather = _Gather(group, name, place, len(members))
-        self.place, self.cards, self.sum = place, len(members), ops.AllReduce(group=group)
+        self.kind, self.name, self.place, self.cards = name, f"{name}_{members[0]}", members.index(rank), len(members)
+        if self.cards > 1:
+            from mindspore import communication
+            communication.create_group(self.name, members)
+            self.sum = ops.AllReduce(group=self.name)
+
+    def cells(self, *kinds):
+        return [kind(self) if self.cards > 1 else None for kind in kinds]
 
     def sum_of(self, array):
         """The sum of all cards' arrays."""
@@ -207,22 +210,22 @@ class _Group:
 
 
 class _Total(nn.Cell):
-    def __init__(self, group, name):
+    def __init__(self, group):
         super().__init__(auto_prefix=False)
-        self.sum, self.name = ops.AllReduce(group=group), name
+        self.sum, self.kind = ops.AllReduce(group=group.name), group.kind
 
     def construct(self, x):
-        _note("all_reduce", self.name, x)
+        _note("all_reduce", self.kind, x)
         return self.sum(x)
 
 
 class _Enter(_Total):
     def construct(self, x):
-        return x
+        return x * 1.0      # not x itself: see docs/mindspore_notes.md on cells that return what they are given
 
     def bprop(self, x, out, gradient):
         """The sum of all cards' gradients."""
-        _note("all_reduce", self.name, gradient)
+        _note("all_reduce", self.kind, gradient)
         return (self.sum(gradient),)
 
 
@@ -232,22 +235,21 @@ class _Leave(_Total):
         return (gradient,)
 
 
-class _Gather(nn.Cell):
-    def __init__(self, group, name, place, cards):
-        super().__init__(auto_prefix=False)
-        self.name, self.place, self.cards = name, place, cards
-        self.sum = ops.AllReduce(group=group)
-        self.native = None if ms.get_context("device_target") == "CPU" else ops.AllGather(group=group)
+class _Gather(_Total):
+    def __init__(self, group):
+        super().__init__(group)
+        self.place, self.cards = group.place, group.cards
+        self.native = None if ms.get_context("device_target") == "CPU" else ops.AllGather(group=group.name)
 
     def construct(self, x_B):
-        _note("all_gather", self.name, x_B)
+        _note("all_gather", self.kind, x_B)
         if self.native is not None:
             return self.native(x_B)
-        zeros = ops.zeros_like(x_B)
+        zeros = ops.zeros(x_B.shape, x_B.dtype)
         return self.sum(ops.cat([x_B if i == self.place else zeros for i in range(self.cards)]))
 
     def bprop(self, x_B, out, gradient_G):
         """The own rows of the sum of all cards' gradients."""
-        _note("all_reduce", self.name, gradient_G)
+        _note("all_reduce", self.kind, gradient_G)
         rows = x_B.shape[0]
         return (self.sum(gradient_G)[self.place * rows:(self.place + 1) * rows],)

@@ -29,9 +29,7 @@ IGNORED = {
                      "sink_mode", "sink_size"},
     "ParallelConfig": {"expert_parallel", "pipeline_stage", "optimizer_shard", "micro_batch_num", "vocab_emb_dp",
                        "gradient_aggregation_group"},
-    "ParallelSection": {"parallel_mode", "gradients_mean", "search_mode", "enable_alltoall", "full_batch", "strategy_ckpt_save_file",
-                        "strategy_ckpt_load_file", "strategy_ckpt_config", "parallel_optimizer_config", "dataset_strategy",
-                        "auto_parallel_search_mode", "loss_repeated_mean", "device_num", "global_rank"},
+    "ParallelSection": {"parallel_mode", "gradients_mean", "search_mode", "enable_alltoall", "full_batch", "strategy_ckpt_save_file"},
     "RecomputeConfig": {"parallel_optimizer_comm_recompute", "mp_comm_recompute", "recompute_slice_activation"},
     "DatasetConfig": {"numa_enable", "return_attention_mask", "prefetch_size", "seed",      # the run's seed decides
                       "drop_remainder"},    # training always does: fewer negatives would weigh more; evaluation never does

@@ -197,5 +197,5 @@ class Embedding(nn.Cell):
             return ops.gather(self.embedding_table, ids, 0)
         own = ids - self.start
         is_own = ops.logical_and(own >= 0, own < self.embedding_table.shape[0])
-        found = ops.gather(self.embedding_table, ops.where(is_own, own, ops.zeros_like(own)), 0)
+        found = ops.gather(self.embedding_table, own * is_own.astype(ms.int32), 0)
         return comm.leave(found * is_own.astype(found.dtype)[..., None])

@@ -78,7 +78,7 @@ def wrong_group():
     """The mistake of MindFormers: all processes are taken for data-parallel ones."""
     from mindspore import ops
     from mindspore.communication import GlobalComm
-    for cell in (comm._data.total, comm._data.gather):
+    for cell in (comm._total_data, comm._gather_data):
         cell.sum = ops.AllReduce(group=GlobalComm.WORLD_COMM_GROUP)
 
 
