@@ -44,11 +44,10 @@ def parameter(initial, shape, name, held=ms.float32, split=None):
 
 
 def whole_vocabulary(logits, vocab):
-    """Logits (…, V) of all words, from those of this card's piece of the vocabulary (…, V / cards)."""
+    """Logits (N, V) of all words, from those of this card's piece of the vocabulary (N, V / cards)."""
     if comm.mesh.model == 1:
         return logits
-    pieces = comm.side_by_side(logits)
-    return ops.cat([pieces[i] for i in range(comm.mesh.model)], -1)[..., :vocab]
+    return comm.side_by_side(logits).swapaxes(0, 1).reshape(logits.shape[0], -1)[:, :vocab]
 
 
 class GELU(nn.Cell):

@@ -6,7 +6,29 @@ from mindblip2 import comm
 from mindblip2.sections import ConfigError
 from mindblip2.split import is_split, whole_shape
 
+_flat, _cut = ops.MultitypeFuncGraph("flat"), ops.MultitypeFuncGraph("cut")
+_times, _assign = ops.MultitypeFuncGraph("times"), ops.MultitypeFuncGraph("assign")
 BUCKET_BYTES = 25 * 2 ** 20     # gradients travel together up to this size, larger ones alone
+
+
+@_flat.register("Tensor")
+def _flattened(array):
+    return array.reshape(-1)
+
+
+@_cut.register("Tensor", "Tensor", "Number")
+def _cut_out(total, like, start):
+    return ops.slice(total, (start,), (like.size,)).reshape(like.shape)
+
+
+@_times.register("Tensor", "Number")
+def _multiplied(array, number):
+    return array * number
+
+
+@_assign.register("Tensor", "Tensor")
+def _assigned(parameter, value):
+    return ops.assign(parameter, value)
 
 
 def join(config, net=None):
@@ -80,21 +102,22 @@ def buckets(parameters):
 
 
 class Total(nn.Cell):
-    """The sums over the data group of arrays that have the shapes of ``parameters``, times ``factor``; in buckets."""
+    """The sums over the data group of arrays that have the shapes of ``parameters``, times ``factor``; in buckets.
+
+    Maps instead of loops, which MindSpore unrolls: the parameters of a large model would go beyond its depth of calls."""
 
     def __init__(self, parameters, factor):
         super().__init__(auto_prefix=False)
-        self.groups, self.factor = buckets(parameters), factor
-        self.shapes, self.sizes = [tuple(p.shape) for p in parameters], [p.size for p in parameters]
+        self.map, self.factor, self.buckets = ops.HyperMap(), factor, []
+        for bucket in buckets(parameters):
+            sizes = [parameters[i].size for i in bucket]
+            self.buckets.append((bucket[0], bucket[-1] + 1, tuple(sum(sizes[:i]) for i in range(len(sizes)))))
 
     def construct(self, arrays):
-        made = ()
-        for group in self.groups:
-            flat = ops.cat([arrays[i].reshape(-1) for i in group]) if len(group) > 1 else arrays[group[0]].reshape(-1)
-            flat = comm.total(flat, "data")
-            parts = ops.split(flat, [self.sizes[i] for i in group]) if len(group) > 1 else (flat,)
-            for i, part in zip(group, parts):
-                made += (part.reshape(self.shapes[i]) * self.factor,)
+        flat, made = self.map(_flat, arrays), ()
+        for first, last, starts in self.buckets:
+            total = comm.total(ops.cat(flat[first:last]), "data") * self.factor
+            made += self.map(ops.partial(_cut, total), arrays[first:last], starts)
         return made
 
 
@@ -103,15 +126,9 @@ class Spread(nn.Cell):
 
     def __init__(self, parameters, owner):
         super().__init__(auto_prefix=False)
-        self.parameters = ms.ParameterTuple(parameters)
-        self.own = [who == comm.mesh.data_rank for who in owner]
+        self.parameters, self.map = ms.ParameterTuple(parameters), ops.HyperMap()
+        self.own = tuple(float(who == comm.mesh.data_rank) for who in owner)
         self.total = Total(parameters, 1.0)
 
     def construct(self):
-        given = ()
-        for p, own in zip(self.parameters, self.own):
-            given += (p * 1.0 if own else ops.zeros_like(p),)
-        for p, own, value in zip(self.parameters, self.own, self.total(given)):
-            if not own:
-                ops.assign(p, value)
-        return 0
+        return self.map(_assign, self.parameters, self.total(self.map(_times, self.parameters, self.own)))

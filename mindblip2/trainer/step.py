@@ -81,19 +81,14 @@ class Norm(nn.Cell):
     def __init__(self, parameters):
         super().__init__(auto_prefix=False)
         self.map = ops.HyperMap()
-        self.split = [is_split(p, comm.mesh.model) for p in parameters]
+        self.is_piece = Tensor([float(is_split(p, comm.mesh.model)) for p in parameters], ms.float32)
 
     def construct(self, gradients):
         squares = self.map(_square_sum, gradients)
         if comm.mesh.model == 1:
             return ops.sqrt(ops.addn(squares))
-        pieces, whole = ops.zeros((), ms.float32), ops.zeros((), ms.float32)
-        for square, is_piece in zip(squares, self.split):
-            if is_piece:
-                pieces = pieces + square
-            else:
-                whole = whole + square
-        return ops.sqrt(whole + comm.total(pieces, "model"))
+        squares = ops.stack(squares)
+        return ops.sqrt((squares * (1.0 - self.is_piece)).sum() + comm.total((squares * self.is_piece).sum(), "model"))
 
 
 class _Sum(nn.Cell):

@@ -1,6 +1,6 @@
 """The program of a mesh's processes: losses, gradients and five updates of small models, whole and in float32, into one .npz.
 
-    python tests/mesh/steps.py DATA MODEL FILE PART…        # parts: stage1 llama opt trained_vit, each as name:mode[:sharded][:wrong]
+    python tests/mesh/steps.py DATA MODEL FILE PART…        # name:mode[:sharded][:wrong], a name of PARTS; or "counts"
 """
 import sys
 
@@ -74,6 +74,30 @@ def run(part, mode, *flags):
     return {f"{part} {mode} {name}": array for name, array in made.items()}
 
 
+def counts():
+    """What travels in one pass forwards and back through a language model of 2 layers, and with the gradients of a step."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    kind, changes = PARTS["llama"]
+    model = kind(Blip2Config(**{**SIZES, **changes}))
+    x_BTD, mask_BT = ms.ops.ones((2, 6, 32), ms.float32), ms.ops.ones((2, 6), ms.float32)
+    with comm.counted() as forwards:
+        model.llm(x_BTD, mask_BT)
+    with comm.counted() as both:
+        ms.ops.grad(lambda x: model.llm(x, mask_BT).sum())(x_BTD)
+    step = TrainStep(model, OptimizerConfig())
+    gradients = tuple(ms.ops.ones_like(p) for p in step.optimizer.parameters)
+    with comm.counted() as averaged:
+        if step.mean is not None:
+            step.mean(gradients)
+    return {"forwards": _told(forwards), "both": _told(both), "averaged": _told([one for one in averaged if one[1] == "data"]),
+            "trainable": np.array(sum(p.size * 4 for p in step.optimizer.parameters))}
+
+
+def _told(tally):
+    """Number and bytes of what has travelled."""
+    return np.array([len(tally), sum(size for *_, size in tally)])
+
+
 def wrong_group():
     """The mistake of MindFormers: all processes are taken for data-parallel ones."""
     from mindspore import ops
@@ -87,8 +111,7 @@ def main(data, model, file, parts):
     comm.start(int(data), int(model))
     made = {}
     for part in parts:
-        name, mode, *flags = part.split(":")
-        made |= run(name, mode, *flags)
+        made |= counts() if part == "counts" else run(*part.split(":"))
     if comm.first():
         np.savez(file, **made)
 
