@@ -47,6 +47,7 @@ class Trainer:
         self.task = task_named(task or self.config.trainer.type)
         if args is not None:
             device.use(self.config.context)
+        if self.config.use_parallel:    # else set_parallel_config may still come; the verbs look again
             parallel.join(self.config)
         self.model = None if isinstance(model, (str, type(None))) else model
         self.name = model if isinstance(model, str) else model_name or self.config.trainer.model_name

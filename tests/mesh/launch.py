@@ -7,22 +7,30 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
 
 
-def launch(processes, program, *arguments, logs, seconds=240, **environment):
+def launch(processes, program, *arguments, logs, seconds=240):
     """Run ``program`` under msrun; returns its exit code and all that the processes have said."""
-    folder = Path(sys.executable).parent        # msrun starts the "python" that it finds first
-    command = [str(folder / "msrun"), f"--worker_num={processes}", f"--local_worker_num={processes}", f"--master_port={free_port()}",
-               f"--log_dir={logs}", "--join=True", str(program), *map(str, arguments)]
-    path = os.pathsep.join([str(folder), os.environ.get("PATH", "")])
     shutil.rmtree(logs, ignore_errors=True)
     try:
-        done = subprocess.run(command, cwd=logs.parent, capture_output=True, text=True, timeout=seconds, env={
-            **os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOG_v": "3", **environment})
+        done = subprocess.run(msrun(processes, logs, program, *arguments), cwd=logs.parent, capture_output=True, text=True, timeout=seconds,
+                              env=environment())
         code, said = done.returncode, done.stdout + done.stderr
     except subprocess.TimeoutExpired as error:
         code, said = None, f"after {seconds} s: {error.stdout}"
     return code, said + "".join(f"\n== {log.name}\n{log.read_text(errors='replace')[-4000:]}" for log in sorted(logs.glob("worker_*.log")))
+
+
+def msrun(processes, logs, program, *arguments):
+    return [str(BIN / "msrun"), f"--worker_num={processes}", f"--local_worker_num={processes}", f"--master_port={free_port()}",
+            f"--log_dir={logs}", "--join=True", str(program), *map(str, arguments)]
+
+
+def environment():
+    """msrun starts the "python" that it finds first."""
+    return {**os.environ, "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")]), "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1", "GLOG_v": "3"}
 
 
 def free_port():

@@ -161,5 +161,19 @@ def test_a_warm_up_longer_than_the_run_is_warned_of(tmp_path, capsys):
 
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setenv("MS_WORKER_NUM", "2")
-    with pytest.raises(NotImplementedError, match="started on 2 processes, but this version runs on one"):
-        Trainer(task="contrastive_language_image_pretrain", model="blip2_digits")
+    trainer = Trainer(task="contrastive_language_image_pretrain", model="blip2_digits")
+    with pytest.raises(ConfigError, match="started on 2 processes, but use_parallel is false.*data_parallel 2 x model_parallel 1"):
+        trainer.train()
+
+
+def test_a_mesh_that_does_not_fit_is_refused_with_those_that_do(monkeypatch):
+    trainer = Trainer(task="contrastive_language_image_pretrain", model="blip2_digits")
+    with pytest.raises(ConfigError, match="makes 4 processes, but this is one process, started without msrun.  Meshes that fit 1"):
+        trainer.set_parallel_config(data_parallel=2, model_parallel=2)
+    monkeypatch.setenv("MS_WORKER_NUM", "3")
+    with pytest.raises(ConfigError, match=r"makes 2 processes, but 3 were started.  Meshes that fit 3: data_parallel 3 x model_parallel 1$"):
+        trainer.set_parallel_config(data_parallel=1, model_parallel=2)
+    with pytest.raises(ConfigError, match=r"model_parallel = 3 does not divide the ViT's heads \(4\)"):
+        trainer.set_parallel_config(data_parallel=1, model_parallel=3)
+    with pytest.raises(ConfigError, match="data_parallel = 0"):
+        trainer.set_parallel_config(data_parallel=0)
