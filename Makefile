@@ -11,11 +11,14 @@ TELL := $(BIN) run_blip2.py --config itt_blip2_digits
 TRAINED := output/digits_training/checkpoint/rank_0/blip2_digits.ckpt
 WORDS := output/digits_training/words/words.ckpt
 TOLD := output/digits_training/told
+PARALLEL := $(RUN) --run_mode train --trainer.type contrastive_language_image_pretrain --lr_schedule.total_steps 300 \
+    --runner_config.log_every 5
+PORT ?= 8118
 BENCH := $(BIN) benchmarks/bench.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install dev demo train-demo test lint bench clean
+.PHONY: help install dev demo train-demo demo-parallel test lint bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +43,14 @@ train-demo: .venv/.demo  ## train the embedded models again from nothing, with t
 	$(BIN) -m mindblip2.trainer.words itt_blip2_digits $(WORDS)
 	$(TELL) --run_mode train --load_checkpoint $(TRAINED) --model.model_config.text_config.checkpoint_name_or_path $(WORDS) --output_dir $(TOLD)
 	$(TELL) --mode 1 --run_mode eval --load_checkpoint $(TOLD)/checkpoint/rank_0/itt_blip2_digits.ckpt --output_dir $(TOLD)
+
+demo-parallel: .venv/.demo  ## the embedded model trained for 300 steps by one process, and by two: the same losses; some minutes
+	rm -rf output/parallel
+	$(PARALLEL) --batch_size 32 --output_dir output/parallel/one_process
+	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 msrun --worker_num=2 --local_worker_num=2 --master_port=$(PORT) --join=True \
+	    --log_dir=output/parallel/logs $(subst $(BIN) ,,$(PARALLEL)) --batch_size 16 --output_dir output/parallel/two_processes \
+	    --use_parallel true --parallel_config.data_parallel 2
+	$(BIN) -m mindblip2.trainer.monitor output/parallel/losses.png output/parallel/one_process output/parallel/two_processes
 
 test: .venv/.dev  ## the tests, two files at a time; the slow ones too with ARGS="-m 'slow or not slow'"
 	$(BIN) -m pytest -q -n 2 --dist loadfile $(ARGS)

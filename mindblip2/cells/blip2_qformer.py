@@ -75,7 +75,7 @@ class Blip2Qformer(Pretrained):
             self.config.label_smoothing, self.config.gather_with_grad)
         same_BG = losses.same_picture(sim_i2t.shape[0], sim_i2t.shape[1], image_id)
         if negatives is None:
-            draws = noise.uniform(self._words[0], 0, (2,) + tuple(sim_i2t.shape))
+            draws = self._draws(*sim_i2t.shape)
             negatives = (losses.hard_negatives(sim_t2i, same_BG, draws[0]), losses.hard_negatives(sim_i2t, same_BG, draws[1]))
         logits_32 = self._match_three(input_ids, memory, vit_BPW, negatives)
         self._advance()
@@ -85,6 +85,11 @@ class Blip2Qformer(Pretrained):
                                                             self.config.label_smoothing, self.qformer.vocab))
         accuracies = (losses.share_of_hits(sim_i2t, same_BG), losses.share_of_hits(sim_t2i, same_BG), losses.itm_accuracy(logits_32))
         return parts[0] + parts[1] + parts[2], parts, accuracies
+
+    def _draws(self, batch, world_batch):
+        """Uniform draws for the choice of two negatives per row, (2, B, G): this card's rows of what one card with all would draw."""
+        draws_2GG = noise.uniform(self._words[0], 0, (2, world_batch, world_batch))
+        return draws_2GG[:, comm.rank() * batch:(comm.rank() + 1) * batch]
 
     def _advance(self):
         if self.training and self._words[0] is not None:

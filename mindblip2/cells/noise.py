@@ -64,8 +64,8 @@ def bind(model):
     """Give all that draws in ``model`` one new key and a place of its own; returns the key."""
     key, draws = Key(), [cell for _, cell in model.cells_and_names() if isinstance(cell, (Dropout, DropPath))]
     for site, cell in enumerate(draws, 1):  # 0 is the model's own
-        if getattr(cell, "of_heads", False):
-            site += len(draws) * comm.mesh.model_rank       # other heads, other draws
+        site += len(draws) * comm.mesh.model * comm.rank()      # other samples, other draws; and so for other heads
+        site += len(draws) * comm.mesh.model_rank if getattr(cell, "of_heads", False) else 0
         cell.site, cell._words = site, (key.words,) if device.target() == "CPU" else (None,)
     return key
 

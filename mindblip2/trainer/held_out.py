@@ -56,7 +56,7 @@ class HeldOutLosses:
     def figures(self):
         sums = 0
         for place, batch in enumerate(self.feed.epoch(0)):
-            self.model.noise.set(self.seed, place, KEY + comm.rank())
+            self.model.noise.set(self.seed, place, KEY)
             if not self.use_image_id:
                 batch.pop("image_id", None)
             inputs = (Tensor(batch[name]) if name in batch else None for name in self.net.inputs)

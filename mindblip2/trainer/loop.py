@@ -5,7 +5,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from mindblip2 import comm
+import mindspore as ms
+
+from mindblip2 import comm, device
 from mindblip2.checkpoint import CheckpointError
 from mindblip2.trainer import saving
 from mindblip2.trainer.held_out import is_due
@@ -31,6 +33,8 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
     epoch_steps = -(-len(feed) // runner.accumulation_steps)
     total = planned_steps(config, epoch_steps)
     model.set_train()
+    if comm.mesh.data > 1 and device.target() != "CPU":     # there MindSpore's own operators draw
+        ms.set_seed(config.seed + comm.rank())
     step_of = TrainStep(model, config.optimizer, _scales(model, config), config.parallel.enable_parallel_optimizer)
     facts = _facts(model, config, epoch_steps, total) | {"frozen": frozen}
     start = _restored(resume, facts, step_of, folder) if resume else _fresh(folder)
@@ -45,7 +49,7 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
             if not config.train_dataset.use_image_id:
                 batches = [{name: array for name, array in batch.items() if name != "image_id"} for batch in batches]
             rate = learning_rate(config.lr_schedule, step, total, epoch_steps)
-            model.noise.set(config.seed, step, *([comm.rank()] if comm.rank() else []))
+            model.noise.set(config.seed, step)
             numbers = step_of(batches, rate)
             losses.append(numbers["loss"])
             monitor.add({**numbers, "lr": rate}, sum(len(batch["input_ids"]) for batch in batches) * comm.mesh.data)

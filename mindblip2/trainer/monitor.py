@@ -2,6 +2,7 @@
 import json
 import logging
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -145,3 +146,32 @@ def draw_curves(log, path):
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return True
+
+
+def compare(folders, path):
+    """Draw the losses of several runs over one another; prints and returns how far the others are from the first, at most, as a share."""
+    logs = [_earlier(Path(folder) / "log" / "train.jsonl", math.inf) for folder in folders]
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    names = [name for name in ("itc", "itm", "lm") if name in logs[0][0]]
+    figure, axes = pyplot.subplots(1, len(names), figsize=(5 * len(names), 3.5), squeeze=False)
+    furthest = 0.0
+    for axis, name in zip(axes.flat, names):
+        for number, (folder, log) in enumerate(zip(folders, logs)):
+            axis.plot([entry["step"] for entry in log], [entry[name] for entry in log], label=Path(folder).name,
+                      linewidth=4 - 3 * number / max(len(folders) - 1, 1), alpha=0.5 + 0.5 * number / max(len(folders) - 1, 1))
+            furthest = max([furthest, *(abs(entry[name] / first[name] - 1) for entry, first in zip(log, logs[0]))])
+        axis.set(title=name, xlabel="step")
+        axis.legend()
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    print(f"{' and '.join(Path(folder).name for folder in folders)}: losses differ by at most {furthest:.2g} of themselves over "
+          f"{logs[0][-1]['step']} steps; curves are saved at: {path}")
+    return furthest
+
+
+if __name__ == "__main__":
+    compare(sys.argv[2:], sys.argv[1])
