@@ -22,7 +22,9 @@ class Copies:
 
 
 SELF, CROSS, VIT = Copies(6.3, 6, 4), Copies(5, 3, 0), Copies(5, 3, 4.5, 1.2)
-FROZEN_LLM, TRAINED_LLM = Copies(4, 4, 3, 2.6), Copies(9, 5, 4, 2.6)
+LANGUAGE = {  # (type, whether it is trained): a frozen one keeps no inputs of its products
+    ("LlamaConfig", False): Copies(4, 4, 3, 2.6), ("LlamaConfig", True): Copies(9, 5, 4, 2.6),
+    ("OPTConfig", False): Copies(2.5, 3, 1, 2.1), ("OPTConfig", True): Copies(6, 4, 2.4, 2.1)}
 KEYS = 4                # of the image's keys and values, ITM's other pictures included
 DROPPED_MAPS, DROPPED = {"CPU": 2.8}, {"CPU": 1.2}      # more where there is dropout; other devices keep the result, and a bit per number
 WORDS, LLM_WORDS = 18, 15       # of the logits: MindSpore's PyNative keeps each step of the log-softmax and the smoothing
@@ -84,7 +86,7 @@ def _stage1(step, recompute, target):
 def _stage2(step, recompute, target):
     config, batch, text = step.config, step.batch, step.text
     language, queries = config.text_config, config.qformer_config.query_length
-    length, copies = queries + text, FROZEN_LLM if config.freeze_text else TRAINED_LLM
+    length, copies = queries + text, LANGUAGE[language.type, not config.freeze_text]
     made = _pass(step, batch, queries, 0, 0, recompute, target) + _keys(step, KEYS - 1)
     made += language.num_layers * _layer(step, copies, language, batch, length, length, recompute)
     return made + LLM_WORDS * 4 * batch * text * language.vocab_size / step.model

@@ -55,7 +55,7 @@ def plan_mesh(config, device_memory="64GB", cards=1):
     if cards < 1:
         raise ConfigError(f"--cards {cards}: expected a whole number of at least 1")
     rows = [needs(config, data, model) for data, model in meshes(config.model.model_config, cards)]
-    print("\n".join([*_memory_table(rows, memory, config), "", *_travel_table(rows, config)]))
+    print("\n".join([*_memory_table(rows, memory, config), "", *_travel_table(rows)]))
     return rows
 
 
@@ -136,20 +136,17 @@ def _memory_table(rows, memory, config):
     return [f"GB per card in training, {batch} pairs per card; {memory / GB:g} GB are there (computed)", "", *_table(head, lines)]
 
 
-def _travel_table(rows, config):
-    kinds = sorted({what[:3] for row in rows for what in row.travels[True]}, key=lambda kind: (kind[1], kind[2], kind[0]))
-    if not kinds:
-        return ["nothing travels between cards"]
-    head = ["data x model", *(f"{group} {when} {what}" for what, group, when in kinds)]
-    lines = []
+def _travel_table(rows):
+    head, lines = ["data x model", "group", "when", "what", "calls", "GB"], []
     for row in rows:
         times, size = Counter(), Counter()
-        for (*kind, each), count in row.travels[True].items():
-            times[tuple(kind)] += count
-            size[tuple(kind)] += count * each
-        lines.append([f"{row.data} x {row.model}", *(f"{size[kind] / GB:.3f} ({times[kind]})" if times[kind] else "-" for kind in kinds)])
-    return ["GB that a card sends per update, in how many calls (computed; data parameters: only where moments are sharded)", "",
-            *_table(head, lines)]
+        for (what, group, when, each), count in row.travels[True].items():
+            times[group, when, what] += count
+            size[group, when, what] += count * each
+        lines += [[f"{row.data} x {row.model}", *kind, str(times[kind]), f"{size[kind] / GB:.3f}"] for kind in sorted(times)]
+    if not lines:
+        return ["nothing travels between cards"]
+    return ["what a card sends per update (computed); \"parameters\" only where the moments are sharded", "", *_table(head, lines)]
 
 
 def _table(head, lines):

@@ -1,6 +1,6 @@
 """How much memory a training step keeps for its gradient: prints the bytes that a process of its own has grown by.
 
-    python tests/trainer/kept.py PART PAIRS [key=value of the Blip2Config …]    # a name of PARTS
+    python tests/trainer/kept.py PART PAIRS     # a name of PARTS
 """
 import sys
 
@@ -26,7 +26,8 @@ OPT = {"type": "OPTConfig", "vocab_size": 3000, "hidden_size": 256, "num_layers"
 STILL = {**QFORMER, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 PARTS = {"stage1": (Blip2Qformer, {}), "trained_vit": (Blip2Qformer, {"freeze_vision": False}),
          "still": (Blip2Qformer, {"qformer_config": STILL}), "llama": (Blip2Llm, {"text_config": LLAMA}),
-         "trained_llama": (Blip2Llm, {"text_config": LLAMA, "freeze_text": False}), "opt": (Blip2Llm, {"text_config": OPT})}
+         "trained_llama": (Blip2Llm, {"text_config": LLAMA, "freeze_text": False}), "opt": (Blip2Llm, {"text_config": OPT}),
+         "trained_opt": (Blip2Llm, {"text_config": OPT, "freeze_text": False})}
 
 
 def config_of(part):
@@ -45,7 +46,8 @@ def growth(part, pairs):
     model = PARTS[part][0](config).set_train()
     frozen = not any(p.requires_grad for p in model.vit.get_parameters())
     losses, rng = losses_of(model, frozen), np.random.default_rng(0)
-    image = ms.Tensor(rng.standard_normal((pairs, 3, 64, 64)).astype(np.float32))
+    size = config.vision_config.image_size
+    image = ms.Tensor(rng.standard_normal((pairs, 3, size, size)).astype(np.float32))
     ids = ms.Tensor(rng.integers(4, 3000, (pairs, TEXT)).astype(np.int32))
     picture = ms.Tensor(model.vit(image).asnumpy()) if frozen else image
     sizes = [resident()]
