@@ -25,7 +25,7 @@ SELF, CROSS, VIT = Copies(6.3, 6, 4), Copies(5, 3, 0), Copies(5, 3, 4.5, 1.2)
 LANGUAGE = {  # (type, whether it is trained): a frozen one keeps no inputs of its products
     ("LlamaConfig", False): Copies(4, 4, 3, 2.6), ("LlamaConfig", True): Copies(9, 5, 4, 2.6),
     ("OPTConfig", False): Copies(2.5, 3, 1, 2.1), ("OPTConfig", True): Copies(6, 4, 2.4, 2.1)}
-KEYS = 4                # of the image's keys and values, ITM's other pictures included
+KEYS, PICTURE = 7, 3    # of the image's keys and values, where ITM has one more, and of what the ViT makes
 DROPPED_MAPS, DROPPED = {"CPU": 2.8}, {"CPU": 1.2}      # more where there is dropout; other devices keep the result, and a bit per number
 WORDS, LLM_WORDS = 18, 15       # of the logits: MindSpore's PyNative keeps each step of the log-softmax and the smoothing
 
@@ -64,10 +64,11 @@ def _pass(step, rows, queries, words, past, recompute, target):
     return made
 
 
-def _keys(step, copies):
+def _picture(step, copies):
     config = step.config.qformer_config
     crosses = len(range(0, config.num_hidden_layers, config.cross_attention_freq))
-    return copies * 2 * crosses * BYTES[step.dtype] * step.batch * step.config.vision_config.num_tokens * config.hidden_size / step.model
+    width = PICTURE * step.config.vision_config.hidden_size + copies * 2 * crosses * config.hidden_size / step.model
+    return BYTES[step.dtype] * step.batch * step.config.vision_config.num_tokens * width
 
 
 def _stage1(step, recompute, target):
@@ -77,7 +78,7 @@ def _stage1(step, recompute, target):
         (batch, queries, 0, 0), (batch, 0, text, 0), (3 * batch, queries, text, 0), (batch, 0, text, queries)))
     everyone = batch * step.data
     made += 2 * 2 * 4 * batch * everyone * queries      # similarities of own pictures and all texts, and the other way round
-    made += WORDS * 4 * batch * text * qformer.vocab_size / step.model + _keys(step, KEYS)
+    made += WORDS * 4 * batch * text * qformer.vocab_size / step.model + _picture(step, KEYS + 1)
     if step.data > 1:       # what all cards' ViTs made, from which the wrong pictures are taken
         made += BYTES[step.dtype] * everyone * config.vision_config.num_tokens * config.vision_config.hidden_size
     return made
@@ -87,7 +88,7 @@ def _stage2(step, recompute, target):
     config, batch, text = step.config, step.batch, step.text
     language, queries = config.text_config, config.qformer_config.query_length
     length, copies = queries + text, LANGUAGE[language.type, not config.freeze_text]
-    made = _pass(step, batch, queries, 0, 0, recompute, target) + _keys(step, KEYS - 1)
+    made = _pass(step, batch, queries, 0, 0, recompute, target) + _picture(step, KEYS)
     made += language.num_layers * _layer(step, copies, language, batch, length, length, recompute)
     return made + LLM_WORDS * 4 * batch * text * language.vocab_size / step.model
 

@@ -3,7 +3,6 @@
 Weights, gradients and moments are those of cells that are made with the shapes of one card and hold nothing, so they are exact;
 ``traffic`` is exact too; ``activations`` are an estimate.
 """
-import contextlib
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -49,8 +48,8 @@ class Needs:
 def plan_mesh(config, device_memory="64GB", cards=1):
     """Print what a RunConfig needs on every mesh of ``cards`` cards with ``device_memory`` each; returns the list of :class:`Needs`.
 
-    It is that of an NPU, where products are computed in ``compute_dtype``; with ``context.device_target: CPU`` that of a CPU, which computes
-    in float32.  Raises ConfigError for a memory without a unit, and for less than one card."""
+    It is that of an NPU, where products are computed in ``compute_dtype``; with ``context.device_target: CPU`` that of a CPU, which
+    computes in float32.  Raises ConfigError for a memory without a unit, and for less than one card."""
     memory = size_of(device_memory)
     if cards < 1:
         raise ConfigError(f"--cards {cards}: expected a whole number of at least 1")
@@ -76,8 +75,7 @@ def needs(config, data, model):
     passes = Counter({what: times * lots for what, times in traffic(step).items()})
     weights = _bytes(trained)
     return Needs(data, model, weights, _bytes(net.get_parameters()) - weights, weights * min(lots, 2),
-                 {sharded: max(moment_bytes(trained, data, rank, sharded) for rank in (range(data) if sharded else (0,)))
-                  for sharded in (False, True)},
+                 {sharded: max(moment_bytes(trained, data, sharded)) for sharded in (False, True)},
                  {again: activation_bytes(step, again, device.target() if config.context.device_target else "Ascend")
                   for again in (False, True)},
                  cache_bytes(config, step), {sharded: passes + update(trained, data, model, sharded) for sharded in (False, True)})
@@ -90,11 +88,15 @@ def step_of(config, data, model, dtype, trained_vit):
     return Step(config.model.model_config, data, model, config.runner_config.batch_size, text, trained_vit, section.use_image_id, dtype)
 
 
-def moment_bytes(trained, data, rank, sharded):
-    """Both moments of what card ``rank`` of a data group updates, and the number of steps."""
+def moment_bytes(trained, data, sharded):
+    """Of each card of a data group: both moments of what it updates, and the number of steps."""
     sizes = [p.size for p in trained]
-    owner = owners(sizes, data) if sharded and data > 1 else [rank] * len(sizes)
-    return 4 + sum(8 * size for size, who in zip(sizes, owner) if who == rank)
+    if not sharded or data == 1:
+        return [4 + 8 * sum(sizes)] * data
+    held = [4] * data
+    for size, who in zip(sizes, owners(sizes, data)):
+        held[who] += 8 * size
+    return held
 
 
 def cache_bytes(config, step):

@@ -57,7 +57,7 @@ def _stage1(step):
         width = config.qformer_config.hidden_size
         made += _passes(step, {"see": (batch * queries, 0), "read": (0, batch * text), "match": (3 * batch * queries, 3 * batch * text),
                                "caption": (0, batch * text)})
-        made["all_reduce", "model", "back", 4 * 3 * batch * text * width] -= 1     # match: nobody asks for what its last layer makes of words
+        made["all_reduce", "model", "back", 4 * 3 * batch * text * width] -= 1     # nobody asks what match's last layer makes of words
         for texts in (batch, 3 * batch, batch):     # read, match and caption look up their words
             made["all_reduce", "model", "forwards", 4 * texts * text * width] += 1
         made["all_reduce", "model", "back", BYTES[step.dtype] * batch * text * width] += 1     # before the logits

@@ -29,7 +29,7 @@ def planned(part, data, model, rank, **wrong):
     for (what, group, _, size), times in (traffic(step) + update(trained, data, model, data > 1)).items():
         travelled[what, group, size] += times
     return {"trained": weights, "frozen": sum(p.size * p.itemsize for p in net.get_parameters()) - weights, "gradients": weights,
-            "moments": moment_bytes(trained, data, rank // model, data > 1),
+            "moments": moment_bytes(trained, data, data > 1)[rank // model],
             "travelled": [[*what, times] for what, times in sorted(travelled.items())]}
 
 

@@ -1,4 +1,6 @@
 """The planner through its door, and its estimate of activations against processes that keep them."""
+import re
+import shlex
 import subprocess
 import sys
 
@@ -105,3 +107,27 @@ def test_activations_are_within_a_fifth_of_what_a_process_grows_by(part, monkeyp
     monkeypatch.setattr(activations, "SELF", activations.Copies(0, 0, 0, 0))     # the control: layers of the Q-Former that keep nothing
     monkeypatch.setattr(activations, "LANGUAGE", dict.fromkeys(activations.LANGUAGE, activations.SELF))
     assert abs((estimated(part, 24) - estimated(part, 8)) / measured - 1) > 0.3
+
+
+COMMANDS = re.findall(r"for cards in ([0-9 ]+); do python run_blip2.py (.*) --cards \$cards; done", (ROOT / "docs" / "scaling.md").read_text())
+
+
+def printed(command, cards, capsys):
+    run_blip2.run([*shlex.split(command), "--cards", cards])
+    return [cells(line) for line in capsys.readouterr().out.splitlines() if re.match(r"\| +\d", line)]
+
+
+def cells(line):
+    return [cell.strip() for cell in line.split("|")]
+
+
+@pytest.mark.parametrize("number", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in range(1, len(COMMANDS)))])
+def test_the_tables_of_the_docs_are_what_their_commands_print(number, capsys):
+    assert len(COMMANDS) == 3
+    cards, command = COMMANDS[number]
+    written = list(map(cells, (ROOT / "docs" / "scaling.md").read_text().split(command)[1].split("###")[0].splitlines()))
+    lines = {count: printed(command, count, capsys) for count in cards.split()}
+    memory = [line for table in lines.values() for line in table if line[-2] in ("yes", "no") or "with" in line[-2]]
+    assert len(memory) == 10 and all(line in written for line in [*memory, *lines["8"]])
+    other = printed(f"{command} --batch_size 23", "8", capsys)     # the control
+    assert not any(line in written for line in other if line[-2] == "yes")
