@@ -76,7 +76,7 @@ def needs(config, data, model):
     weights = _bytes(trained)
     return Needs(data, model, weights, _bytes(net.get_parameters()) - weights, weights * min(lots, 2),
                  {sharded: max(moment_bytes(trained, data, sharded)) for sharded in (False, True)},
-                 {again: activation_bytes(step, again, device.target() if config.context.device_target else "Ascend")
+                 {again: activation_bytes(step, again, config.context.device_target or "Ascend")
                   for again in (False, True)},
                  cache_bytes(config, step), {sharded: passes + update(trained, data, model, sharded) for sharded in (False, True)})
 

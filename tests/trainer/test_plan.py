@@ -109,7 +109,8 @@ def test_activations_are_within_a_fifth_of_what_a_process_grows_by(part, monkeyp
     assert abs((estimated(part, 24) - estimated(part, 8)) / measured - 1) > 0.3
 
 
-COMMANDS = re.findall(r"for cards in ([0-9 ]+); do python run_blip2.py (.*) --cards \$cards; done", (ROOT / "docs" / "scaling.md").read_text())
+SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"for cards in ([0-9 ]+); do python run_blip2.py (.*) --cards \$cards; done", SCALING)
 
 
 def printed(command, cards, capsys):
@@ -125,7 +126,7 @@ def cells(line):
 def test_the_tables_of_the_docs_are_what_their_commands_print(number, capsys):
     assert len(COMMANDS) == 3
     cards, command = COMMANDS[number]
-    written = list(map(cells, (ROOT / "docs" / "scaling.md").read_text().split(command)[1].split("###")[0].splitlines()))
+    written = [cells(line) for line in SCALING.split(command)[1].split("###")[0].splitlines()]
     lines = {count: printed(command, count, capsys) for count in cards.split()}
     memory = [line for table in lines.values() for line in table if line[-2] in ("yes", "no") or "with" in line[-2]]
     assert len(memory) == 10 and all(line in written for line in [*memory, *lines["8"]])
