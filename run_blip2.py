@@ -1,4 +1,4 @@
-"""The doorbell: ``python run_blip2.py --config PRESET|FILE --run_mode train|finetune|eval|predict|check …``; see README.md."""
+"""The doorbell: ``python run_blip2.py --config PRESET|FILE --run_mode train|finetune|eval|predict|check|plan …``; see README.md."""
 import argparse
 import os
 import sys
@@ -29,7 +29,7 @@ def arguments(argv):
     parser = argparse.ArgumentParser(prog="run_blip2.py", description=__doc__, allow_abbrev=False, epilog=(
         f"presets: {', '.join(presets())}.  Any key of the configuration can be set as --a.b.c value."))
     parser.add_argument("--config", required=True, help="a preset's name or a YAML file")
-    parser.add_argument("--run_mode", choices=("train", "finetune", "eval", "predict", "export", "check"))
+    parser.add_argument("--run_mode", choices=("train", "finetune", "eval", "predict", "export", "check", "plan"))
     parser.add_argument("--device_target", choices=("CPU", "GPU", "Ascend"), help="default: what the host has")
     parser.add_argument("--mode", type=int, choices=(0, 1), help="0 graph, 1 PyNative")
     parser.add_argument("--load_checkpoint", help="the .ckpt to start from or to use")
@@ -44,6 +44,8 @@ def arguments(argv):
     parser.add_argument("--use_itm", action="store_true", help="score with the ITM head instead of the similarity")
     parser.add_argument("--k_test", type=int, help="retrieval: candidates that the ITM head ranks again")
     parser.add_argument("--rerank", choices=("itm+itc", "itm", "none"), help="retrieval: the score of a candidate")
+    parser.add_argument("--device_memory", default="64GB", help="plan: memory of a card, 32GB or 64GB")
+    parser.add_argument("--cards", type=int, default=1, help="plan: how many cards there are")
     parser.add_argument("--output_dir")
     for name in ("train_dataset_dir", "eval_dataset_dir"):
         parser.add_argument(f"--{name}")
@@ -91,7 +93,9 @@ def run(argv=None):
         raise NotImplementedError("export is not implemented")
     if config.run_mode == "check":
         return check_data(config)
-    from mindblip2 import Trainer  # here, because importing MindSpore takes seconds
+    from mindblip2 import Trainer, plan_mesh  # here, because importing MindSpore takes seconds
+    if config.run_mode == "plan":
+        return plan_mesh(config, options.device_memory, options.cards)
     trainer = Trainer(args=config)
     if config.run_mode == "eval":
         return trainer.evaluate(**{"use_itm": True} if options.use_itm else {})

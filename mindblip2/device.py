@@ -1,4 +1,5 @@
 """Which device a run uses, and in which mode; and what the device cannot do."""
+import contextlib
 import importlib.util
 import logging
 import shutil
@@ -8,6 +9,7 @@ import mindspore as ms
 from mindblip2.sections import ConfigError
 
 logger = logging.getLogger("mindblip2")
+_pretended = None
 
 
 def use(context):
@@ -25,7 +27,18 @@ def use(context):
 
 def target():
     """"CPU", "GPU" or "Ascend"."""
-    return ms.get_context("device_target")
+    return _pretended or ms.get_context("device_target")
+
+
+@contextlib.contextmanager
+def pretend(device_target):
+    """Cells that are made here are those of another device; they cannot compute."""
+    global _pretended
+    before, _pretended = _pretended, device_target
+    try:
+        yield
+    finally:
+        _pretended = before
 
 
 def fuses():

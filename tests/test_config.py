@@ -110,7 +110,7 @@ def test_an_empty_section_means_its_defaults(load):
     ("use_parallel: 1", "use_parallel = 1: expected bool, got int"),
     ("callbacks: MFLossMonitor", "callbacks = 'MFLossMonitor': expected tuple, got str"),
     ("model: {model_config: 3}", "model.model_config must be a mapping, got 3"),
-    ("run_mode: fly", "run_mode = 'fly': expected one of 'train', 'finetune', 'eval', 'predict', 'export', 'check'"),
+    ("run_mode: fly", "run_mode = 'fly': expected one of 'train', 'finetune', 'eval', 'predict', 'export', 'check', 'plan'"),
     ("context: {mode: 2}", "ContextConfig.mode = 2: expected one of 0, 1"),
     ("context: {device_target: TPU}", "expected one of '', 'CPU', 'GPU', 'Ascend'"),
     ("model: {model_config: {compute_dtype: half}}", "expected one of 'float32', 'float16', 'bfloat16'"),
