@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from mindspore import nn
 
 from parity import defects
-from parity.compare import Row
-from parity.suite import Suite, failing
+from parity.compare import Row, failing
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def defective(model: nn.Cell, mutation: str | Mutation) -> Iterator[None]:
         yield
 
 
-def mutated(suite: Suite, mutation: str | Mutation) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+def mutated(suite, mutation: str | Mutation) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
     """The rows of the cases that must catch a defect, and of those that must not."""
     mutation = MUTATIONS[mutation] if isinstance(mutation, str) else mutation
     caught, spared = (suite.matching(patterns) for patterns in (mutation.caught, mutation.spared))
@@ -118,7 +117,7 @@ def mutated(suite: Suite, mutation: str | Mutation) -> tuple[dict[str, list[Row]
     return {name: rows[name] for name in caught}, {name: rows[name] for name in spared}
 
 
-def verdict_of(suite: Suite, mutation: str | Mutation) -> tuple[str, float]:
+def verdict_of(suite, mutation: str | Mutation) -> tuple[str, float]:
     """Whether a defect was caught and located, and the ratio of the weakest catch."""
     caught, spared = mutated(suite, mutation)
     right = failing(caught) == set(caught) and not failing(spared)

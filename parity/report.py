@@ -6,7 +6,7 @@ import re
 import resource
 from collections.abc import Iterable, Mapping
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from parity.compare import Row, all_pass, table, write_json
@@ -19,7 +19,15 @@ def about(command: str, seconds: float, **more: object) -> dict[str, object]:
     return {"date": date.today().isoformat(), "command": command, "seconds": round(seconds),
             "peak memory GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1),
             "hardware": hardware(), "python": platform.python_version()} | {
-        name: version(name) for name in ("mindspore", "torch", "numpy")} | more
+        name: installed(name) for name in ("mindspore", "torch", "numpy")} | more
+
+
+def installed(package: str) -> str:
+    """Its version; a host that only checks has no torch."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def hardware() -> str:
