@@ -24,7 +24,9 @@ os.environ.setdefault("GLOG_v", "3")
 from mindblip2.checkpoint import CheckpointError  # noqa: E402
 from mindblip2.sections import ConfigError  # noqa: E402
 from parity import report, seeded_weights  # noqa: E402
+from parity.diagnosis import diagnose, said  # noqa: E402
 from parity.dumpfile import DumpError, DumpFile  # noqa: E402
+from parity.mutations import MUTATIONS  # noqa: E402
 from parity.selection import MODES, Selection  # noqa: E402
 
 COMMANDS = ("run", "dump", "check", "report", "weights", "mutations")
@@ -41,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--defects", action="store_true", help="the same as the command mutations")
     torch_options(run)
     run.add_argument("--resume", metavar="FOLDER", help="remember there what was compared; the same command goes on from there")
-    run.add_argument("--defect", metavar="NAME", help="run with a deliberate defect, which must fail")
+    run.add_argument("--defect", choices=sorted(MUTATIONS), metavar="NAME", help="run with a deliberate defect, which must fail")
     run.add_argument("--steps", type=int, default=200, help="of --mode trajectory")
     ours_options(run)
     result_options(run)
@@ -95,7 +97,7 @@ def result_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--report", help="write this JSON, with a Markdown and an HTML page beside it")
     if command.prog.endswith("check"):
         command.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: that of the dump")
-        command.add_argument("--defect", metavar="NAME", help="check with a deliberate defect, which must fail")
+        command.add_argument("--defect", choices=sorted(MUTATIONS), metavar="NAME", help="check with a deliberate defect, which must fail")
         command.add_argument("--export", metavar="FOLDER", help="write both sides in msprobe's layout too")
 
 
@@ -181,13 +183,14 @@ def prepare(options: argparse.Namespace) -> None:
 
 def finish(options: argparse.Namespace, rows: list, more: dict, command: str, start: float, weights: str) -> int:
     """Print, write, decide."""
-    print(report.terminal(rows))
+    found = diagnose(rows)
+    print(report.terminal(rows), *([said(found)] if found else []), sep="\n")
     for name, value in more.items():
         if isinstance(value, str):
             print(f"{name}: {value}")
     if options.report:
         from parity import page
-        report.write(options.report, rows, report.about(command, time.monotonic() - start, weights=weights, **more))
+        report.write(options.report, rows, report.about(command, time.monotonic() - start, weights=weights, **more), found)
         page.write(options.report)
     return 0 if report.all_pass(rows) else 1
 

@@ -16,7 +16,6 @@ from mindblip2.config import Blip2Config
 from mindblip2.sections import build
 from parity.capture import capture, twin_paths
 from parity.compare import Row
-from parity.defects import replaced
 from parity.dumpfile import DumpError, DumpFile
 from parity.mutations import defective
 from parity.nets import Case, judge, run_ours, tensor
@@ -24,6 +23,7 @@ from parity.our_weights import Given, fill, fingerprints, from_file, seeded
 from parity.ours import OursGiven, ours_of
 from parity.ours_chained import FIRST, our_activations
 from parity.ours_llm import kept, new_cell, one_layer
+from parity.patches import replaced
 from parity.selection import Selection
 
 
@@ -73,8 +73,9 @@ class Check:
     def agreeing(self, entry: dict, ours: dict) -> tuple[dict, dict, dict]:
         """The three sides; of torch's only what was asked for now, which may be less than what was dumped."""
         torch32, truth = (self.dump.group(entry, group) for group in ("torch32", "truth"))
-        wanted = set(ours) if self.selection.mode else set(truth)
-        return ours, *({key: value for key, value in side.items() if key in wanted} for side in (torch32, truth))
+        wanted = set(ours) if self.selection.mode and entry["kind"] == "case" else set(truth)
+        silent = {key: np.full(truth[key].shape, np.nan, np.float32) for key in wanted - set(ours)}  # a module that did not run
+        return ours | silent, *({key: value for key, value in side.items() if key in wanted} for side in (torch32, truth))
 
 
 class VisionWindow:
@@ -127,7 +128,7 @@ class VisionWindow:
     def advance(self, name: str) -> dict[str, np.ndarray]:
         """What the chain gives at its next place."""
         if name == "chained":
-            return our_activations(self.model, self.paths, self.inputs)
+            return our_activations(self.model, self.paths, self.inputs, strict=False)
         if name != "chained vit.embed":
             self.showing(name)
             self.x = self.model.vit.blocks[0](tensor(self.x)).asnumpy()

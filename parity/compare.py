@@ -150,12 +150,13 @@ def table(rows: Iterable[Row]) -> str:
                      for line in lines)
 
 
-def write_json(path: str | Path, rows: Iterable[Row], about: Mapping[str, object] | None = None) -> None:
-    """``{"pass": …, "about": {…}, "rows": […]}``; numbers that JSON does not know (inf, nan) become null."""
+def write_json(path: str | Path, rows: Iterable[Row], about: Mapping[str, object] | None = None,
+               diagnosis: Mapping | None = None) -> None:
+    """``{"pass": …, "about": {…}, "diagnosis": null or {…}, "rows": […]}``; numbers that JSON does not know (inf, nan) become null."""
     rows = list(rows)
     records = [{"verdict": row.verdict} | {key: known(value) for key, value in asdict(row).items()} for row in rows]
     document = {"pass": all_pass(rows), "limits": {"pass": PASS, "look": LOOK}, "about": dict(about or {}),
-                "rows": records}
+                "diagnosis": diagnosis, "rows": records}
     Path(path).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 

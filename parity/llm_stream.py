@@ -21,13 +21,13 @@ from mindblip2.checkpoint import CheckpointError
 from mindblip2.config import LlamaConfig, OPTConfig
 from parity import seeded_weights
 from parity.compare import Row
-from parity.defects import replaced
 from parity.desk import Desk
 from parity.llm_cases import FULL, HOLE, LEFT, RIGHT, fill, filled, layer_cases, masks, norm_case, recorded
 from parity.nets import Case, Nets, tensor
 from parity.our_weights import fingerprints
 from parity.ours import ours_of
 from parity.ours_llm import ROWS, new_cell, one_layer
+from parity.patches import replaced
 from parity.theirs import numbers
 from parity.twin_llm import LanguageTwin
 
