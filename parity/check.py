@@ -5,6 +5,7 @@ A window of one ViT block, or one layer of a language model, slides over the dep
 
 import argparse
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -48,6 +49,8 @@ class Check:
 
     def rows(self, window, entries: list[dict]) -> Iterator[list[Row]]:
         for entry in entries:
+            if entry["kind"] != "case" and not self.selection.chained:
+                continue
             inputs = self.dump.group(entry, "inputs")
             if entry["kind"] == "start":
                 window.start(entry["name"], inputs)
@@ -58,10 +61,9 @@ class Check:
                 yield [row for row in found if entry["kind"] == "case" or self.selection.wants(row.name)]
 
     def ours(self, window, entry: dict, inputs: dict):
-        """What our side gives, or None where nobody wants it. A chain goes on all the same, since later places need it."""
+        """What our side gives, or None where nobody wants it. A chain goes on where a pattern leaves it out: later places need it."""
         if entry["kind"] == "chain":
-            found = window.advance(entry["name"])
-            return found if self.selection.chained else None
+            return window.advance(entry["name"])
         case = Case(entry["name"], None, ours_of(window.own_name(entry["name"])), inputs, tuple(entry["weights"]), entry["backward"],
                     tuple(entry["fixed"]), tuple(entry["stacked"]), entry["values"])
         wanted = self.selection.of(case)
@@ -146,6 +148,12 @@ class LanguageWindow:
         fill(self.model, self.first_words)
         self.model.set_train(False)
         self.fingerprints = fingerprints(self.model)
+        self.fingerprints.pop(self.head_name(), None)  # known when the whole table is read
+
+    def head_name(self) -> str:
+        """The parameter that the head is."""
+        own = any(name == "llm.lm_head.weight" for name, _ in self.model.parameters_and_names())
+        return "llm.lm_head.weight" if own else "llm.word.embedding_table"
 
     def first_words(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The parameter, of tables of words as many rows as the window has."""
@@ -163,13 +171,16 @@ class LanguageWindow:
             self.at = int(found[1])
             fill(self.model, self.given, "llm.layers.0.", f"llm.layers.{self.at}.")
             self.fingerprints |= fingerprints(self.model, "llm.layers.0.", f"llm.layers.{self.at}.")
-        return replaced(self.model.llm, "head_weight", self.table) if name.endswith(" head") else nullcontext()
+        if not name.endswith(" head"):
+            return nullcontext()
+        table = self.table()
+        return replaced(self.model.llm, "head_weight", lambda: table)
 
     def table(self) -> ms.Parameter:
         """All words."""
-        names = [name for name, _ in self.model.parameters_and_names()]
-        name = "llm.lm_head.weight" if "llm.lm_head.weight" in names else "llm.word.embedding_table"
-        return ms.Parameter(ms.Tensor(self.given(name, self.words)), name="table")
+        table = self.given(self.head_name(), self.words)
+        self.fingerprints[self.head_name()] = zlib.crc32(np.ascontiguousarray(table).tobytes())
+        return ms.Parameter(ms.Tensor(table), name="table")
 
     def start(self, name: str, inputs: dict) -> None:
         self.x, self.mask = inputs["x"], tensor(inputs["mask"])

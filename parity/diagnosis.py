@@ -81,6 +81,7 @@ USUAL = (  # what a place usually is: pattern of the name, what the name of a gr
     (r".*", "its weights (python -m parity weights a b), its dtype"),
 )
 LOOKS = (  # what an error that looks so usually is
+    (r"all zeros", "a gradient that is cut, or a part that does not run"),
     (r"rounded to|as large as half", "a cast to half precision before this place, or weights stored in half"),
     (r"constant offset", "a bias lost or added twice"),
     (r"constant factor", "a scale: 1/sqrt(width) lost or applied twice, temperature, mean instead of sum"),

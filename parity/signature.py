@@ -12,6 +12,8 @@ def signature(ours: np.ndarray, truth: np.ndarray) -> tuple[str, ...]:
         return ()
     if not np.isfinite(ours).all():
         return (not_finite(ours),)
+    if not ours.any():
+        return ("all zeros",)
     error = ours - truth
     found = [shifted(ours, truth), rounded(ours, truth), constant(error), scaled(ours, truth), *(places(error))]
     return tuple(fact for fact in found if fact)
