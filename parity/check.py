@@ -18,6 +18,7 @@ from mindblip2.sections import build
 from parity.capture import capture, twin_paths
 from parity.compare import Row
 from parity.dumpfile import DumpError, DumpFile
+from parity.msprobe import export
 from parity.mutations import defective
 from parity.nets import Case, judge, run_ours, tensor
 from parity.our_weights import Given, fill, fingerprints, from_file, seeded
@@ -37,6 +38,7 @@ class Check:
         self.dump, self.given, self.selection = dump, given, selection or Selection()
         self.config = build(Blip2Config, dump.header["config"]).replace(compute_dtype=dtype)
         self.fingerprints: dict[str, int] = {}
+        self.activations: list[tuple[dict, dict]] | None = None  # ours and torch's of the chains, if somebody wants to keep them
 
     def __iter__(self) -> Iterator[list[Row]]:
         for half, window in (("vision", VisionWindow), ("language", LanguageWindow)):
@@ -57,7 +59,9 @@ class Check:
                 continue
             ours = self.ours(window, entry, inputs)
             if ours is not None:
-                found = judge(entry["name"], *self.agreeing(entry, ours))
+                sides = self.agreeing(entry, ours)
+                self.keep(entry, *sides[:2])
+                found = judge(entry["name"], *sides)
                 yield [row for row in found if entry["kind"] == "case" or self.selection.wants(row.name)]
 
     def ours(self, window, entry: dict, inputs: dict):
@@ -71,6 +75,12 @@ class Check:
             return None
         with window.showing(entry["name"]):
             return run_ours(wanted, window.model)
+
+    def keep(self, entry: dict, ours: dict, torch32: dict) -> None:
+        """Remember a place of a chain by the path of its module."""
+        if self.activations is not None and entry["kind"] == "chain":
+            path = entry["name"].removeprefix("chained").strip()
+            self.activations.append(tuple({f"{path} {name}".strip(): value for name, value in side.items()} for side in (ours, torch32)))
 
     def agreeing(self, entry: dict, ours: dict) -> tuple[dict, dict, dict]:
         """The three sides; of torch's only what was asked for now, which may be less than what was dumped."""
@@ -130,7 +140,7 @@ class VisionWindow:
     def advance(self, name: str) -> dict[str, np.ndarray]:
         """What the chain gives at its next place."""
         if name == "chained":
-            return our_activations(self.model, self.paths, self.inputs, strict=False)
+            return our_activations(self.model, self.paths, self.inputs, whole=False)
         if name != "chained vit.embed":
             self.showing(name)
             self.x = self.model.vit.blocks[0](tensor(self.x)).asnumpy()
@@ -208,5 +218,9 @@ def run(dump: DumpFile, options: argparse.Namespace, selection: Selection) -> tu
     if not options.ckpt and not dump.header["weights"].startswith("seeded"):
         raise DumpError(f"{dump.path} was made of {dump.header['weights']}: give the converted file with --ckpt")
     check = Check(dump, given, selection, options.dtype or dump.header["dtype"], options.defect)
+    check.activations = [] if options.export else None
     found = [row for rows in check for row in rows]
+    if options.export:
+        ours, torch32 = ({name: value for place in check.activations for name, value in place[n].items()} for n in (0, 1))
+        export(options.export, ours, torch32, config.qformer_config.cross_attention_freq)
     return found, differing(dump.header["fingerprints"], check.fingerprints)

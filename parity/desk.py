@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindblip2.sections import ConfigError
 from parity.compare import Row
 from parity.dumpfile import Writer
 from parity.nets import Case, Nets, judge
@@ -66,7 +67,7 @@ class Progress:
         self.lines, self.state, self.key = self.folder / "rows.jsonl", self.folder / "chain.npz", self.folder / "run.json"
         text = json.dumps(key, sort_keys=True)
         if self.key.exists() and self.key.read_text() != text:
-            raise ValueError(f"{folder} holds the progress of another run ({self.key.read_text()}): give another folder, or remove it")
+            raise ConfigError(f"{folder} holds the progress of another run ({self.key.read_text()}): give another folder, or remove it")
         self.key.write_text(text)
         self.rows = dict(map(self.parsed, self.whole_lines()))
 
@@ -81,7 +82,7 @@ class Progress:
     @staticmethod
     def parsed(line: str) -> tuple[str, list[Row]]:
         record = json.loads(line)
-        return record["name"], [Row(**row) for row in record["rows"]]
+        return record["name"], [Row(**row | {"signature": tuple(row["signature"])}) for row in record["rows"]]
 
     def once(self, name: str, make) -> list[Row]:
         if name not in self.rows:

@@ -18,22 +18,22 @@ def batch(image: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:
     return {"image": image, "ids": ids, "image_idx": np.roll(own, -1), "text_idx": np.roll(own, 1)}
 
 
-def our_activations(model: nn.Cell, paths: Mapping[str, str], inputs: Mapping[str, np.ndarray], strict: bool = True) -> dict:
-    """Every module's outputs in one forward pass of ours; not ``strict``: without those that ran less often than they should."""
+def our_activations(model: nn.Cell, paths: Mapping[str, str], inputs: Mapping[str, np.ndarray], whole: bool = True) -> dict:
+    """Every module's outputs in one forward pass of ours; not ``whole``: without those that ran less often than they should."""
     first = [FIRST] if FIRST in paths else []
     with our_side.capture(model, paths) as outputs, our_side.capture(model, first, inputs=True) as embedded:
         our_losses(model, **{name: tensor(value) for name, value in inputs.items()})
-    return ({"vit.embed": embedded[FIRST][0]} if embedded else {}) | by_verb(outputs, strict)
+    return ({"vit.embed": embedded[FIRST][0]} if embedded else {}) | by_verb(outputs, whole)
 
 
-def by_verb(outputs: Mapping[str, list[np.ndarray]], strict: bool = True) -> dict[str, np.ndarray]:
+def by_verb(outputs: Mapping[str, list[np.ndarray]], whole: bool = True) -> dict[str, np.ndarray]:
     """One array per module and verb; what ran only once keeps its name."""
     found = {}
     for path, values in outputs.items():
         verbs = verbs_of(path)
         values = values[:1] if ".memory." in path else values  # ours makes the image's keys once, the twin per verb
         if len(values) != len(verbs):
-            if not strict:
+            if not whole:
                 continue
             raise ValueError(f"{path} ran {len(values)} times, expected {' '.join(verbs)}")
         found |= {f"{path} {verb}".strip(): value for verb, value in zip(verbs, values, strict=True)}
