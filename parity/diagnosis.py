@@ -62,7 +62,7 @@ USUAL = (  # what a place usually is: pattern of the name, what the name of a gr
     (r"caption", "what the queries hand on: detached, or of another layer"),
     (r"see", "the query tokens and their norm; which layers see the image"),
     (r"memory|qformer\.memory\..*", "keys and values of another layer, or exchanged"),
-    (r"embed\.text", "positions shifted by one, or another row of a table"),
+    (r"embed\.text", "positions shifted by one, another row of a table, or another epsilon than 1e-12 in the norm behind them"),
     (r"next_token", "the position of a new word, or the cache"),
     (r"lm_head", "the head is not tied to the word table, or its bias or norm"),
     (r"itm_logits", "logits of one query instead of the mean over all"),

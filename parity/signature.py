@@ -53,8 +53,9 @@ def rounded(ours: np.ndarray, truth: np.ndarray) -> str:
 
 def shifted(ours: np.ndarray, truth: np.ndarray) -> str:
     """The truth's numbers, but one place further along an axis, or along the last axis in another order."""
-    bound = 1e-3 * np.sqrt((truth ** 2).mean())
-    if np.abs(ours - truth).max() < 10 * bound:
+    size = np.sqrt((truth ** 2).mean())
+    bound = 1e-3 * size
+    if np.sqrt(((ours - truth) ** 2).mean()) < 0.1 * size:
         return ""  # numbers that are where they belong
     for axis in range(truth.ndim):
         if truth.shape[axis] > 2:

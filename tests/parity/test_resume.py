@@ -16,7 +16,8 @@ pytestmark = pytest.mark.usefixtures("pynative")
 
 @pytest.fixture
 def command(tmp_path):
-    config = tiny_config().replace(qformer_config={"num_hidden_layers": 1}, vision_config={"num_hidden_layers": 3}).save_pretrained(tmp_path)
+    small = tiny_config().replace(qformer_config={"num_hidden_layers": 1}, vision_config={"num_hidden_layers": 3})
+    config = small.save_pretrained(tmp_path)
     return ["run", "--config", str(config), "--case", "vit*", "--case", "chained vit*", "--case", "itm"]
 
 

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.usefixtures("pynative")
 
 @pytest.fixture
 def options(tmp_path):
-    config = tiny_config().replace(qformer_config={"num_hidden_layers": 2}, vision_config={"num_hidden_layers": 1}).save_pretrained(tmp_path)
+    small = tiny_config().replace(qformer_config={"num_hidden_layers": 2}, vision_config={"num_hidden_layers": 1})
+    config = small.save_pretrained(tmp_path)
     return argparse.Namespace(config=str(config), blocks=None, weights=None, vit_path=None, ckpt=None, seed=20230, steps=4)
 
 
