@@ -110,7 +110,7 @@ def diagnose(rows: Iterable[Row]) -> Diagnosis | None:
 def case_of(row_name: str) -> str:
     """The case to which a row belongs: without the gradient and the number of an output."""
     name = row_name.partition(" d ")[0]
-    return re.sub(r"(?<!chained) \d+( \d+)*$", "", name)
+    return re.sub(r"(?<!chained) +\d+( +\d+)*$", "", name).strip()
 
 
 def narrowest(names: Iterable[str]) -> list[str]:

@@ -50,16 +50,31 @@ def rows_of(options: argparse.Namespace) -> tuple[list[Row], dict]:
     depth = options.blocks or config.vision_config.num_hidden_layers
     config = config.replace(vision_config={"num_hidden_layers": depth}, text_config=None)
     weights = Weights(config, options.weights, options.vit_path, options.ckpt, options.seed)
+    found = references(weights, config, options.steps)
+    ours = our_run(our_model(weights, config), found.given, found.negatives)
+    return judged(ours, found.torch32, found.truth), {"curves": curves(ours, found.torch32, found.truth),
+                                                      "closest call of two queries": f"{found.closest:.1e}"}
+
+
+class References(NamedTuple):
+    """Both runs of torch, and what all sides are given: the batches, and the negatives that the truth drew."""
+
+    truth: Run
+    torch32: Run
+    given: list[dict]
+    negatives: np.ndarray
+    closest: float
+
+
+def references(weights: Weights, config: Blip2Config, steps: int) -> References:
+    """Raises :class:`ConfigError` where the truth ties in the batches of every seed."""
     for seed in SEEDS:
-        truth, negatives, closest = twin_run(make_twin(weights, config, torch.float64), batches(config, options.steps, seed))
+        given = batches(config, steps, seed)
+        truth, negatives, closest = twin_run(make_twin(weights, config, torch.float64), given)
         if closest > TIE:
-            break
-    else:
-        raise ConfigError(f"in each of {len(SEEDS)} runs two queries tie to {TIE:g}, so no two roundings agree: give another --seed")
-    torch32 = twin_run(make_twin(weights, config, torch.float32), batches(config, options.steps, seed), negatives)[0]
-    ours = our_run(our_model(weights, config), batches(config, options.steps, seed), negatives)
-    return judged(ours, torch32, truth), {"curves": curves(ours, torch32, truth), "closest call of two queries": f"{closest:.1e}",
-                                          "seed of the batches": seed}
+            torch32 = twin_run(make_twin(weights, config, torch.float32), given, negatives)[0]
+            return References(truth, torch32, given, negatives, closest)
+    raise ConfigError(f"in each of {len(SEEDS)} runs two queries tie to {TIE:g}, so no two roundings agree: give another --seed")
 
 
 def our_model(weights: Weights, config: Blip2Config) -> Blip2Qformer:

@@ -101,6 +101,7 @@ def test_parts_and_wholes(part, whole, right):
 
 
 def test_names_of_cases():
+    assert case_of("itc  1 d image") == case_of("itc  d temp") == "itc"     # tensors of few elements share a row
     assert case_of("see.layers.0 1 d qformer.x") == "see.layers.0" and case_of("memory 3") == "memory" and case_of("vit") == "vit"
     assert narrowest(["read", "read.layers.0", "read"]) == ["read.layers.0"]
 

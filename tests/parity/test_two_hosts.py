@@ -75,11 +75,14 @@ def test_a_host_without_torch_checks(dumped, tmp_path):
 
 
 def test_the_rows_are_those_of_both_side_by_side(dumped, yaml):
-    """To the last bit: an entry that was written down and read again is the same comparison."""
+    """An entry that was written down and read again is the same comparison; only sums over another memory order may differ in float64's
+    last digits."""
     here = run(parser().parse_args(["run", "--config", yaml, *SOME]))
     dump = DumpFile(dumped)
     there = [row for rows in Check(dump, seeded(tiny_config(), dump.header["seed"])) for row in rows]
-    assert there == here
+    assert [row.name for row in there] == [row.name for row in here]
+    assert [row.ratio for row in there] == pytest.approx([row.ratio for row in here], rel=1e-9)
+    assert [row.max_abs for row in there] == [row.max_abs for row in here]
     assert {"vit.blocks.1", "chained vit.blocks.1", "chained qformer.lm_head", "read"} <= {row.name for row in here}
 
 
