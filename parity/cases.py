@@ -1,6 +1,6 @@
 """What is compared, part by part ("isolated": each part gets the truth's input, so none hides behind or blames another).
 
-Every case is a function of the twin and the same function of our model. ``tower_cases`` needs only the networks and a
+Every case is a function of the twin and, by the same name in parity/ours.py, of our model. ``tower_cases`` needs only the networks and a
 batch; the losses are in parity/loss_cases.py. A new cell arrives here with its case and in parity/defects.py with a
 defect that the case catches.
 
@@ -12,16 +12,16 @@ from functools import partial
 
 import numpy as np
 import torch
-from mindspore import nn, ops
+from mindspore import nn
 
-from mindblip2.cells import fused, losses, qformer
 from parity import seeded_weights
 from parity.capture import twin_paths
 from parity.nets import Case
+from parity.ours import ours_of
+from parity.ours_chained import VERBS
 from parity.twin import Twin, capture, not_pad, started
 from parity.twin_qformer import caption_bias, padding_bias
 
-VERBS = ("see", "read", "match", "caption")  # in the order in which a forward pass uses them
 COMPOSED = ("vit", "vit.patch_embed", "qformer.lm_head")  # more than one input, or a case of their own below
 
 
@@ -38,23 +38,12 @@ def module_cases(paths: dict[str, str], inputs: dict[str, list[np.ndarray]]) -> 
     for path, theirs in paths.items():
         composed = path in COMPOSED or path.rpartition(".")[2].isdigit() and "memory" not in path
         if path in inputs and not composed:
-            yield Case(path, partial(their_module, path=theirs), partial(our_module, path=path),
+            yield Case(path, partial(their_module, path=theirs), ours_of(path),
                        {"x": inputs[path][0]})
 
 
 def their_module(twin: Twin, x, path: str):
     return twin.get_submodule(path)(x)
-
-
-def our_module(model: nn.Cell, x, path: str):
-    return get_cell(model, path)(x)
-
-
-def get_cell(model: nn.Cell, path: str) -> nn.Cell:
-    """The cell at a dotted path."""
-    for part in path.split("."):
-        model = model[int(part)] if part.isdigit() else getattr(model, part)
-    return model
 
 
 def below(model: nn.Cell, *prefixes: str) -> tuple[str, ...]:
@@ -66,25 +55,25 @@ def below(model: nn.Cell, *prefixes: str) -> tuple[str, ...]:
 def patch_case(model: nn.Cell, image: np.ndarray) -> Case:
     """Pixels (B, 3, S, S) to one row per patch."""
     return Case("vit.patch_embed", lambda twin, image: twin.visual_encoder.patch_embed(image),
-                lambda model, image: model.vit.patch_embed(image), {"image": image},
+                ours_of("vit.patch_embed"), {"image": image},
                 below(model, "vit.patch_embed."), backward=True)
 
 
 def vit_case(model: nn.Cell, image: np.ndarray) -> Case:
     """The ViT end to end; by the class token and the positions, which belong to no part."""
-    return Case("vit", lambda twin, image: twin.vit(image), lambda model, image: model.vit(image), {"image": image},
+    return Case("vit", lambda twin, image: twin.vit(image), ours_of("vit"), {"image": image},
                 below(model, "vit.cls_token", "vit.pos_embed"), backward=True, fixed=("image",))
 
 
 def block_case(model: nn.Cell, i: int, x_BPW: np.ndarray, backward: bool = True, label: int | None = None) -> Case:
     """One ViT block; ``label`` is its number in the whole ViT where ``i`` is that in a window on it."""
     return Case(f"vit.blocks.{i if label is None else label}", lambda twin, x: twin.visual_encoder.blocks[i](x),
-                lambda model, x: model.vit.blocks[i](x), {"x": x_BPW}, below(model, f"vit.blocks.{i}."), backward)
+                ours_of(f"vit.blocks.{i}"), {"x": x_BPW}, below(model, f"vit.blocks.{i}."), backward)
 
 
 def ln_vision_case(model: nn.Cell, x_BPW: np.ndarray) -> Case:
     """The norm between ViT and Q-Former."""
-    return Case("ln_vision", lambda twin, x: twin.ln_vision(x), lambda model, x: model.ln_vision(x), {"x": x_BPW},
+    return Case("ln_vision", lambda twin, x: twin.ln_vision(x), ours_of("ln_vision"), {"x": x_BPW},
                 below(model, "ln_vision."), backward=True)
 
 
@@ -133,23 +122,23 @@ def memory_case(model: nn.Cell, image_BPW: np.ndarray) -> Case:
         crossing = [layer.crossattention for layer in twin.Qformer.bert.encoder["layer"] if layer.crossattention]
         return [attention.split(attention.self[part](image)) for attention in crossing for part in ("key", "value")]
 
-    return Case("memory", theirs, lambda model, image: [x for pair in model.qformer.memory(image) for x in pair],
-                {"image": image_BPW}, below(model, "qformer.memory."), backward=True)
+    return Case("memory", theirs, ours_of("memory"), {"image": image_BPW}, below(model, "qformer.memory."), backward=True)
 
 
 def embed_cases(model: nn.Cell, twin: Twin, ids: np.ndarray) -> Iterator[Case]:
     """Words and positions, and the queries, through BERT's first norm."""
     yield Case("embed.text", lambda twin, ids: twin.Qformer.bert.embeddings(ids),
-               lambda model, ids: model.qformer.embedding_norm(model.qformer.embeddings(ids)), {"ids": ids},
+               ours_of("embed.text"), {"ids": ids},
                below(model, "qformer.embedding"), backward=True)
     yield Case("embed.queries", lambda twin, x: twin.Qformer.bert.embeddings.LayerNorm(x),
-               lambda model, x: model.qformer.embedding_norm(x), {"x": twin.query_tokens.detach().float().numpy()},
+               ours_of("embed.queries"), {"x": twin.query_tokens.detach().float().numpy()},
                below(model, "qformer.embedding_norm"), backward=True)
 
 
 def layer_case(model: nn.Cell, i: int, verb: str, inputs: dict[str, np.ndarray]) -> Case:
     """One Q-Former layer under one verb's mask."""
-    return Case(f"{verb}.layers.{i}", partial(their_layer, i=i, verb=verb), partial(our_layer, i=i, verb=verb), inputs,
+    name = f"{verb}.layers.{i}"
+    return Case(name, partial(their_layer, i=i, verb=verb), ours_of(name), inputs,
                 below(model, f"qformer.encoder.layers.{i}."), backward=True)
 
 
@@ -167,56 +156,30 @@ def their_layer(twin: Twin, x, i: int, verb: str, ids=None, image=None, key=None
     return (x, *own) if verb == "see" else x
 
 
-def our_layer(model: nn.Cell, x, i: int, verb: str, ids=None, image=None, key=None, value=None):
-    """The same of our layer, whose queries and text are apart."""
-    part, freq = model.qformer, model.config.qformer_config.cross_attention_freq
-    queries = part.query_tokens.shape[1] if verb in ("see", "match") else 0
-    query = x[:, :queries] if queries else None
-    text = None if verb == "see" else x[:, queries:]
-    bias = None
-    if ids is not None:
-        mask = qformer.pad_mask(ids, part.pad_id)
-        bias = {"read": lambda: qformer.read_bias(mask), "match": lambda: qformer.match_bias(mask, queries),
-                "caption": lambda: qformer.caption_bias(mask, key.shape[2])}[verb]()
-    memory = part.memory(image)[i // freq] if image is not None and i % freq == 0 else None
-    query, text, own = part.encoder.layers[i](query, text, memory, None if key is None else (key, value), bias)
-    if verb == "see":
-        return query, *own
-    return text if query is None else ops.cat((query, text), 1)
-
-
 def verb_cases(model: nn.Cell, image_BPW: np.ndarray, ids: np.ndarray) -> Iterator[Case]:
     """The four verbs from their own inputs, all layers, with the gradient by the queries where they take part."""
     queries, both = below(model, "qformer.query_tokens"), {"image": image_BPW, "ids": ids}
-    yield Case("see", lambda twin, image: twin.see(image)[0],
-               lambda model, image: model.qformer.see(model.qformer.memory(image))[0], {"image": image_BPW},
+    yield Case("see", lambda twin, image: twin.see(image)[0], ours_of("see"), {"image": image_BPW},
                queries, backward=True)
-    yield Case("read", lambda twin, ids: twin.read(ids), lambda model, ids: model.qformer.read(ids), {"ids": ids},
+    yield Case("read", lambda twin, ids: twin.read(ids), ours_of("read"), {"ids": ids},
                below(model, "qformer.embedding_norm"), backward=True)
-    yield Case("match", lambda twin, image, ids: twin.match(ids, image),
-               lambda model, image, ids: ops.cat(model.qformer.match(ids, model.qformer.memory(image)), 1), both,
-               queries, backward=True)
+    yield Case("match", lambda twin, image, ids: twin.match(ids, image), ours_of("match"), both, queries, backward=True)
     yield Case("caption", lambda twin, image, ids: twin.Qformer.logits(twin.caption(ids, twin.see(image)[1])[0]),
-               lambda model, image, ids: model.qformer.caption(
-                   ids, model.qformer.see(model.qformer.memory(image))[1]), both, queries, backward=True)
+               ours_of("caption"), both, queries, backward=True)
 
 
 # ---------------------------------------------------------------------------------------------------- the heads
 def head_cases(model: nn.Cell, image_BPW: np.ndarray, ids: np.ndarray, out: dict[str, np.ndarray]) -> Iterator[Case]:
     """What makes features, match logits and words of the Q-Former's output."""
-    yield Case("image_feats", lambda twin, x: twin.image_feats(x),
-               lambda model, x: losses.normalise(model.vision_proj(x)), {"x": out["see"]},
+    yield Case("image_feats", lambda twin, x: twin.image_feats(x), ours_of("image_feats"), {"x": out["see"]},
                below(model, "vision_proj."), backward=True)
-    yield Case("text_feats", lambda twin, x: twin.text_feats(x),
-               lambda model, x: losses.normalise(model.text_proj(x)), {"x": out["read"]},
+    yield Case("text_feats", lambda twin, x: twin.text_feats(x), ours_of("text_feats"), {"x": out["read"]},
                below(model, "text_proj."), backward=True)
-    yield Case("itm_logits", lambda twin, image, ids: twin.itm_logits(ids, image),
-               lambda model, image, ids: model.match_logits(ids, model.qformer.memory(image)),
+    yield Case("itm_logits", lambda twin, image, ids: twin.itm_logits(ids, image), ours_of("itm_logits"),
                {"image": image_BPW, "ids": ids}, below(model, "itm_head."), backward=True)
-    yield Case("lm_head", lambda twin, x: twin.Qformer.logits(x),
-               lambda model, x: model.qformer.lm_head(x, model.qformer.embeddings.word.embedding_table),
+    yield Case("lm_head", lambda twin, x: twin.Qformer.logits(x), ours_of("lm_head"),
                {"x": out["caption"]}, below(model, "qformer.lm_head.", "qformer.embeddings.word."), backward=True)
-    yield Case("next_token", their_next_token, our_next_token, {"cache": out["cache"], "ids": ids[:, 1:4]})
+    yield Case("next_token", their_next_token, ours_of("next_token"), {"cache": out["cache"], "ids": ids[:, 1:4]})
 
 
 def their_next_token(twin: Twin, cache, ids):
@@ -227,22 +190,13 @@ def their_next_token(twin: Twin, cache, ids):
     return logits
 
 
-def our_next_token(model: nn.Cell, cache, ids):
-    past = tuple((cache[i][0], cache[i][1]) for i in range(cache.shape[0]))
-    for position in range(ids.shape[1]):
-        logits, own = model.qformer.next_token(ids[:, position:position + 1], position, past, None)
-        past = tuple((ops.cat((key, k), 2), ops.cat((value, v), 2))
-                     for (key, value), (k, v) in zip(past, own, strict=True))
-    return logits
-
-
 # ---------------------------------------------------------------------------------------------------- fused forms
 def fused_cases() -> Iterator[Case]:
     """The forms of GELU and LayerNorm that graph kernels fuse (mindblip2/cells/fused.py), as plain functions."""
     x, gamma, beta = (seeded_weights.normal(4, name, shape) for name, shape in
                       (("x", (64, 279)), ("gamma", (279,)), ("beta", (279,))))
-    yield Case("fused.gelu", lambda twin, x: torch.nn.functional.gelu(x), lambda model, x: fused.gelu(x), {"x": 3 * x})
+    yield Case("fused.gelu", lambda twin, x: torch.nn.functional.gelu(x), ours_of("fused.gelu"), {"x": 3 * x})
     yield Case("fused.layer_norm",
                lambda twin, x, gamma, beta: torch.nn.functional.layer_norm(x, x.shape[-1:], gamma, beta, 1e-6),
-               lambda model, x, gamma, beta: fused.layer_norm(x, gamma, beta, 1e-6),
+               ours_of("fused.layer_norm"),
                {"x": x, "gamma": gamma, "beta": beta}, backward=True)

@@ -8,22 +8,14 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from mindspore import nn, ops
+from mindspore import nn
 
-from parity import capture as our_side
 from parity.capture import twin_paths
-from parity.cases import VERBS
-from parity.nets import FEW, Case, Nets, tensor
+from parity.nets import FEW, Case, Nets
+from parity.ours_chained import FIRST, batch, by_verb, our_activations, our_losses
 from parity.twin import Twin, capture
 
 SUMMED = 4  # sets of captions that the gradients of large weights are summed over
-FIRST = "vit.blocks.0"  # what goes into it is the class token, the patches and their positions
-
-
-def batch(image: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Inputs of a forward pass. The wrong picture of each text is the next one's, the wrong text the one before."""
-    own = np.arange(len(ids))
-    return {"image": image, "ids": ids, "image_idx": np.roll(own, -1), "text_idx": np.roll(own, 1)}
 
 
 def chained(nets: Nets, inputs: Mapping[str, np.ndarray]) -> tuple[dict, dict, dict]:
@@ -32,14 +24,6 @@ def chained(nets: Nets, inputs: Mapping[str, np.ndarray]) -> tuple[dict, dict, d
     paths = twin_paths(nets.ours, freq)
     return (our_activations(nets.ours, paths, inputs), their_activations(nets.torch32, paths, inputs),
             their_activations(nets.truth, paths, inputs))
-
-
-def our_activations(model: nn.Cell, paths: Mapping[str, str], inputs: Mapping[str, np.ndarray]) -> dict:
-    """Every module's outputs in one forward pass of ours."""
-    first = [FIRST] if FIRST in paths else []
-    with our_side.capture(model, paths) as outputs, our_side.capture(model, first, inputs=True) as embedded:
-        our_losses(model, **{name: tensor(value) for name, value in inputs.items()})
-    return ({"vit.embed": embedded[FIRST][0]} if embedded else {}) | by_verb(outputs)
 
 
 @torch.no_grad()
@@ -54,33 +38,6 @@ def their_activations(twin: Twin, paths: Mapping[str, str], inputs: Mapping[str,
         handle.remove()
     found = {ours: [value.numpy() for value in outputs[theirs]] for ours, theirs in paths.items()}
     return ({"vit.embed": embedded[0].numpy()} if embedded else {}) | by_verb(found)
-
-
-def by_verb(outputs: Mapping[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
-    """One array per module and verb; what ran only once keeps its name."""
-    found = {}
-    for path, values in outputs.items():
-        verbs = verbs_of(path)
-        values = values[:1] if ".memory." in path else values  # ours makes the image's keys once, the twin per verb
-        if len(values) != len(verbs):
-            raise ValueError(f"{path} ran {len(values)} times, expected {' '.join(verbs)}")
-        found |= {f"{path} {verb}".strip(): value for verb, value in zip(verbs, values, strict=True)}
-    return found
-
-
-def verbs_of(path: str) -> tuple[str, ...]:
-    """The verbs that use a module, in the order of a forward pass."""
-    part = path.removeprefix("qformer.encoder.layers.").partition(".")[2]
-    if not path.startswith("qformer.encoder.layers."):
-        return ("",)
-    if part.startswith("text_"):
-        return ("read", "match", "caption")
-    return ("see", "match") if part.startswith(("query_", "cross_")) else VERBS
-
-
-def our_losses(model: nn.Cell, image, ids, image_idx, text_idx):
-    """(loss, itc, itm, lm) of a batch with given negatives."""
-    return ops.stack(model(image, ids, None, (image_idx, text_idx), True))
 
 
 def their_losses(twin: Twin, image, ids, image_idx, text_idx):

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from parity.signature import signature
+
 PASS, LOOK = 4.0, 10.0  # up to PASS it passes, up to LOOK somebody should look, above it fails
 NEAR = 1e-3  # "within one thousandth" of the truth, element by element
 HEAD = ("verdict", "ratio", "rel. frobenius", "max abs", "cosine", "in 1/1000", "name")
@@ -71,6 +73,7 @@ class Row:
     max_abs: float
     cosine: float
     within_1000th: float  # share of elements within 1/1000 of the true element
+    signature: tuple[str, ...] = ()  # what the error looks like, where it does not pass (parity/signature.py)
 
     @property
     def verdict(self) -> str:
@@ -88,7 +91,8 @@ def compare(name: str, ours32: np.ndarray, torch32: np.ndarray, truth64: np.ndar
     error = np.abs(ours - truth)
     return Row(name, ratio, rel_frobenius=share(np.linalg.norm(error), np.linalg.norm(truth)),
                max_abs=float(error.max(initial=0)), cosine=cosine(ours, truth),
-               within_1000th=float(np.mean(error <= NEAR * np.abs(truth))) if error.size else 1.0)
+               within_1000th=float(np.mean(error <= NEAR * np.abs(truth))) if error.size else 1.0,
+               signature=() if ratio <= PASS else signature(ours32, truth64))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -122,6 +126,16 @@ def all_pass(rows: Iterable[Row]) -> bool:
     return bool(rows) and all(row.verdict == "pass" for row in rows)
 
 
+def failing(rows: Mapping[str, Iterable[Row]]) -> set[str]:
+    """Names of the cases with a row that fails."""
+    return {name for name, found in rows.items() if any(row.verdict == "fail" for row in found)}
+
+
+def not_passing(rows: Mapping[str, Iterable[Row]]) -> set[str]:
+    """Names of the cases that do not pass: a row fails, or somebody should look."""
+    return {name for name, found in rows.items() if not all_pass(found)}
+
+
 def first_bad(rows: Iterable[Row]) -> Row | None:
     """The first row that does not pass. In a chained run that is where the networks part."""
     return next((row for row in rows if row.verdict != "pass"), None)
@@ -136,12 +150,13 @@ def table(rows: Iterable[Row]) -> str:
                      for line in lines)
 
 
-def write_json(path: str | Path, rows: Iterable[Row], about: Mapping[str, object] | None = None) -> None:
-    """``{"pass": …, "about": {…}, "rows": […]}``; numbers that JSON does not know (inf, nan) become null."""
+def write_json(path: str | Path, rows: Iterable[Row], about: Mapping[str, object] | None = None,
+               diagnosis: Mapping | None = None) -> None:
+    """``{"pass": …, "about": {…}, "diagnosis": null or {…}, "rows": […]}``; numbers that JSON does not know (inf, nan) become null."""
     rows = list(rows)
     records = [{"verdict": row.verdict} | {key: known(value) for key, value in asdict(row).items()} for row in rows]
     document = {"pass": all_pass(rows), "limits": {"pass": PASS, "look": LOOK}, "about": dict(about or {}),
-                "rows": records}
+                "diagnosis": diagnosis, "rows": records}
     Path(path).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 

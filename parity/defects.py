@@ -5,8 +5,6 @@ back. Names of cells that are patched here are part of the house: whoever rename
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import mindspore as ms
@@ -14,46 +12,7 @@ import numpy as np
 from mindspore import ops
 
 from mindblip2.cells import blip2_qformer, fused, layers, losses, qformer, vit
-
-
-@contextmanager
-def replaced(owner, name: str, value) -> Iterator[None]:
-    """An attribute of a module, class or cell replaced."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-@contextmanager
-def changed(parameter: ms.Parameter, change: Callable[[np.ndarray], np.ndarray]) -> Iterator[None]:
-    """A parameter with other values."""
-    before = parameter.asnumpy().copy()
-    parameter.set_data(ms.Tensor(np.ascontiguousarray(change(before))))
-    try:
-        yield
-    finally:
-        parameter.set_data(ms.Tensor(before))
-
-
-@contextmanager
-def exchanged(a: ms.Parameter, b: ms.Parameter) -> Iterator[None]:
-    """Two parameters with each other's values."""
-    values = a.asnumpy().copy(), b.asnumpy().copy()
-    with changed(a, lambda _: values[1]), changed(b, lambda _: values[0]):
-        yield
-
-
-def eps(owners, names: tuple[str, ...], value: float) -> Iterator:
-    """LayerNorms with another epsilon. The cells stay: one put in their place would rename the parameters it shares."""
-    for owner in owners:
-        for name in names:
-            norm = getattr(owner, name, None)
-            if norm is not None:
-                yield replaced(norm, "eps", value)
-                yield replaced(norm.normalise, "primitive", ops.LayerNorm(-1, -1, value))
+from parity.patches import changed, eps, exchanged, replaced
 
 
 # ---------------------------------------------------------------------------------------------------- everywhere
@@ -112,6 +71,14 @@ def lost_zero(model):
     yield replaced(vit.ViTAttention, "construct", construct)
 
 
+def feed_forward_transposed(model):
+    """Up and down under each other's name and the other way round, as MindFormers' converter left them."""
+    for block in model.vit.blocks:
+        up, down = block.mlp.up.weight.asnumpy(), block.mlp.down.weight.asnumpy()
+        yield changed(block.mlp.up.weight, lambda _, down=down: down.T)
+        yield changed(block.mlp.down.weight, lambda _, up=up: up.T)
+
+
 def permuted_heads(model):
     """The heads of q do not belong to those of k and v."""
     for block in model.vit.blocks:
@@ -135,6 +102,13 @@ def qformer_eps(model, value=1e-5):
 
 def pads_visible(model):
     yield replaced(qformer, "pad_mask", lambda ids, pad_id: ops.ones(ids.shape, ms.float32))
+
+
+def mask_without_factor(model):
+    """What is hidden gets +1 where -10000 belongs."""
+    for name in ("read_bias", "match_bias"):
+        bias = getattr(qformer, name)
+        yield replaced(qformer, name, lambda *given, bias=bias: bias(*given) / layers.MASKED)
 
 
 def future_visible(model):
@@ -247,6 +221,19 @@ def no_smoothing(model):
 
 def ids_ignored(model):
     yield replaced(losses, "same_picture", forced(losses.same_picture, image_id_B=None))
+
+
+def half_features(model):
+    """Features and temperature in float16 before they meet."""
+    def half(x):
+        return x.astype(ms.float16).astype(ms.float32)
+    itc = losses.itc
+    yield replaced(losses, "itc", lambda image, text, temp, *rest, **more: itc(half(image), half(text), half(temp), *rest, **more))
+
+
+def first_query_classifies(model):
+    probabilities = blip2_qformer.Blip2Classifier.probabilities
+    yield replaced(blip2_qformer.Blip2Classifier, "probabilities", lambda self, image, label: probabilities(self, image[:, :1], label))
 
 
 def mean_over_queries(model):

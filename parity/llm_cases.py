@@ -7,21 +7,22 @@ left out: it is multiplied by the mask.
 """
 
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import cached_property
 
 import mindspore as ms
 import numpy as np
 import torch
-from mindspore import nn, ops
+from mindspore import nn
 
 from convert.fit import fit
 from convert.names import foreign_name
-from mindblip2.cells.llama import Llama
-from mindblip2.cells.opt import OPT
 from mindblip2.config import LlamaConfig, OPTConfig
 from parity import seeded_weights
-from parity.nets import Case, Nets, run_theirs
+from parity.nets import Case, Nets
+from parity.ours import ours_of
+from parity.ours_llm import kept, new_cell
 from parity.suite import Suite
+from parity.theirs import run_theirs
 from parity.twin_llm import LanguageTwin, language_twin
 
 SMALL = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 96}
@@ -42,25 +43,11 @@ def masks(*rows: str) -> np.ndarray:
     return np.array([[place == "." for place in row] for row in rows]).astype(np.int64)
 
 
-class Holder(nn.Cell):
-    """Gives the parameters the names that they have in a BLIP-2."""
-
-    def __init__(self, llm: nn.Cell):
-        super().__init__()
-        self.llm = llm
-
-
 def make_language_nets(name: str, seed: int = seeded_weights.SEED) -> Nets:
     """The three networks of one of ``MODELS``, ours through the converter's table."""
     config, packed = MODELS[name]
     truth, torch32 = (language_twin(config, dtype, packed, seed) for dtype in (torch.float64, torch.float32))
     return Nets(truth, torch32, filled(new_cell(config), torch32, config).set_train(False))
-
-
-def new_cell(config) -> nn.Cell:
-    """Our model without weights."""
-    with ms.nn.utils.no_init_parameters():
-        return Holder(OPT(config) if isinstance(config, OPTConfig) else Llama(config))
 
 
 def filled(ours: nn.Cell, twin: LanguageTwin, config) -> nn.Cell:
@@ -114,20 +101,21 @@ def language_cases(name: str, nets: Nets) -> Iterator[Case]:
     def below(path):
         return tuple(w for w in weights if w.startswith(f"llm.{path}.") and ("W_pack" not in foreign_name(truth.source, w)))
 
-    yield Case(f"{name} embed", lambda twin, ids: twin.embed(ids), lambda model, ids: model.llm.embed(ids), {"ids": ids_BT},
+    yield Case(f"{name} embed", lambda twin, ids: twin.embed(ids), ours_of(f"{name} embed"), {"ids": ids_BT},
                below("word"), backward=True)
     for i in range(len(truth.stack.layers)):
         yield from layer_cases(name, i, inputs, mask_BT, below)
     yield norm_case(name, "norm", inputs["norm"], below)
-    yield Case(f"{name} head", lambda twin, x: twin.llm.lm_head(x), lambda model, x: model.llm.head(x), {"x": inputs["head"]},
+    yield Case(f"{name} head", lambda twin, x: twin.llm.lm_head(x), ours_of(f"{name} head"), {"x": inputs["head"]},
                below("word" if truth.opt else "lm_head"), backward=True)
-    yield Case(f"{name} hidden", their_hidden, our_hidden, {"x": inputs["x"], "mask": mask_BT}, below("position"), backward=True)
-    yield Case(f"{name} logits", their_logits, our_logits, {"x": inputs["x"], "mask": mask_BT}, backward=True)
+    whole = {"x": inputs["x"], "mask": mask_BT}
+    yield Case(f"{name} hidden", their_hidden, ours_of(f"{name} hidden"), whole, below("position"), backward=True)
+    yield Case(f"{name} logits", their_logits, ours_of(f"{name} logits"), whole, backward=True)
     prompts = {"x": inputs["x"], "mask": masks(FULL, "oo..........", LEFT, LEFT if truth.alibi else HOLE)}
     new = {"ids": np.random.default_rng(4).integers(0, SMALL["vocab_size"], (len(mask_BT), 5))}
-    yield Case(f"{name} decode", their_decoding, our_decoding, prompts | new)
+    yield Case(f"{name} decode", their_decoding, ours_of(f"{name} decode"), prompts | new)
     orders = np.array([[0, 1, 2, 3], [2, 0, 3, 1], [0, 1, 2, 3], [1, 1, 0, 0], [3, 2, 1, 0]])
-    yield Case(f"{name} beams", their_decoding, our_decoding, prompts | new | {"orders": orders})
+    yield Case(f"{name} beams", their_decoding, ours_of(f"{name} decode"), prompts | new | {"orders": orders})
 
 
 @torch.no_grad()
@@ -157,66 +145,29 @@ def layer_cases(name: str, i: int, inputs: dict, mask_BT: np.ndarray, below) -> 
     at = f"layers.{i}"
     yield norm_case(name, f"{at}.norm1", inputs[f"{at}.norm1"], below)
     yield Case(f"{name} {at}.attention", lambda twin, x, mask: kept(twin.attention(i, x, mask), mask),
-               lambda model, x, mask: kept(model.llm.layers[i].attention(x, *model.llm.begin(x, mask)[1:])[0], mask),
+               ours_of(f"{name} {at}.attention"),
                {"x": inputs[f"{at}.attention"], "mask": mask_BT}, below(f"{at}.attention"), backward=True)
     yield norm_case(name, f"{at}.norm2", inputs[f"{at}.norm2"], below)
-    yield Case(f"{name} {at}.ffn", lambda twin, x: twin.ffn(i, x), lambda model, x: model.llm.layers[i].ffn(x),
+    yield Case(f"{name} {at}.ffn", lambda twin, x: twin.ffn(i, x), ours_of(f"{name} {at}.ffn"),
                {"x": inputs[f"{at}.ffn"]}, below(f"{at}.ffn"), backward=True)
     yield Case(f"{name} {at}", lambda twin, x, mask: kept(twin.layer(i, x, mask), mask),
-               lambda model, x, mask: kept(model.llm.layers[i](x, *model.llm.begin(x, mask)[1:])[0], mask),
+               ours_of(f"{name} {at}"),
                {"x": inputs[at], "mask": mask_BT}, backward=True)
 
 
 def norm_case(name: str, path: str, x_BTD: np.ndarray, below) -> Case:
     """A norm."""
-    return Case(f"{name} {path}", lambda twin, x: twin.norm(path, x), partial(our_part, path=path), {"x": x_BTD}, below(path),
+    return Case(f"{name} {path}", lambda twin, x: twin.norm(path, x), ours_of(f"{name} {path}"), {"x": x_BTD}, below(path),
                 backward=True)
-
-
-def our_part(model: nn.Cell, x, path: str):
-    cell = model.llm
-    for part in path.split("."):
-        cell = cell[int(part)] if part.isdigit() else getattr(cell, part)
-    return cell(x)
-
-
-def kept(y_BTD, mask_BT):
-    """Only where there are tokens."""
-    return y_BTD * (mask_BT[..., None] > 0)
 
 
 def their_hidden(twin: LanguageTwin, x, mask):
     return tuple(kept(y, mask) for y in twin.hidden(x, mask))
 
 
-def our_hidden(model: nn.Cell, x, mask):
-    """What goes into the first layer, what comes out of each, the last through the final norm: errors add up."""
-    llm = model.llm
-    x, bias, turn = llm.begin(x, mask)
-    found = [x]
-    for layer in llm.layers:
-        found.append(layer(found[-1], bias, turn)[0])
-    return tuple(kept(y, mask) for y in (*found[:-1], llm.norm(found[-1])))
-
-
 def their_logits(twin: LanguageTwin, x, mask):
     return kept(twin.logits(x, mask), mask)
 
 
-def our_logits(model: nn.Cell, x, mask):
-    return kept(model.llm.head(model.llm(x, mask)), mask)
-
-
 def their_decoding(twin: LanguageTwin, x, mask, ids, orders=None):
     return twin.decoded(x, mask, ids, orders)
-
-
-def our_decoding(model: nn.Cell, x, mask, ids, orders=None):
-    """Logits (B, 1 + N, V) after the prompt and after each new token."""
-    rows = np.arange(x.shape[0])
-    logits, state = model.llm.prefill(x, mask, ids.shape[1])
-    found = [logits]
-    for n in range(ids.shape[1]):
-        logits, state = model.llm.decode(ids[:, n], rows if orders is None else orders[n], state)
-        found.append(logits)
-    return ops.stack(found, 1)

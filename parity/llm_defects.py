@@ -9,8 +9,8 @@ from mindspore import nn, ops
 from mindblip2.cells import language_model, layers, llama, opt
 from mindblip2.cells.language_model import Attention, LanguageModel
 from mindblip2.cells.llama import Llama, RMSNorm
-from parity.defects import changed, exchanged, replaced
 from parity.mutations import Mutation
+from parity.patches import changed, exchanged, replaced
 
 
 # ---------------------------------------------------------------------------------------------------- both kinds of model
@@ -195,7 +195,7 @@ LANGUAGE_MUTATIONS: dict[str, tuple[str, Mutation]] = {
     **on_both("products in half precision", half_precision, f"layers.?.ffn, head, {ATTENDS}, {WHOLE}, {CACHED}", f"embed, {NORMS}"),
     **on_both("words off by one", words_off_by_one, f"embed, {CACHED}", f"{ATTENDS}, hidden"),
     **on_both("eps 1e-4", other_eps, f"{NORMS}, {WHOLE}", "layers.?.attention, layers.?.ffn, head"),
-    "attention scores not scaled": on("llama3", unscaled, f"{ATTENDS}, {WHOLE}, {CACHED}", f"layers.?.ffn, {NORMS}"),
+    "attention scores not scaled, llama3": on("llama3", unscaled, f"{ATTENDS}, {WHOLE}, {CACHED}", f"layers.?.ffn, {NORMS}"),
     "the future is visible": on("llama", future_visible, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"),
     "padding is visible": on("llama3", padding_visible, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"),
     "padding is counted, Llama": on("llama", padding_counted, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"),

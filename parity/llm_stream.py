@@ -8,6 +8,7 @@ come the final norm and the head, on the whole vocabulary.
 """
 
 import dataclasses
+import zlib
 from collections.abc import Iterator, Mapping
 
 import mindspore as ms
@@ -20,13 +21,17 @@ from mindblip2.checkpoint import CheckpointError
 from mindblip2.config import LlamaConfig, OPTConfig
 from parity import seeded_weights
 from parity.compare import Row
-from parity.defects import replaced
-from parity.llm_cases import FULL, HOLE, LEFT, RIGHT, fill, filled, layer_cases, masks, new_cell, norm_case, recorded
-from parity.nets import Case, Nets, judge, rows, tensor
+from parity.desk import Desk
+from parity.llm_cases import FULL, HOLE, LEFT, RIGHT, fill, filled, layer_cases, masks, norm_case, recorded
+from parity.nets import Case, Nets, tensor
+from parity.our_weights import fingerprints
+from parity.ours import ours_of
+from parity.ours_llm import ROWS, new_cell, one_layer
+from parity.patches import replaced
+from parity.theirs import numbers
 from parity.twin_llm import LanguageTwin
 
 WINDOW = ".layers.0."
-ROWS = 64  # words that the window is built with; the head is compared by itself
 
 
 class Seeded(Mapping):
@@ -50,16 +55,19 @@ class Seeded(Mapping):
 class LanguageStream:
     """The rows of all cases, case by case, of a model whose weights are ``state``: transformers' (or Baichuan's) names → tensors."""
 
-    def __init__(self, config: LlamaConfig | OPTConfig, state: Mapping, layers: int | None = None):
+    def __init__(self, config: LlamaConfig | OPTConfig, state: Mapping, layers: int | None = None, desk: Desk | None = None,
+                 noise: torch.dtype = torch.float32):
         self.config, self.state, self.layers = config, state, min(layers or config.num_layers, config.num_layers)
         packed = any("W_pack" in name for name in state)
-        small = config.replace(num_layers=1, vocab_size=ROWS, bos_token_id=1, eos_token_id=2)
+        small, self.desk = one_layer(config), desk or Desk()
         self.twins = [LanguageTwin(small, packed).eval() for _ in range(2)]
         for twin in self.twins:
             self.load(twin, 0)
         self.twins[0].double()
         self.nets = Nets(*self.twins, filled(new_cell(small), self.twins[1], small).set_train(False))
-        self.small, self.name = small, "opt" if self.twins[0].opt else "llama"
+        self.small, self.name, self.noise = small, "opt" if self.twins[0].opt else "llama", noise
+        self.fingerprints = fingerprints(self.nets.ours)
+        self.twins[1].to(noise)
 
     @torch.no_grad()
     def load(self, twin: LanguageTwin, i: int) -> None:
@@ -81,28 +89,42 @@ class LanguageStream:
         x_BTD = torch.from_numpy(seeded_weights.normal(7, "prompt", (*mask_BT.shape, self.config.hidden_size)))
         if truth.opt:
             x_BTD += truth.stack.embed_positions(torch.from_numpy(mask_BT)).detach().float()
-        sides = [x_BTD.double(), x_BTD, x_BTD.numpy()]
+        done, stored = self.desk.chain()
+        sides = [*map(torch.from_numpy, stored[:2]), stored[2]] if done else [x_BTD.double(), x_BTD.to(self.noise), x_BTD.numpy()]
+        self.desk.start(f"chained {self.name}", {"x": x_BTD.numpy(), "mask": mask_BT})
         for i in tqdm(range(self.layers), desc="LLM", unit="layer", disable=None):
-            if i:
-                self.slide(i)
-            yield from self.layer_rows(i, sides[0].float().numpy(), mask_BT)
-            self.advance(sides, mask_BT)
-            yield judge(f"chained {self.name} layers.{i}", *({"": masked(side, mask_BT)} for side in reversed(sides)))
-        yield rows(norm_case(self.name, "norm", sides[0].float().numpy(), nothing), self.nets)
+            if i >= done:
+                yield from self.layer_rows(i, sides, mask_BT)
+                self.desk.leave(i + 1, *map(numbers, sides[:2]), sides[2])
+            else:
+                yield self.desk.stored(f"{self.name} layers.{i}")
+        yield self.desk.case(norm_case(self.name, "norm", sides[0].float().numpy(), nothing), self.nets)
         yield self.head_row(truth.norm("norm", sides[0]).detach())
 
     def slide(self, i: int) -> None:
         """Show layer ``i``."""
+        self.twins[1].float()  # our side takes its weights from there
         for twin in self.twins:
             self.load(twin, i)
         fill(self.nets.ours, self.twins[1], self.small, "llm.layers.0.")
+        self.fingerprints |= fingerprints(self.nets.ours, "llm.layers.0.", f"llm.layers.{i}.")
+        self.twins[1].to(self.noise)
 
-    def layer_rows(self, i: int, x_BTD: np.ndarray, mask_BT: np.ndarray) -> Iterator[list[Row]]:
+    def layer_rows(self, i: int, sides: list, mask_BT: np.ndarray) -> Iterator[list[Row]]:
         """The layer that the window shows; of the first and the last also its parts. With the gradient by the input."""
-        inputs = recorded(self.nets.truth, torch.from_numpy(x_BTD).double(), mask_BT, layer=0)
+        if i:
+            self.slide(i)
+        inputs = recorded(self.nets.truth, sides[0].float().double(), mask_BT, layer=0)
         for case in layer_cases(self.name, 0, inputs, mask_BT, nothing):
             if i in (0, self.layers - 1) or case.name.endswith("layers.0"):
-                yield rows(dataclasses.replace(case, name=case.name.replace("layers.0", f"layers.{i}")), self.nets)
+                yield self.desk.case(dataclasses.replace(case, name=case.name.replace("layers.0", f"layers.{i}")), self.nets)
+        self.advance(sides, mask_BT)
+        yield self.chained_row(f"layers.{i}", sides, mask_BT)
+
+    def chained_row(self, name: str, sides: list, mask_BT: np.ndarray) -> list[Row]:
+        """The three chains compared where they are now."""
+        truth, torch32, ours = ({"": masked(side, mask_BT)} for side in (*map(numbers, sides[:2]), sides[2]))
+        return self.desk.chained(f"chained {self.name} {name}", ours, torch32, truth)
 
     @torch.no_grad()
     def advance(self, sides: list, mask_BT: np.ndarray) -> None:
@@ -119,9 +141,10 @@ class LanguageStream:
         table = self.weight(theirs)
         head, given = self.twins[0].llm.lm_head, ms.Parameter(ms.Tensor(table.numpy()), name="table")
         case = Case(f"{self.name} head", lambda twin, x: torch.func.functional_call(head, {"weight": table.to(x.dtype)}, (x,)),
-                    lambda model, x: model.llm.head(x), {"x": x.numpy()}, backward=True)
+                    ours_of(f"{self.name} head"), {"x": x.numpy()}, backward=True)
+        self.fingerprints["llm.word.embedding_table" if self.twins[0].opt else "llm.lm_head.weight"] = zlib.crc32(table.numpy().tobytes())
         with replaced(self.nets.ours.llm, "head_weight", lambda: given):
-            return rows(case, self.nets)
+            return self.desk.case(case, self.nets)
 
 
 def nothing(path: str) -> tuple[str, ...]:

@@ -10,16 +10,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from mindspore import ops
 
-from mindblip2.cells import losses
-from mindblip2.cells.blip2_qformer import Blip2Classifier
 from parity import seeded_weights, twin_losses
 from parity.nets import Case
+from parity.ours import ours_of
 
 N, B, Q, E, T, V = 12, 5, 4, 32, 9, 40
 IMAGE_ID = np.array([7, 3, 7, 11, 3])  # who shares a picture
-FIXED_NOISE = 0.5  # the same number for every candidate: the likeliest negative is drawn
 
 
 def loss_cases() -> Iterator[Case]:
@@ -28,17 +25,15 @@ def loss_cases() -> Iterator[Case]:
                 "temp": 0.1 + 0.02 * np.abs(draw("temp", N))}
     with_ids = {"image_id": np.stack([np.roll(IMAGE_ID, n) for n in range(N)])}
     for name, more, gather in (("itc", {}, False), ("itc.gather_with_grad", {}, True), ("itc.image_id", with_ids, False)):
-        yield Case(name, partial(their_itc, gather=gather), partial(our_itc, gather=gather), features | more,
+        yield Case(name, partial(their_itc, gather=gather), ours_of(name), features | more,
                    backward=True)
     for name, more in (("negatives", {}), ("negatives.image_id", with_ids)):
-        yield Case(name, their_negatives, our_negatives, {"sim": 5 * draw("sim", N, B, B)} | more)
-    yield Case("itm", each(lambda logits: twin_losses.itm(logits)), each(lambda logits: losses.itm(logits)),
+        yield Case(name, their_negatives, ours_of(name), {"sim": 5 * draw("sim", N, B, B)} | more)
+    yield Case("itm", each(twin_losses.itm), ours_of("itm"),
                {"logits": 2 * draw("itm", N, 3 * B, 2)}, backward=True)
-    yield Case("lm", each(their_lm), each(lambda logits, ids: losses.lm(logits, ids, 0, 0.1)),
+    yield Case("lm", each(their_lm), ours_of("lm"),
                {"logits": 2 * draw("lm", N, B, T, V), "ids": captions()}, backward=True)
-    yield Case("classifier", their_probabilities,
-               lambda model, image, text: Blip2Classifier.probabilities(
-                   model, losses.normalise(image), losses.normalise(text)),
+    yield Case("classifier", their_probabilities, ours_of("classifier"),
                {"image": features["image"][0], "text": features["text"][1]})
 
 
@@ -55,16 +50,10 @@ def captions() -> np.ndarray:
 
 
 def each(loss):
-    """Apply a loss to each of the stacked problems -> a function of a network and (N, …) tensors, with values (N,)."""
+    """Apply a loss of torch's to each of the stacked problems -> a function of a twin and (N, …) tensors, with values (N,)."""
     def stacked(_, **tensors):
-        found = [loss(*problem) for problem in zip(*(list(x) for x in tensors.values()), strict=True)]
-        return stack(found)
+        return torch.stack([loss(*problem) for problem in zip(*tensors.values(), strict=True)])
     return stacked
-
-
-def stack(values):
-    """Tensors of either library along a new first axis."""
-    return (torch if isinstance(values[0], torch.Tensor) else ops).stack(values)
 
 
 def their_itc(_, image, text, temp, gather: bool, image_id=None):
@@ -74,29 +63,13 @@ def their_itc(_, image, text, temp, gather: bool, image_id=None):
     for n in range(N):
         sims = twin_losses.similarities(unit(image[n], dim=-1), unit(text[n], dim=-1), temp[n], gather)
         found.append((twin_losses.itc(*sims, None if image_id is None else image_id[n]), *sims))
-    return tuple(stack(values) for values in zip(*found, strict=True))
-
-
-def our_itc(_, image, text, temp, gather: bool, image_id=None):
-    found = [losses.itc(losses.normalise(image[n]), losses.normalise(text[n]), temp[n],
-                        None if image_id is None else image_id[n], gather_with_grad=gather) for n in range(N)]
-    return tuple(stack(values) for values in zip(*found, strict=True))
+    return tuple(torch.stack(values) for values in zip(*found, strict=True))
 
 
 def their_negatives(_, sim, image_id=None):
     """The likeliest negative of each row, (N, B), as numbers to be met exactly."""
     chosen = [twin_losses.hard_negatives(x, x.T, None if image_id is None else image_id[n]) for n, x in enumerate(sim)]
-    return tuple(stack(values).to(sim.dtype) for values in zip(*chosen, strict=True))
-
-
-def our_negatives(_, sim, image_id=None):
-    image_idx, text_idx = [], []
-    for n in range(N):
-        same = losses.same_picture(B, B, None if image_id is None else image_id[n])
-        noise = ops.full_like(sim[n], FIXED_NOISE)
-        image_idx.append(losses.hard_negatives(sim[n].T, same, noise).astype(sim.dtype))
-        text_idx.append(losses.hard_negatives(sim[n], same, noise).astype(sim.dtype))
-    return stack(image_idx), stack(text_idx)
+    return tuple(torch.stack(values).to(sim.dtype) for values in zip(*chosen, strict=True))
 
 
 def their_lm(logits, ids):

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from mindspore import nn
 
 from parity import defects
-from parity.compare import Row
-from parity.suite import Suite, failing
+from parity.compare import Row, failing
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ MUTATIONS = {
         defects.vit_positions, "vit, chained vit.embed, chained vit.blocks.0", "chained vit.patch_embed, vit.blocks.?"),
     "bias [q, v, 0] for [q, 0, v]": Mutation(
         defects.lost_zero, "vit.blocks.?.attn, vit.blocks.?", "vit.blocks.?.norm?, vit.blocks.?.mlp"),
+    "ViT feed-forward transposed": Mutation(
+        defects.feed_forward_transposed, "vit.blocks.?.mlp, vit.blocks.?", "vit.blocks.?.norm?, vit.blocks.?.attn"),
     "heads of q permuted": Mutation(
         defects.permuted_heads, f"vit.blocks.?.attn, read.layers.*, {LAYER}.attention.query",
         f"vit.blocks.?.mlp, {LAYER}.attention.key"),
@@ -55,6 +56,8 @@ MUTATIONS = {
         "qformer.lm_head.norm, embed.*", f"ln_vision, {LAYER}.attention.query"),
     "pads visible": Mutation(
         defects.pads_visible, "read, match, read.layers.*, match.layers.*, itm_logits", "see, see.layers.*, embed.text"),
+    "mask without its factor": Mutation(
+        defects.mask_without_factor, "read, match, read.layers.*, match.layers.*, itm_logits", "see, see.layers.*, embed.text, caption"),
     "captions see the future": Mutation(
         defects.future_visible, "caption, caption.layers.*", "read.layers.*, match.layers.*, lm_head"),
     "captions do not see the queries": Mutation(
@@ -88,6 +91,9 @@ MUTATIONS = {
     "image ids ignored": Mutation(defects.ids_ignored, "itc.image_id, negatives.image_id", "itc, negatives"),
     "negatives may be the sample itself": Mutation(
         defects.own_pair_drawn, "negatives, negatives.image_id", "itc.image_id, itm"),
+    "features in half precision": Mutation(
+        defects.half_features, "itc, itc.image_id, stage1.losses", "image_feats, text_feats, lm"),
+    "classes from the first query": Mutation(defects.first_query_classifies, "classifier", "itc, image_feats"),
     "mean over queries": Mutation(defects.mean_over_queries, "itc, classifier", "image_feats, lm"),
     "features not normalised": Mutation(
         defects.not_normalised, "image_feats, text_feats, itc, classifier", "vision_proj, text_proj"),
@@ -109,7 +115,7 @@ def defective(model: nn.Cell, mutation: str | Mutation) -> Iterator[None]:
         yield
 
 
-def mutated(suite: Suite, mutation: str | Mutation) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+def mutated(suite, mutation: str | Mutation) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
     """The rows of the cases that must catch a defect, and of those that must not."""
     mutation = MUTATIONS[mutation] if isinstance(mutation, str) else mutation
     caught, spared = (suite.matching(patterns) for patterns in (mutation.caught, mutation.spared))
@@ -118,7 +124,7 @@ def mutated(suite: Suite, mutation: str | Mutation) -> tuple[dict[str, list[Row]
     return {name: rows[name] for name in caught}, {name: rows[name] for name in spared}
 
 
-def verdict_of(suite: Suite, mutation: str | Mutation) -> tuple[str, float]:
+def verdict_of(suite, mutation: str | Mutation) -> tuple[str, float]:
     """Whether a defect was caught and located, and the ratio of the weakest catch."""
     caught, spared = mutated(suite, mutation)
     right = failing(caught) == set(caught) and not failing(spared)

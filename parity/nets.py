@@ -2,7 +2,8 @@
 noise), ours in float32.
 
 A case is one comparison: named inputs, the same function of the twin and of our model, and perhaps what to differentiate
-by. Gradients are those of a random linear function of the outputs, so that every output counts and none cancels.
+by. Gradients are those of a random linear function of the outputs, so that every output counts and none cancels. The torch
+side runs in parity/theirs.py; nothing here needs torch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,15 +13,10 @@ from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
-import torch
 from mindspore import nn
 
-from mindblip2.config import Blip2Config
-from mindblip2.sections import ConfigError
 from parity import seeded_weights
 from parity.compare import Row, compare, compare_all
-from parity.twin import DEC, PAD, Twin
-from parity.twin_config import TwinConfig
 
 FEW = 32  # a tensor of fewer elements has no noise statistics of its own: such tensors of one case are judged together
 
@@ -28,8 +24,8 @@ FEW = 32  # a tensor of fewer elements has no noise statistics of its own: such 
 class Nets(NamedTuple):
     """The truth (float64), the noise (float32) and ours, all in eval mode."""
 
-    truth: Twin
-    torch32: Twin
+    truth: object  # a twin: of stage 1 or a language model's
+    torch32: object
     ours: nn.Cell
 
 
@@ -64,30 +60,11 @@ class Case:
                                                   for name, value in self.inputs.items()}) for n in range(count)]
 
 
-def twin_config(config: Blip2Config) -> TwinConfig:
-    """The twin's dimensions from ours. Its constants (every eps, the GELU) stay its own: they are what is compared."""
-    vit, qformer = config.vision_config, config.qformer_config
-    if (qformer.bos_token_id, qformer.pad_token_id) != (DEC, PAD):
-        raise ConfigError(f"bos_token_id = {qformer.bos_token_id}, pad_token_id = {qformer.pad_token_id}: the twin has "
-                          f"BERT's ids, {DEC} and {PAD}, as every LAVIS checkpoint")
-    return TwinConfig(
-        image_size=vit.image_size, patch=vit.patch_size, vit_width=vit.hidden_size, vit_depth=vit.num_hidden_layers,
-        vit_heads=vit.num_attention_heads, vit_hidden=vit.intermediate_size, width=qformer.hidden_size,
-        layers=qformer.num_hidden_layers, heads=qformer.num_attention_heads, ffn=qformer.intermediate_size,
-        vocab=qformer.vocab_size, positions=qformer.max_position_embeddings,
-        cross_attention_freq=qformer.cross_attention_freq, queries=qformer.query_length, embed=qformer.head_embed_dim)
-
-
 def pynative() -> None:
     """Run our side eagerly and, on a CPU, without the threads of asynchronous launch, which spin: they cost ten times the
     time of operators as small as these."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     ms.runtime.launch_blocking()
-
-
-def rows(case: Case, nets: Nets) -> list[Row]:
-    """The case on all three networks, compared."""
-    return judge(case.name, run_ours(case, nets.ours), run_theirs(case, nets.torch32), run_theirs(case, nets.truth))
 
 
 def judge(name: str, ours: Mapping, torch32: Mapping, truth: Mapping) -> list[Row]:
@@ -106,28 +83,6 @@ def judge(name: str, ours: Mapping, torch32: Mapping, truth: Mapping) -> list[Ro
 def cotangent(case: Case, index: int, shape: tuple[int, ...]) -> np.ndarray:
     """The random weights of an output in the function whose gradients are compared."""
     return seeded_weights.normal(1, f"{case.name} {index}", shape)
-
-
-def run_theirs(case: Case, twin: Twin) -> dict[str, np.ndarray]:
-    """The case's outputs and gradients on a twin, in the twin's dtype, by our names and in our shapes."""
-    if case.stacked:
-        return together(run_theirs(problem, twin) for problem in case.problems())
-    dtype = next(twin.parameters()).dtype
-    inputs = {name: torch.from_numpy(value).to(dtype if value.dtype.kind == "f" else torch.long)
-              for name, value in case.inputs.items()}
-    if not case.backward:
-        with torch.no_grad():
-            return named([value.numpy() for value in several(case.theirs(twin, **inputs))])
-    weights = [twin.parameter_of(name) for name in case.weights]
-    variables = [inputs[name].requires_grad_() for name in case.differentiated]
-    with all_trained(weights):
-        found = several(case.theirs(twin, **inputs))
-        total = sum((value * torch.from_numpy(cotangent(case, i, tuple(value.shape)))).sum()
-                    for i, value in enumerate(found))
-        grads = list(torch.autograd.grad(total, variables + weights, materialize_grads=True))
-    for i in range(len(variables), len(grads)):  # the patch convolution is a product here
-        grads[i] = grads[i].flatten(1) if grads[i].ndim == 4 else grads[i]
-    return named([value.detach().numpy() for value in found], case, [grad.numpy() for grad in grads])
 
 
 def run_ours(case: Case, model: nn.Cell) -> dict[str, np.ndarray]:

@@ -13,9 +13,8 @@ from mindspore import nn, ops
 from convert.names import LAVIS, foreign_name
 from mindblip2.cells import losses
 from parity.capture import twin_paths
-from parity.cases import VERBS
-from parity.chained import our_activations
 from parity.nets import tensor
+from parity.ours_chained import VERBS, our_activations
 from parity.twin import best_only
 from parity.twin_reference import BRANCHES, Reference, lm_views
 

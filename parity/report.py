@@ -1,15 +1,17 @@
-"""What a run leaves: a table in the terminal, a JSON with every row, a dated Markdown page."""
+"""What a run leaves: a table in the terminal, a JSON with every row, a dated Markdown page. The page for people is parity/page.py."""
 
 import os
 import platform
 import re
 import resource
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from parity.compare import Row, all_pass, table, write_json
+from parity.diagnosis import Diagnosis
 
 HEAD = ("verdict", "worst ratio", "median", "rows", "cases")
 
@@ -19,7 +21,15 @@ def about(command: str, seconds: float, **more: object) -> dict[str, object]:
     return {"date": date.today().isoformat(), "command": command, "seconds": round(seconds),
             "peak memory GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1),
             "hardware": hardware(), "python": platform.python_version()} | {
-        name: version(name) for name in ("mindspore", "torch", "numpy")} | more
+        name: installed(name) for name in ("mindspore", "torch", "numpy")} | more
+
+
+def installed(package: str) -> str:
+    """Its version; a host that only checks has no torch."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def hardware() -> str:
@@ -72,14 +82,14 @@ def verdict(rows: list[Row]) -> str:
             f"({worst.name}), median {sorted(row.ratio for row in rows)[len(rows) // 2]:.3g}")
 
 
-def write(path: str | Path, rows: list[Row], facts: Mapping[str, object]) -> None:
+def write(path: str | Path, rows: list[Row], facts: Mapping[str, object], found: Diagnosis | None = None) -> None:
     """``path`` as JSON and a Markdown page of the same name beside it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, rows, facts)
+    write_json(path, rows, facts, asdict(found) if found else None)
     lines = summary(rows)
     body = ["# Parity with PyTorch, " + str(facts["date"]), "", *(f"- {name}: {value}" for name, value in facts.items()
-                                                                 if name not in ("date", "command")), "",
+                                                                 if name not in ("date", "command", "curves")), "",
             "```", str(facts["command"]), "```", "", verdict(rows), "",
             "Ratio: rms(ours32 - truth64) / rms(torch32 - truth64); up to 4 passes (parity/compare.py). "
             f"All rows: [{path.name}]({path.name}).", "",

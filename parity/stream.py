@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from mindspore import nn
 from tqdm import tqdm
 
 from mindblip2.config import Blip2Config
@@ -27,33 +26,43 @@ from parity.cases import (
     recorded,
     vit_case,
 )
-from parity.chained import batch, chained, stage1_cases
+from parity.chained import chained, stage1_cases
 from parity.compare import Row
+from parity.desk import Desk
 from parity.loss_cases import loss_cases
-from parity.nets import Nets, judge, rows, tensor
-from parity.weights import VIT, Weights, fill, make_nets
+from parity.nets import Nets, tensor
+from parity.our_weights import fill, fingerprints
+from parity.ours import OursGiven
+from parity.ours_chained import batch
+from parity.theirs import numbers
+from parity.weights import VIT, Weights, make_nets
+
+PARTS = 6  # of the gradients of all parameters: so many at once as fit beside the networks
 
 
 class Window:
     """Three networks of one ViT block, and which block of the whole it shows."""
 
-    def __init__(self, weights: Weights, config: Blip2Config):
+    def __init__(self, weights: Weights, config: Blip2Config, noise: torch.dtype = torch.float32):
         self.weights, self.depth = weights, config.vision_config.num_hidden_layers
-        self.nets = make_nets(weights, config.replace(vision_config={"num_hidden_layers": 1}))
+        self.nets = make_nets(weights, config.replace(vision_config={"num_hidden_layers": 1}), noise)
+        self.fingerprints = fingerprints(self.nets.ours)  # of every weight that was shown
 
     def slide(self, i: int) -> None:
         """Show block ``i``."""
-        fill(self.nets.ours, self.weights, "vit.blocks.0.", f"vit.blocks.{i}.")
+        fill(self.nets.ours, self.weights.given, "vit.blocks.0.", f"vit.blocks.{i}.")
+        self.fingerprints |= fingerprints(self.nets.ours, "vit.blocks.0.", f"vit.blocks.{i}.")
         for twin in self.nets[:2]:
             block = twin.visual_encoder.blocks[0]
             block.load_state_dict({name: self.weights.theirs(f"{VIT}blocks.{i}.{name}") for name in block.state_dict()})
 
 
 class Stream:
-    """The rows of all cases, case by case, of pictures (B, 3, S, S) with N captions each (N, B, T)."""
+    """The rows of all cases, case by case, of pictures (B, 3, S, S) with N captions each (N, B, T); ``desk`` decides what becomes of
+    each (parity/desk.py)."""
 
-    def __init__(self, window: Window, image: np.ndarray, ids_NBT: np.ndarray, blocks: int | None = None):
-        self.window, self.nets, self.image, self.ids_NBT = window, window.nets, image, ids_NBT
+    def __init__(self, window: Window, image: np.ndarray, ids_NBT: np.ndarray, blocks: int | None = None, desk: Desk | None = None):
+        self.window, self.nets, self.image, self.ids_NBT, self.desk = window, window.nets, image, ids_NBT, desk or Desk()
         self.blocks = min(blocks or window.depth, window.depth)
         self.paths = twin_paths(self.nets.ours, self.nets.truth.config.cross_attention_freq)
         self.truth_BPW = self.torch32_BPW = self.ours_BPW = None  # what goes into the next block of the chain
@@ -65,18 +74,31 @@ class Stream:
     def vit_rows(self) -> Iterator[list[Row]]:
         """Patches, then block by block."""
         for case in (patch_case(self.nets.ours, self.image), vit_case(self.nets.ours, self.image)):
-            yield rows(case, self.nets)
-        self.embed()
+            yield self.desk.case(case, self.nets)
+        done, sides = self.desk.chain()
+        if done:
+            self.truth_BPW, self.torch32_BPW, self.ours_BPW = torch.from_numpy(sides[0]), torch.from_numpy(sides[1]), sides[2]
+        else:
+            self.embed()
+        self.desk.start("chained vit.embed", {"image": self.image})
         yield self.chained_row("vit.embed")
         for i in tqdm(range(self.blocks), desc="ViT", unit="block", disable=None):
-            if i:
-                self.window.slide(i)
-            x_BPW = self.truth_BPW.float().numpy()
-            yield rows(block_case(self.nets.ours, 0, x_BPW, backward=i == 0, label=i), self.nets)
-            if i in (0, self.blocks - 1):
-                yield from self.inside_rows(i, x_BPW)
-            self.advance()
-            yield self.chained_row(f"vit.blocks.{i}")
+            if i >= done:
+                yield from self.block_rows(i)
+                self.desk.leave(i + 1, *self.sides())
+            else:
+                yield self.desk.stored(f"vit.blocks.{i}")
+
+    def block_rows(self, i: int) -> Iterator[list[Row]]:
+        """One block, which the window shows: alone, its parts, in the chain."""
+        if i:
+            self.window.slide(i)
+        x_BPW = self.truth_BPW.float().numpy()
+        yield self.desk.case(block_case(self.nets.ours, 0, x_BPW, backward=i == 0, label=i), self.nets)
+        if i in (0, self.blocks - 1):
+            yield from self.inside_rows(i, x_BPW)
+        self.advance()
+        yield self.chained_row(f"vit.blocks.{i}")
 
     @torch.no_grad()
     def embed(self) -> None:
@@ -99,10 +121,14 @@ class Stream:
         self.torch32_BPW = torch32.visual_encoder.blocks[0](self.torch32_BPW)
         self.ours_BPW = ours.vit.blocks[0](tensor(self.ours_BPW)).asnumpy()
 
+    def sides(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Truth, torch32 and ours, where the chains are now."""
+        return numbers(self.truth_BPW), numbers(self.torch32_BPW), self.ours_BPW
+
     def chained_row(self, name: str) -> list[Row]:
         """The three chains compared where they are now."""
-        sides = self.ours_BPW, self.torch32_BPW.numpy(), self.truth_BPW.numpy()
-        return judge(f"chained {name}", *({"": side} for side in sides))
+        truth, torch32, ours = self.sides()
+        return self.desk.chained(f"chained {name}", {"": ours}, {"": torch32}, {"": truth})
 
     def inside_rows(self, i: int, x_BPW: np.ndarray) -> Iterator[list[Row]]:
         """Norms, attention and feed-forward of the block that the window shows."""
@@ -110,7 +136,7 @@ class Stream:
         paths = {ours: theirs for ours, theirs in self.paths.items() if ours.startswith("vit.blocks.0.")}
         inputs = recorded(truth, paths, lambda: truth.visual_encoder.blocks[0](torch.from_numpy(x_BPW).double()))
         for case in module_cases(paths, inputs):
-            yield rows(dataclasses.replace(case, name=case.name.replace("blocks.0", f"blocks.{i}")), self.nets)
+            yield self.desk.case(dataclasses.replace(case, name=case.name.replace("blocks.0", f"blocks.{i}")), self.nets)
 
     def qformer_rows(self) -> Iterator[list[Row]]:
         """Everything behind the ViT: each part, then a forward pass and the gradients of the losses."""
@@ -120,22 +146,17 @@ class Stream:
             image_BPW = truth.ln_vision(self.truth_BPW).float().numpy()
         image = without_vit(self.nets, x_BPW)
         cases = [ln_vision_case(model, x_BPW), *qformer_cases(model, truth, image_BPW, ids_BT), *fused_cases(), *loss_cases(),
-                 *stage1_cases(model, image, self.ids_NBT, parts=3)]
+                 *stage1_cases(model, image, self.ids_NBT, parts=PARTS)]
         for case in tqdm(cases, desc="Q-Former", unit="case", disable=None):
-            yield rows(case, self.nets)
-        ours, torch32, truth = chained(self.nets, batch(image, ids_BT))
-        yield judge("chained", ours, torch32, truth)
-
-
-class OursGiven(nn.Cell):
-    """Stands for a ViT whose output is there already: (B, 1, P, W) -> (B, P, W)."""
-
-    def construct(self, x_B1PW):
-        return x_B1PW[:, 0]
+            yield self.desk.case(case, self.nets)
+        inputs = batch(image, ids_BT)
+        if self.desk.selection.chained:
+            self.desk.start("chained", inputs)
+            yield self.desk.chained("chained", *chained(self.nets, inputs))
 
 
 class TheirsGiven(torch.nn.Module):
-    """The same for a twin."""
+    """Stands for a ViT whose output is there already, in a twin: (B, 1, P, W) -> (B, P, W)."""
 
     def forward(self, x_B1PW):
         return x_B1PW[:, 0]

@@ -21,10 +21,12 @@ from parity.cases import (
     recorded,
     vit_case,
 )
-from parity.chained import our_activations, stage1_cases, their_activations
-from parity.compare import Row, all_pass
+from parity.chained import stage1_cases, their_activations
+from parity.compare import Row
 from parity.loss_cases import loss_cases
-from parity.nets import Case, Nets, judge, run_ours, run_theirs
+from parity.nets import Case, Nets, judge, run_ours
+from parity.ours_chained import our_activations
+from parity.theirs import run_theirs
 
 CHAINED = "chained "  # begins the names of chained rows
 
@@ -103,13 +105,3 @@ class Suite:
         torch32, truth = self.expected[CHAINED]
         return {CHAINED + name: judge(CHAINED + name, {"": ours[name]}, {"": torch32[name]}, {"": truth[name]})
                 for name in truth}
-
-
-def failing(rows: Mapping[str, Iterable[Row]]) -> set[str]:
-    """Names of the cases with a row that fails."""
-    return {name for name, found in rows.items() if any(row.verdict == "fail" for row in found)}
-
-
-def not_passing(rows: Mapping[str, Iterable[Row]]) -> set[str]:
-    """Names of the cases that do not pass: a row fails, or somebody should look."""
-    return {name for name, found in rows.items() if not all_pass(found)}

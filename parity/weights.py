@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import mindspore as ms
 import numpy as np
 import torch
-from mindspore import nn
 
 from convert import plan
 from convert.files import read
@@ -21,7 +20,9 @@ from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.checkpoint import Checkpoint, CheckpointError
 from mindblip2.config import Blip2Config
 from parity import seeded_weights
-from parity.nets import Nets, twin_config
+from parity.nets import Nets
+from parity.our_weights import fill
+from parity.theirs import twin_config
 from parity.twin import Twin, load
 
 VIT = "visual_encoder."
@@ -78,6 +79,10 @@ class Weights:
             value = self.main[name].float()
         return resized(value, self.config.vision_config.num_tokens) if name.endswith("pos_embed") else value
 
+    def given(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A parameter of ours, as ``our_weights.fill`` asks for it."""
+        return self.ours(name)
+
     def ours(self, name: str) -> np.ndarray:
         """A parameter of ours."""
         if self.stored is not None:
@@ -95,12 +100,13 @@ def resized(pos_embed_1PW: torch.Tensor, tokens: int) -> torch.Tensor:
     return torch.cat([pos_embed_1PW[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-def make_nets(weights: Weights, config: Blip2Config) -> Nets:
-    """The three networks with the dimensions of ``config``, which may have fewer blocks than the weights."""
+def make_nets(weights: Weights, config: Blip2Config, noise: torch.dtype = torch.float32) -> Nets:
+    """The three networks with the dimensions of ``config``, which may have fewer blocks than the weights; ``noise``: the dtype in
+    which torch may round."""
     with ms.nn.utils.no_init_parameters():
         ours = Blip2Qformer(config)
-    fill(ours, weights)
-    return Nets(make_twin(weights, config, torch.float64), make_twin(weights, config, torch.float32), ours.set_train(False))
+    fill(ours, weights.given)
+    return Nets(make_twin(weights, config, torch.float64), make_twin(weights, config, noise), ours.set_train(False))
 
 
 def make_twin(weights: Weights, config: Blip2Config, dtype: torch.dtype) -> Twin:
@@ -109,14 +115,3 @@ def make_twin(weights: Weights, config: Blip2Config, dtype: torch.dtype) -> Twin
     with torch.device("meta"):
         names = list(Twin(dimensions).state_dict())
     return load({name: weights.theirs(name) for name in names}, dimensions, dtype)
-
-
-def fill(model: nn.Cell, weights: Weights, prefix: str = "", source: str = "") -> None:
-    """Give our parameters below ``prefix`` the weights of the same names below ``source``."""
-    for name, parameter in model.parameters_and_names():
-        if name.startswith(prefix):
-            value = weights.ours(source + name.removeprefix(prefix) if prefix else name)
-            if value.shape != tuple(parameter.shape):
-                raise CheckpointError(f"{name} has {value.shape}, the model {tuple(parameter.shape)}: use the --config "
-                                      "that belongs to the file")
-            parameter.set_data(ms.Tensor(value))

@@ -52,8 +52,10 @@ MAY_IMPORT = {
     "tools": ["data"],
     "convert": ["config", "checkpoint", "mindblip2.hub.no_init", "cells",
                 "mindspore", "numpy", "torch", "safetensors", "tqdm"],
-    "parity": ["config", "checkpoint", "cells", "convert", "mindspore", "numpy", "torch", "transformers", "safetensors",
-               "sklearn", "tqdm"],
+    # --mode trajectory trains, which needs a step and its rates
+    "parity": ["config", "checkpoint", "cells", "convert", "mindblip2.trainer.schedule.learning_rate",
+               "mindblip2.trainer.step.TrainStep", "mindblip2.trainer.step.VALUES",
+               "mindspore", "numpy", "torch", "transformers", "safetensors", "sklearn", "tqdm"],
     "doorbell": ["yaml"],               # and what mindblip2.__all__ lists
 }
 # A cell imports only cells of an earlier set.

@@ -72,8 +72,8 @@ def suite(model, lavis):
     """All cases on the reference's batch."""
     import torch
 
-    from parity.chained import batch
     from parity.nets import Nets
+    from parity.ours_chained import batch
     from parity.suite import Suite
     nets = Nets(lavis.twin(torch.float64), lavis.twin(torch.float32), model)
     return Suite(nets, batch(lavis.inputs["image"].numpy(), lavis.inputs["input_ids"].numpy()))

@@ -8,8 +8,8 @@ torch = pytest.importorskip("torch")
 import mindspore as ms  # noqa: E402
 
 from parity.capture import capture, common, twin_paths  # noqa: E402
-from parity.chained import verbs_of  # noqa: E402
 from parity.nets import tensor  # noqa: E402
+from parity.ours_chained import verbs_of  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("pynative")
 

@@ -5,9 +5,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from parity.compare import Row, first_bad, table  # noqa: E402
-from parity.nets import FEW, Case, judge, run_ours, run_theirs, twin_config  # noqa: E402
-from parity.suite import CHAINED, failing, not_passing  # noqa: E402
+from parity.compare import Row, failing, first_bad, not_passing, table  # noqa: E402
+from parity.nets import FEW, Case, judge, run_ours  # noqa: E402
+from parity.suite import CHAINED  # noqa: E402
+from parity.theirs import run_theirs, twin_config  # noqa: E402
 
 from .conftest import tiny_config  # noqa: E402
 

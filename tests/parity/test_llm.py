@@ -10,11 +10,10 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: E402
 
 from mindblip2.cells import llama  # noqa: E402
 from mindblip2.config import LlamaConfig  # noqa: E402
-from parity.compare import noise_ratio, table  # noqa: E402
+from parity.compare import failing, noise_ratio, table  # noqa: E402
 from parity.llm_cases import LLAMA3, MODELS, LanguageSuite  # noqa: E402
 from parity.llm_defects import LANGUAGE_MUTATIONS  # noqa: E402
 from parity.mutations import mutated  # noqa: E402
-from parity.suite import failing  # noqa: E402
 from parity.twin_baichuan import alibi_slopes  # noqa: E402
 from parity.twin_llm import llama_config  # noqa: E402
 

@@ -6,9 +6,10 @@ pytest.importorskip("transformers")
 
 from mindblip2.checkpoint import CheckpointError  # noqa: E402
 from mindblip2.config import LlamaConfig, OPTConfig  # noqa: E402
-from parity.__main__ import parser, run  # noqa: E402
+from parity.__main__ import parser  # noqa: E402
 from parity.compare import table  # noqa: E402
 from parity.llm_stream import LanguageStream, Seeded  # noqa: E402
+from parity.run import run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("pynative")
 
@@ -63,7 +64,7 @@ def test_the_command_reads_a_folder_of_transformers(tmp_path):
     config, packed = CONFIGS["llama"]
     save_file(dict(Seeded(config, packed).items()), tmp_path / "model.safetensors")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": {"model_config": {"text_config": config.to_dict()}}}))
-    options = parser().parse_args(["--config", str(tmp_path / "run.yaml"), "--only", "language", "--llm_path", str(tmp_path),
+    options = parser().parse_args(["run", "--config", str(tmp_path / "run.yaml"), "--only", "language", "--llm_path", str(tmp_path),
                                    "--blocks", "2"])
     rows = {row.name: row for row in run(options)}
     assert all(row.verdict == "pass" for row in rows.values()) and "llama layers.1" in rows and "llama head" in rows

@@ -11,11 +11,12 @@ torch = pytest.importorskip("torch")
 
 from mindblip2.checkpoint import Checkpoint, write_checkpoint  # noqa: E402
 from mindblip2.config import load_config  # noqa: E402
-from parity.__main__ import captions, main, pictures  # noqa: E402
+from parity.__main__ import main  # noqa: E402
+from parity.inputs import captions, pictures  # noqa: E402
 from parity.llm_defects import LANGUAGE_MUTATIONS  # noqa: E402
 from parity.mutations import MUTATIONS, Mutation  # noqa: E402
-from parity.nets import twin_config  # noqa: E402
 from parity.stream import Stream, Window  # noqa: E402
+from parity.theirs import twin_config  # noqa: E402
 from parity.twin import seeded_state_dict  # noqa: E402
 from parity.weights import VIT, Seeded, Weights, resized  # noqa: E402
 
@@ -64,9 +65,9 @@ def test_a_defect_fails(yaml, monkeypatch, capsys):
 def test_the_mutation_table(monkeypatch, capsys):
     """All of it is test_defects.py; the command runs it on networks that need no file."""
     some = {name: MUTATIONS[name] for name in ("tanh GELU", "ViT eps 1e-5", "LM without shift")}
-    monkeypatch.setattr("parity.__main__.MUTATIONS", some)
-    monkeypatch.setattr("parity.__main__.MODELS", ("llama",))
-    monkeypatch.setattr("parity.__main__.LANGUAGE_MUTATIONS", {"the future is visible": LANGUAGE_MUTATIONS["the future is visible"]})
+    monkeypatch.setattr("parity.run.MUTATIONS", some)
+    monkeypatch.setattr("parity.run.MODELS", ("llama",))
+    monkeypatch.setattr("parity.run.LANGUAGE_MUTATIONS", {"the future is visible": LANGUAGE_MUTATIONS["the future is visible"]})
     assert main(["--defects"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"without a defect \d+ cases, none fails$", lines[0]) and [line.split()[0] for line in lines[1:]] == ["caught"] * 4

@@ -1,0 +1,58 @@
+"""Our parameters on a host without torch: from a .ckpt, or the seeded random numbers that the dumping host had too."""
+
+import zlib
+from collections.abc import Callable
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+from convert.names import LAVIS, foreign_name
+from convert.names_llm import LLAMA, OPT
+from mindblip2.checkpoint import Checkpoint, CheckpointError
+from mindblip2.config import Blip2Config, OPTConfig
+from parity import seeded_weights
+
+Given = Callable[[str, tuple[int, ...]], np.ndarray]  # (our name, shape) -> float32
+
+
+def from_file(path: str) -> Given:
+    """The tensors of a .ckpt of ours, by name."""
+    stored = Checkpoint(path)
+
+    def given(name, shape):
+        if name not in stored:
+            raise CheckpointError(f"{path} holds no {name}: it belongs to another model than the dump, or was not written by "
+                                  "convert/convert_weight.py")
+        return stored.float32(name)
+    return given
+
+
+def seeded(config: Blip2Config, seed: int) -> Given:
+    """Random numbers by the names that LAVIS and transformers have: those of ``parity.weights.Seeded``, without torch."""
+    freq = config.qformer_config.cross_attention_freq
+    language = OPT if isinstance(config.text_config, OPTConfig) else LLAMA
+
+    def given(name, shape):
+        if name.startswith("llm."):
+            return seeded_weights.weight(foreign_name(language, name), shape, seed)
+        theirs = foreign_name(LAVIS, name, freq)
+        return seeded_weights.weight(theirs, shape, seed, seeded_weights.SEP_BIAS["full"])
+    return given
+
+
+def fill(model: nn.Cell, given: Given, prefix: str = "", source: str = "") -> None:
+    """Give our parameters below ``prefix`` the weights of the same names below ``source``."""
+    for name, parameter in model.parameters_and_names():
+        if name.startswith(prefix):
+            shape = tuple(parameter.shape)
+            value = given(source + name.removeprefix(prefix) if prefix else name, shape)
+            if value.shape != shape:
+                raise CheckpointError(f"{name} has {value.shape}, the model {shape}: use the --config that belongs to the file")
+            parameter.set_data(ms.Tensor(value))
+
+
+def fingerprints(model: nn.Cell, prefix: str = "", source: str = "") -> dict[str, int]:
+    """crc32 of the values that our parameters below ``prefix`` have, by their name below ``source``."""
+    return {source + name.removeprefix(prefix) if prefix else name: zlib.crc32(np.ascontiguousarray(parameter.asnumpy()).tobytes())
+            for name, parameter in model.parameters_and_names() if name.startswith(prefix)}

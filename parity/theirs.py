@@ -1,0 +1,58 @@
+"""The torch side of a case: what a twin gives, and the three networks compared. An NPU host that only checks needs none of it."""
+
+import numpy as np
+import torch
+
+from mindblip2.config import Blip2Config
+from mindblip2.sections import ConfigError
+from parity.compare import Row
+from parity.nets import Case, Nets, all_trained, cotangent, judge, named, run_ours, several, together
+from parity.twin import DEC, PAD, Twin
+from parity.twin_config import TwinConfig
+
+
+def twin_config(config: Blip2Config) -> TwinConfig:
+    """The twin's dimensions from ours. Its constants (every eps, the GELU) stay its own: they are what is compared."""
+    vit, qformer = config.vision_config, config.qformer_config
+    if (qformer.bos_token_id, qformer.pad_token_id) != (DEC, PAD):
+        raise ConfigError(f"bos_token_id = {qformer.bos_token_id}, pad_token_id = {qformer.pad_token_id}: the twin has "
+                          f"BERT's ids, {DEC} and {PAD}, as every LAVIS checkpoint")
+    return TwinConfig(
+        image_size=vit.image_size, patch=vit.patch_size, vit_width=vit.hidden_size, vit_depth=vit.num_hidden_layers,
+        vit_heads=vit.num_attention_heads, vit_hidden=vit.intermediate_size, width=qformer.hidden_size,
+        layers=qformer.num_hidden_layers, heads=qformer.num_attention_heads, ffn=qformer.intermediate_size,
+        vocab=qformer.vocab_size, positions=qformer.max_position_embeddings,
+        cross_attention_freq=qformer.cross_attention_freq, queries=qformer.query_length, embed=qformer.head_embed_dim)
+
+
+def rows(case: Case, nets: Nets) -> list[Row]:
+    """The case on all three networks, compared."""
+    return judge(case.name, run_ours(case, nets.ours), run_theirs(case, nets.torch32), run_theirs(case, nets.truth))
+
+
+def run_theirs(case: Case, twin: Twin) -> dict[str, np.ndarray]:
+    """The case's outputs and gradients on a twin, in the twin's dtype, by our names and in our shapes."""
+    if case.stacked:
+        return together(run_theirs(problem, twin) for problem in case.problems())
+    dtype = next(twin.parameters()).dtype
+    inputs = {name: torch.from_numpy(value).to(dtype if value.dtype.kind == "f" else torch.long)
+              for name, value in case.inputs.items()}
+    if not case.backward:
+        with torch.no_grad():
+            return named([numbers(value) for value in several(case.theirs(twin, **inputs))])
+    weights = [twin.parameter_of(name) for name in case.weights]
+    variables = [inputs[name].requires_grad_() for name in case.differentiated]
+    with all_trained(weights):
+        found = several(case.theirs(twin, **inputs))
+        total = sum((value * torch.from_numpy(cotangent(case, i, tuple(value.shape)))).sum()
+                    for i, value in enumerate(found))
+        grads = list(torch.autograd.grad(total, variables + weights, materialize_grads=True))
+    for i in range(len(variables), len(grads)):  # the patch convolution is a product here
+        grads[i] = grads[i].flatten(1) if grads[i].ndim == 4 else grads[i]
+    return named([numbers(value) for value in found], case, [numbers(grad) for grad in grads])
+
+
+def numbers(value: torch.Tensor) -> np.ndarray:
+    """NumPy's array of a tensor; bfloat16, which NumPy does not have, in float32."""
+    value = value.detach()
+    return (value.float() if value.dtype is torch.bfloat16 else value).numpy()

@@ -1,0 +1,214 @@
+"""``dump`` on a host with torch, ``check`` on one without: the same rows as side by side, and clear words for bad files."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from mindblip2.checkpoint import Checkpoint, write_checkpoint  # noqa: E402
+from parity import dumpfile  # noqa: E402
+from parity.__main__ import main, parser  # noqa: E402
+from parity.check import Check  # noqa: E402
+from parity.dumpfile import DumpFile  # noqa: E402
+from parity.our_weights import from_file, seeded  # noqa: E402
+from parity.run import run  # noqa: E402
+from parity.weights import Weights  # noqa: E402
+
+from .conftest import FILES, TINY, tiny_config  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("pynative")
+
+CASES = ("vit", "vit.blocks*", "see.layers.0", "read", "caption", "itm", "stage1.losses", "chained *")
+SOME = [part for pattern in CASES for part in ("--case", pattern)]
+NO_TORCH = """
+import sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers"):
+            raise RuntimeError("this host has no " + name)
+sys.meta_path.insert(0, Without())
+from parity.__main__ import main
+code = main(sys.argv[1:])
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def yaml(tmp_path_factory):
+    config = tiny_config().replace(qformer_config={"num_hidden_layers": 2}, vision_config={"num_hidden_layers": 2})
+    return str(config.save_pretrained(tmp_path_factory.mktemp("config")))
+
+
+@pytest.fixture(scope="module")
+def dumped(yaml, tmp_path_factory, pynative):
+    path = tmp_path_factory.mktemp("dump") / "torch.npz"
+    assert main(["dump", "--config", yaml, "--output", str(path), *SOME]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def from_lavis(tmp_path_factory, pynative):
+    """A dump of LAVIS's own weights, and their configuration."""
+    folder = tmp_path_factory.mktemp("lavis")
+    config = str(tiny_config().save_pretrained(folder))
+    path = folder / "torch.npz"
+    assert main(["dump", "--config", config, "--weights", str(TINY / FILES[0]), "--output", str(path), "--case", "vit.blocks.*",
+                 "--mode", "isolated"]) == 0
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ the same rows
+def test_a_host_without_torch_checks(dumped, tmp_path):
+    report = tmp_path / "result.json"
+    done = subprocess.run([sys.executable, "-c", NO_TORCH, "check", str(dumped), "--report", str(report)], capture_output=True, text=True)
+    assert done.returncode == 0 and "PASS: " in done.stdout, done.stdout + done.stderr
+    assert json.loads(report.read_text())["about"]["torch"] and report.with_suffix(".html").exists()
+
+
+def test_the_rows_are_those_of_both_side_by_side(dumped, yaml):
+    """An entry that was written down and read again is the same comparison; only sums over another memory order may differ in float64's
+    last digits."""
+    here = run(parser().parse_args(["run", "--config", yaml, *SOME]))
+    dump = DumpFile(dumped)
+    there = [row for rows in Check(dump, seeded(tiny_config(), dump.header["seed"])) for row in rows]
+    assert [row.name for row in there] == [row.name for row in here]
+    assert [row.ratio for row in there] == pytest.approx([row.ratio for row in here], rel=1e-9)
+    assert [row.max_abs for row in there] == [row.max_abs for row in here]
+    assert {"vit.blocks.1", "chained vit.blocks.1", "chained qformer.lm_head", "read"} <= {row.name for row in here}
+
+
+def test_a_defect_is_seen_on_the_other_host(dumped, capsys):
+    assert main(["check", str(dumped), "--defect", "pads visible"]) == 1
+    assert "first divergence: read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode, wanted", [("isolated", r"(?!chained)(?!.* d ).*"), ("gradients", r".* d .*"), ("chained", r"chained .*")])
+def test_a_mode_is_a_part_of_all_rows(dumped, mode, wanted):
+    def rows(*more):
+        dump = DumpFile(dumped)
+        from parity.selection import Selection
+        return [row for found in Check(dump, seeded(tiny_config(), dump.header["seed"]), Selection(("vit*", "chained vit*"), *more))
+                for row in found]
+    every, some = rows(), rows(mode)
+    assert some and some == [row for row in every if re.fullmatch(wanted, row.name)] and len(some) < len(every)
+
+
+def test_seeded_weights_are_the_same_without_torch():
+    config = tiny_config()
+    with_torch, without = Weights(config), seeded(config, 20230)
+    for name, row in with_torch.rows.items():
+        value = with_torch.ours(name)
+        assert np.array_equal(value, without(name, value.shape)), row.theirs
+    assert not np.array_equal(with_torch.ours("itm_head.bias"), seeded(config, 1)("itm_head.bias", (2,)))     # the control
+
+
+def test_each_cell_compiled(dumped):
+    assert main(["check", str(dumped), "--graph", "--mode", "isolated", "--case", "vit.blocks.0*"]) == 0
+    assert main(["check", str(dumped), "--graph", "--case", "vit.blocks.0*"]) == 2     # gradients and chains need hooks
+
+
+def test_a_language_model(tmp_path):
+    import yaml as yaml_file
+    text = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 96}
+    for kind in ("LlamaConfig", "OPTConfig"):
+        more = {"type": kind} | ({"intermediate_size": 64, "max_position_embeddings": 40} if kind == "OPTConfig" else {})
+        config = tmp_path / f"{kind}.yaml"
+        config.write_text(yaml_file.safe_dump({"model": {"model_config": {"text_config": text | more}}}))
+        dump = tmp_path / f"{kind}.npz"
+        assert main(["dump", "--config", str(config), "--only", "language", "--output", str(dump)]) == 0
+        assert main(["check", str(dump)]) == 0
+        file = DumpFile(dump)
+        rows = [row for found in Check(file, seeded(tiny_config(text_config=text | more), 7)) for row in found]   # other numbers
+        assert {row.verdict for row in rows if "head" in row.name} == {"fail"}
+
+
+# ------------------------------------------------------------------------------------------------ weights of a file
+def test_the_converted_file_is_checked(from_lavis, ckpts, tmp_path, capsys):
+    assert main(["check", str(from_lavis), "--ckpt", str(ckpts[FILES[0]])]) == 0
+    assert "not those of the dump" not in capsys.readouterr().out
+    stored, wrong = Checkpoint(ckpts[FILES[0]]), "vit.blocks.2.mlp.up.bias"
+    write_checkpoint(tmp_path / "wrong.ckpt", ((name, "Float32", stored[name] + np.float32(name == wrong)) for name in stored))
+    assert main(["check", str(from_lavis), "--ckpt", str(tmp_path / "wrong.ckpt")]) == 1
+    printed = capsys.readouterr().out
+    assert f"weights here are not those of the dump to the last bit: {wrong}" in printed
+    assert "first divergence: vit.blocks.2.mlp.up" in printed and "weights rather than code" in printed
+
+
+# ------------------------------------------------------------------------------------------------ bad files
+def rewritten(source: Path, path: Path, change) -> Path:
+    """The dump with another header."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            if name != "header.npy":
+                new.writestr(name, old.read(name))
+        header = DumpFile(source).header | change
+        with new.open("header.npy", "w") as file:
+            np.lib.format.write_array(file, np.frombuffer(json.dumps(header).encode(), np.uint8))
+    return path
+
+
+def complaint(capsys, *arguments: str) -> str:
+    """The one line of an error."""
+    assert main(list(arguments)) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+    return printed
+
+
+def test_damaged_dumps_are_named(from_lavis, ckpts, tmp_path, capsys):
+    data, bad = from_lavis.read_bytes(), tmp_path / "bad.npz"
+    check = ["check", str(bad), "--ckpt", str(ckpts[FILES[0]])]
+    assert "no dump at" in complaint(capsys, *check)
+    for content in (b"", b"no zip at all", data[:len(data) // 2], data[:-10]):
+        bad.write_bytes(content)
+        assert "damaged, truncated or no parity dump" in complaint(capsys, *check)
+    middle = len(data) // 3
+    bad.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1:])     # one bit: the checksum tells
+    assert "damaged, truncated or no parity dump" in complaint(capsys, *check)
+    shutil.copy(from_lavis, bad)
+    assert main(check) == 0     # the control: whole, it passes
+
+
+def test_other_files_are_named(from_lavis, ckpts, tmp_path, capsys):
+    check = ["--ckpt", str(ckpts[FILES[0]])]
+    np.savez(tmp_path / "other.npz", x=np.ones(3))
+    assert "it has no header" in complaint(capsys, "check", str(tmp_path / "other.npz"), *check)
+    np.savez(tmp_path / "code.npz", header=np.array([{"format": dumpfile.FORMAT}], dtype=object))     # would be unpickled
+    assert "damaged, truncated or no parity dump" in complaint(capsys, "check", str(tmp_path / "code.npz"), *check)
+    newer = rewritten(from_lavis, tmp_path / "newer.npz", {"format": "mindblip2 parity dump 99"})
+    assert "dump again with this version" in complaint(capsys, "check", str(newer), *check)
+    entry = DumpFile(from_lavis).entries[0] | {"truth": {"": "0" * 24}}
+    lacking = rewritten(from_lavis, tmp_path / "lacking.npz", {"entries": [entry]})
+    assert "1 arrays of its header are missing" in complaint(capsys, "check", str(lacking), *check)
+
+
+def test_other_checkpoints_are_named(from_lavis, ckpts, dumped, tmp_path, capsys):
+    assert "give the converted file with --ckpt" in complaint(capsys, "check", str(from_lavis))
+    stored = Checkpoint(ckpts[FILES[0]])
+    write_checkpoint(tmp_path / "less.ckpt", ((name, "Float32", stored[name]) for name in stored if name != "temp"))
+    assert "holds no temp" in complaint(capsys, "check", str(from_lavis), "--ckpt", str(tmp_path / "less.ckpt"))
+    cut = "vision_proj.bias"
+    write_checkpoint(tmp_path / "other.ckpt", ((name, "Float32", stored[name][:1] if name == cut else stored[name]) for name in stored))
+    said = complaint(capsys, "check", str(from_lavis), "--ckpt", str(tmp_path / "other.ckpt"))
+    assert f"{cut} has (1,), the model (32,)" in said
+    (tmp_path / "cut.ckpt").write_bytes(Path(ckpts[FILES[0]]).read_bytes()[:5000])
+    complaint(capsys, "check", str(from_lavis), "--ckpt", str(tmp_path / "cut.ckpt"))
+    assert from_file(str(ckpts[FILES[0]]))("temp", ()).shape == ()
+
+
+def test_a_dump_that_was_stopped_leaves_no_file(tmp_path):
+    writer = dumpfile.Writer(tmp_path / "half.npz")
+    writer.add("case", "x", {"": np.ones(3)}, {"": np.ones(3)})
+    assert not (tmp_path / "half.npz").exists()
+    writer.add("case", "y", {"": np.ones(3)}, {"": np.ones(3)})
+    writer.close()
+    assert len(DumpFile(tmp_path / "half.npz").arrays.files) == 2     # the shared array once, and the header
