@@ -1,4 +1,5 @@
 """Which device a run uses, and in which mode; and what the device cannot do."""
+import contextlib
 import importlib.util
 import logging
 import shutil
@@ -8,6 +9,8 @@ import mindspore as ms
 from mindblip2.sections import ConfigError
 
 logger = logging.getLogger("mindblip2")
+HALF = ("float16", "bfloat16")
+_pretended = None
 
 
 def use(context):
@@ -25,7 +28,29 @@ def use(context):
 
 def target():
     """"CPU", "GPU" or "Ascend"."""
-    return ms.get_context("device_target")
+    return _pretended or ms.get_context("device_target")
+
+
+@contextlib.contextmanager
+def pretend(name):
+    """Cells that are made here are those of another device.  They can be exported: MindSpore infers shapes and dtypes for any device,
+    and computes for the own only."""
+    global _pretended
+    before, _pretended = _pretended, name
+    try:
+        yield
+    finally:
+        _pretended = before
+
+
+def ascend():
+    """Are there the kernels of ``cells.ascend``?  Cells ask when they are made."""
+    return target() == "Ascend"
+
+
+def flash(dtype):
+    """Is attention of this dtype one kernel?  It knows half precision only."""
+    return ascend() and dtype in HALF
 
 
 def fuses():

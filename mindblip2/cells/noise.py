@@ -84,8 +84,12 @@ class Dropout(nn.Cell):
         self.p, self.of_heads, self.site, self._words = p, of_heads, 0, ()
         self.native = None if device.target() == "CPU" else nn.Dropout(p=p)
 
+    def drops(self):
+        """Does it change anything?"""
+        return self.training and self.p > 0
+
     def construct(self, x):
-        if not self.training or self.p == 0:
+        if not self.drops():
             return x
         _check_bound(self._words)
         if self.native is not None:
