@@ -24,6 +24,8 @@ class Key:
 
     def __init__(self):
         self.words = Parameter(Tensor(_words(0)), name="noise_key", requires_grad=False)
+        # Other devices draw by themselves: an NPU has no product of uint32.
+        self.given = (self.words,) if device.target() == "CPU" else (None,)
 
     def set(self, *seeds):
         """A function of whole numbers, e.g. (seed, step, rank)."""
@@ -66,7 +68,7 @@ def bind(model):
     for site, cell in enumerate(draws, 1):  # 0 is the model's own
         if getattr(cell, "of_heads", False):
             site += len(draws) * comm.mesh.model_rank       # other heads, other draws
-        cell.site, cell._words = site, (key.words,) if device.target() == "CPU" else (None,)
+        cell.site, cell._words = site, key.given
     return key
 
 
