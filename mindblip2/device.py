@@ -9,6 +9,7 @@ import mindspore as ms
 from mindblip2.sections import ConfigError
 
 logger = logging.getLogger("mindblip2")
+HALF = ("float16", "bfloat16")
 _pretended = None
 
 
@@ -31,14 +32,25 @@ def target():
 
 
 @contextlib.contextmanager
-def pretend(device_target):
-    """Cells that are made here are those of another device; they cannot compute."""
+def pretend(name):
+    """Cells that are made here are those of another device.  They can be exported: MindSpore infers shapes and dtypes for any device,
+    and computes for the own only."""
     global _pretended
-    before, _pretended = _pretended, device_target
+    before, _pretended = _pretended, name
     try:
         yield
     finally:
         _pretended = before
+
+
+def ascend():
+    """Are there the kernels of ``cells.ascend``?  Cells ask when they are made."""
+    return target() == "Ascend"
+
+
+def flash(dtype):
+    """Is attention of this dtype one kernel?  It knows half precision only."""
+    return ascend() and dtype in HALF
 
 
 def fuses():

@@ -59,7 +59,8 @@ MAY_IMPORT = {
     "doorbell": ["yaml"],               # and what mindblip2.__all__ lists
 }
 # A cell imports only cells of an earlier set.
-CELL_ORDER = [{"fused", "noise", "decoding", "scores"}, {"layers", "beams"}, {"vit", "qformer", "language_model"}, {"llama", "opt"},
+CELL_ORDER = [{"fused", "ascend", "noise", "decoding", "scores"}, {"layers", "beams"}, {"vit", "qformer", "language_model"},
+              {"llama", "opt"},
               {"losses", "generate"},
               {"blip2_qformer", "blip2_llm"}]
 

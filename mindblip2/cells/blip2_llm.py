@@ -46,7 +46,7 @@ class Blip2Llm(Pretrained):
         self.llm = LANGUAGE_MODELS[type(text)](text, dtype, dtype if self.config.freeze_text else "float32")
         self.queries, self.most = qformer.query_length, text.positions
         self.noise = noise.bind(self)
-        self._words = (self.noise.words,)
+        self._words = self.noise.given
         if self.config.freeze_vision:
             self.freeze("vit.*")
         if self.config.freeze_text:

@@ -46,7 +46,7 @@ class Blip2Qformer(Pretrained):
         self.temp = Parameter(Tensor(self.config.temperature, ms.float32), name="temp")
         self._caption_step = (_CaptionStep(self.qformer),)  # kept, so that a graph is compiled once; in a tuple: it is no child
         self.noise = noise.bind(self)
-        self._words = (self.noise.words,)
+        self._words = self.noise.given
         if self.config.freeze_vision:
             self.freeze("vit.*")
         self.freeze(*self.config.frozen)

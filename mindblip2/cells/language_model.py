@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindblip2 import comm, device
+from mindblip2.cells import ascend
 from mindblip2.cells.layers import (
     MASKED,
     Embedding,
@@ -48,12 +49,14 @@ def causal_bias(mask_BT):
 class Attention(nn.Cell):
     """Causal self-attention; a head of keys and values serves H / J heads of queries without a copy.
 
-    ``turn`` is what the model does to queries and keys for their positions, or None; ``bias`` broadcasts to (B, J, G · T, S).
+    ``turn`` is what the model does to queries and keys for their positions, or None; ``bias`` broadcasts to (B, J, G · T, S), and with
+    ``shifts`` it does more than hide keys.
     With ``past``, (key, value) of (N, J, S, K) each, x is one token, whose key and value go into ``slot``."""
 
-    def __init__(self, config, dtype, bias, held):
+    def __init__(self, config, dtype, bias, held, shifts=False):
         super().__init__()
         self.heads, self.kv_heads = share(config.num_heads), share(config.kv_heads)
+        self.flash, self.shifts, self.ascend = device.flash(dtype), shifts, device.ascend()
         inner = config.hidden_size // config.num_heads * config.kv_heads
         sizes = {"bias": bias, "std": config.initializer_range, "held": held}
         self.query = Linear(config.hidden_size, config.hidden_size, dtype, **sizes, split="outputs")
@@ -63,14 +66,18 @@ class Attention(nn.Cell):
 
     def construct(self, x_BTD, bias, turn=None, past=None, slot=None):
         x_BTD = comm.enter(x_BTD)
-        query_BHTK = rotated(split_heads(self.query(x_BTD), self.heads), turn)
-        key_BJTK = rotated(split_heads(self.key(x_BTD), self.kv_heads), turn)
+        query_BHTK = self._turned(split_heads(self.query(x_BTD), self.heads), turn)
+        key_BJTK = self._turned(split_heads(self.key(x_BTD), self.kv_heads), turn)
         value_BJTK = split_heads(self.value(x_BTD), self.kv_heads)
         if past is not None:
             key_BJTK, value_BJTK = written(past[0], key_BJTK, slot), written(past[1], value_BJTK, slot)
         batch, _, length, width = query_BHTK.shape
-        context = attend(query_BHTK.reshape(batch, self.kv_heads, -1, width), key_BJTK, value_BJTK, bias)
+        context = attend(query_BHTK.reshape(batch, self.kv_heads, -1, width), key_BJTK, value_BJTK, bias,
+                         flash=self.flash, shifts=self.shifts)
         return self.output(merge_heads(context.reshape(batch, self.heads, length, width))), (key_BJTK, value_BJTK)
+
+    def _turned(self, x_BHTK, turn):
+        return ascend.rotated(x_BHTK, *turn) if self.ascend and turn is not None else rotated(x_BHTK, turn)
 
 
 def rotated(x_BHTK, turn):

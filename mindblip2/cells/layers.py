@@ -7,7 +7,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, One, Zero, initializer
 
 from mindblip2 import comm, device
-from mindblip2.cells import fused
+from mindblip2.cells import ascend, fused
 from mindblip2.split import Split, is_split
 
 # ops.matmul would copy a weight for every row of the batch before a batched product; these do not.
@@ -55,14 +55,21 @@ class GELU(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.fused = device.fuses()
+        self.fused, self.ascend = device.fuses(), device.ascend()
 
     def construct(self, x):
+        if self.ascend:
+            return ascend.gelu(x)
         return fused.gelu(x) if self.fused else ops.gelu(x, approximate="none")
 
 
-def attend(query_BHTK, key_BHSK, value_BHSK, bias=None, dropout=None):
-    """softmax(q kᵀ / √K + bias) v → (B, H, T, K); the softmax is in float32.  ``bias`` broadcasts to (B, H, T, S)."""
+def attend(query_BHTK, key_BHSK, value_BHSK, bias=None, dropout=None, flash=False, shifts=False):
+    """softmax(q kᵀ / √K + bias) v → (B, H, T, K); the softmax is in float32.  ``bias`` broadcasts to (B, H, T, S).
+
+    ``flash``: in one kernel, where nothing is dropped: what is dropped stays the draw of ``dropout``.  ``shifts``: the bias does more
+    than hide keys."""
+    if flash and (dropout is None or not dropout.drops()):
+        return ascend.attend(query_BHTK, key_BHSK, value_BHSK, bias, shifts)
     width = query_BHTK.shape[-1]
     scores_BHTS = SCORES(query_BHTK * width ** -0.5, key_BHSK).astype(ms.float32)
     if bias is not None:
@@ -160,9 +167,11 @@ class LayerNorm(nn.Cell):
         self.beta = Parameter(initializer(Zero(), (width,)), name="beta")
         self.eps = eps
         self.normalise = (CpuNormalise if device.target() == "CPU" else Normalise)(eps)
-        self.fused = device.fuses()
+        self.fused, self.ascend = device.fuses(), device.ascend()
 
     def construct(self, x):
+        if self.ascend:
+            return ascend.layer_norm(x.astype(ms.float32), self.gamma, self.beta, self.eps).astype(x.dtype)
         if self.fused:
             return fused.layer_norm(x.astype(ms.float32), self.gamma, self.beta, self.eps).astype(x.dtype)
         return self.normalise(x.astype(ms.float32), self.gamma, self.beta)[0].astype(x.dtype)

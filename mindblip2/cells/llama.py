@@ -9,7 +9,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import One, initializer
 
-from mindblip2 import comm
+from mindblip2 import comm, device
+from mindblip2.cells import ascend
 from mindblip2.cells.language_model import Attention, LanguageModel, Layer
 from mindblip2.cells.layers import SCORES, Linear, share
 
@@ -20,9 +21,11 @@ class RMSNorm(nn.Cell):
     def __init__(self, width, eps):
         super().__init__()
         self.gamma = Parameter(initializer(One(), (width,)), name="gamma")
-        self.eps = eps
+        self.eps, self.ascend = eps, device.ascend()
 
     def construct(self, x):
+        if self.ascend:
+            return ascend.rms_norm(x, self.gamma, self.eps)
         wide = x.astype(ms.float32)
         mean = ops.ReduceSum(True)(wide * wide, -1) * (1.0 / x.shape[-1])
         return (wide * ops.rsqrt(mean + self.eps) * self.gamma).astype(x.dtype)
@@ -76,7 +79,7 @@ class Llama(LanguageModel):
         super().__init__(config, dtype, held, RMSNorm(width, config.rms_norm_eps))
         self.lm_head = Linear(width, config.vocab_size, dtype, bias=False, std=config.initializer_range, held=held, split="outputs")
         self.normalized_head = config.normalized_head
-        self.rope = config.position_embedding == "rope"
+        self.rope, self.ascend = config.position_embedding == "rope", device.ascend()
         self.frequencies = Tensor(frequencies(width // config.num_heads, config.rope_theta, config.rope_scaling)) if self.rope else None
         own = share(config.num_heads) * comm.mesh.model_rank
         self.slopes = None if self.rope else Tensor(slopes(config.num_heads)[own:own + share(config.num_heads)])
@@ -84,15 +87,16 @@ class Llama(LanguageModel):
     def make_layer(self, config, dtype, held):
         width, eps = config.hidden_size, config.rms_norm_eps
         ffn = SwiGLU(width, config.feed_forward_size, dtype, config.initializer_range, held)
-        return Layer(RMSNorm(width, eps), Attention(config, dtype, False, held), RMSNorm(width, eps), ffn)
+        attention = Attention(config, dtype, False, held, shifts=config.position_embedding == "alibi")
+        return Layer(RMSNorm(width, eps), attention, RMSNorm(width, eps), ffn)
 
     def turn(self, position_BT):
-        """(cos, ±sin), (B, 1, T, K) float32 each; see ``rotated``."""
+        """(cos, ±sin), (B, 1, T, K) float32 each, see ``rotated``; on Ascend (cos, sin), see ``ascend.rotated``."""
         if not self.rope:
             return None
         angle = (position_BT.astype(ms.float32)[..., None] * self.frequencies)[:, None]
         cos, sin = ops.cos(angle), ops.sin(angle)
-        return ops.cat((cos, cos), -1), ops.cat((-sin, sin), -1)
+        return ops.cat((cos, cos), -1), ops.cat((sin if self.ascend else -sin, sin), -1)
 
     def distance(self, query_BT, key_BS):
         """ALiBi: a key counts less the farther back it stands, (B, H, T, S) float32."""

@@ -24,6 +24,8 @@ class Key:
 
     def __init__(self):
         self.words = Parameter(Tensor(_words(0)), name="noise_key", requires_grad=False)
+        # Other devices draw by themselves: an NPU has no product of uint32.
+        self.given = (self.words,) if device.target() == "CPU" else (None,)
 
     def set(self, *seeds):
         """A function of whole numbers, e.g. (seed, step, rank)."""
@@ -66,7 +68,7 @@ def bind(model):
     for site, cell in enumerate(draws, 1):  # 0 is the model's own
         site += len(draws) * comm.mesh.model * comm.rank()      # other samples, other draws; and so for other heads
         site += len(draws) * comm.mesh.model_rank if getattr(cell, "of_heads", False) else 0
-        cell.site, cell._words = site, (key.words,) if device.target() == "CPU" else (None,)
+        cell.site, cell._words = site, key.given
     return key
 
 
@@ -84,8 +86,12 @@ class Dropout(nn.Cell):
         self.p, self.of_heads, self.site, self._words = p, of_heads, 0, ()
         self.native = None if device.target() == "CPU" else nn.Dropout(p=p)
 
+    def drops(self):
+        """Does it change anything?"""
+        return self.training and self.p > 0
+
     def construct(self, x):
-        if not self.training or self.p == 0:
+        if not self.drops():
             return x
         _check_bound(self._words)
         if self.native is not None:

@@ -11,7 +11,7 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, Zero, initializer
 
-from mindblip2 import comm
+from mindblip2 import comm, device
 from mindblip2.cells.layers import (
     GELU,
     MASKED,
@@ -75,7 +75,7 @@ class SelfAttention(nn.Cell):
     def __init__(self, config, dtype):
         super().__init__()
         width = config.hidden_size
-        self.heads = share(config.num_attention_heads)
+        self.heads, self.flash = share(config.num_attention_heads), device.flash(dtype)
         std = config.initializer_range
         self.query = Linear(width, width, dtype, std=std, split="outputs")
         self.key = Linear(width, width, dtype, std=std, split="outputs")
@@ -89,7 +89,7 @@ class SelfAttention(nn.Cell):
         key, value = own
         if past is not None:
             key, value = ops.cat((past[0], own[0]), 2), ops.cat((past[1], own[1]), 2)
-        context = attend(split_heads(self.query(x_BTD), self.heads), key, value, bias, self.dropout)
+        context = attend(split_heads(self.query(x_BTD), self.heads), key, value, bias, self.dropout, self.flash)
         return self.output(merge_heads(context)), own
 
 
@@ -102,7 +102,7 @@ class CrossAttention(nn.Cell):
 
     def __init__(self, config, dtype):
         super().__init__()
-        self.heads = share(config.num_attention_heads)
+        self.heads, self.flash = share(config.num_attention_heads), device.flash(dtype)
         self.query = Linear(config.hidden_size, config.hidden_size, dtype, std=config.initializer_range, split="outputs")
         self.output = Linear(config.hidden_size, config.hidden_size, dtype, std=config.initializer_range, split="inputs")
         self.dropout, self.other_dropout = (Dropout(config.attention_probs_dropout_prob, of_heads=True) for _ in range(2))
@@ -119,7 +119,7 @@ class CrossAttention(nn.Cell):
         return self.output(ops.cat((both_IRD[:, :queries], other_IQD, both_IRD[:, queries:])))
 
     def _read(self, query_IRD, memory, dropout):
-        return merge_heads(attend(split_heads(query_IRD, self.heads), memory[0], memory[1], None, dropout))
+        return merge_heads(attend(split_heads(query_IRD, self.heads), memory[0], memory[1], None, dropout, self.flash))
 
 
 class Memory(nn.Cell):

@@ -7,7 +7,7 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, Zero, initializer
 
-from mindblip2 import comm
+from mindblip2 import comm, device
 from mindblip2.cells.layers import FeedForward, LayerNorm, Linear, attend, holding, merge_heads, parameter, share, split_heads
 from mindblip2.cells.noise import DropPath
 from mindblip2.split import Split
@@ -39,7 +39,7 @@ class ViTAttention(nn.Cell):
     def __init__(self, config, dtype):
         super().__init__()
         width = config.hidden_size
-        self.heads, self.inner = share(config.num_attention_heads), share(width)
+        self.heads, self.inner, self.flash = share(config.num_attention_heads), share(width), device.flash(dtype)
         self.qkv = Linear(width, 3 * width, dtype, bias=False, std=config.initializer_range, split="outputs", parts=3)
         self.has_bias = config.qkv_bias
         if self.has_bias:
@@ -50,7 +50,8 @@ class ViTAttention(nn.Cell):
     def construct(self, x_BPD):
         bias = ops.cat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias)) if self.has_bias else None
         query, key, value = ops.split(self.qkv(comm.enter(x_BPD), bias), self.inner, -1)
-        context_BHPK = attend(split_heads(query, self.heads), split_heads(key, self.heads), split_heads(value, self.heads))
+        context_BHPK = attend(split_heads(query, self.heads), split_heads(key, self.heads), split_heads(value, self.heads),
+                              flash=self.flash)
         return self.proj(merge_heads(context_BHPK))
 
 
