@@ -169,6 +169,9 @@ def test_rows_behind_the_vocabulary_are_no_text(small, files, monkeypatch):
 def test_unknown_arguments_are_errors_before_a_picture_is_read(piped):
     with pytest.raises(TypeError, match="no argument 'num_beam'; did you mean 'num_beams'"):
         piped("nowhere.png", num_beam=3)
+    with pytest.raises(ValueError, match="no argument 'num_beam'"):      # which run_blip2.py says in one line, without a traceback
+        run_blip2.run(["--config", small.yaml, "--run_mode", "predict", "--mode", "1", "--load_checkpoint", small.ckpt,
+                       "--predict_data", small.pictures["red"], "--generation.num_beam", "3"])
     with pytest.raises(TypeError, match="no argument 'topk'"):
         pipeline("image_to_text_generation", model=piped.model, topk=3)
 

@@ -15,6 +15,10 @@ ALIASES = {"max_length": "max_new_tokens", "min_length": "min_new_tokens", "num_
 SAMPLING = ("top_p", "top_k", "temperature", "seed")     # without effect on greedy and beam search
 
 
+class UnknownArgument(TypeError, ValueError):
+    """TypeError as of any call; ValueError so that a command line says it in one line."""
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How stage 1 writes captions.  Lengths count generated tokens only, neither the start token nor a prompt."""
@@ -63,13 +67,13 @@ class Decoding:
         ``num_captions`` and ``use_nucleus_sampling`` (LAVIS) of ``num_return_sequences`` and ``do_sample``.  None leaves an argument
         at its default.
 
-        Raises TypeError for an unknown name, with the nearest; ValueError for an argument given twice or out of range."""
+        Raises UnknownArgument, a TypeError, for an unknown name, with the nearest; ValueError for an argument given twice or out of range."""
         said = {}
         for name, value in keywords.items():
             own = ALIASES.get(name, name)
             if own not in cls.names():
                 near = difflib.get_close_matches(name, [*cls.names(), *ALIASES], 1, 0.5)
-                raise TypeError(f"generate has no argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                raise UnknownArgument(f"generate has no argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
                                 + f"  It takes {', '.join(cls.names())}")
             if value is None:
                 continue
