@@ -31,7 +31,7 @@ def half_precision(model):
 def unscaled_attention(model):
     attend = layers.attend
     for module in (vit, qformer):
-        yield replaced(module, "attend", lambda q, k, v, *rest: attend(q * q.shape[-1] ** 0.5, k, v, *rest))
+        yield replaced(module, "attend", lambda q, *rest, **how: attend(q * q.shape[-1] ** 0.5, *rest, **how))
 
 
 def fused_series_short(model):

@@ -41,7 +41,7 @@ def other_eps(model):
 # ---------------------------------------------------------------------------------------------------- attention
 def unscaled(model):
     attend = language_model.attend
-    yield replaced(language_model, "attend", lambda q, *rest: attend(q * q.shape[-1] ** 0.5, *rest))
+    yield replaced(language_model, "attend", lambda q, *rest, **how: attend(q * q.shape[-1] ** 0.5, *rest, **how))
 
 
 def future_visible(model):
