@@ -1,4 +1,4 @@
-"""The doorbell: ``python run_blip2.py --config PRESET|FILE --run_mode train|finetune|eval|predict|check|plan …``; see README.md."""
+"""The doorbell: ``python run_blip2.py --config PRESET|FILE --run_mode train|finetune|eval|predict|export|check|plan …``; see README.md."""
 import argparse
 import os
 import sys
@@ -35,7 +35,7 @@ def arguments(argv):
     parser.add_argument("--load_checkpoint", help="the .ckpt to start from or to use")
     parser.add_argument("--predict_data", nargs="+", help="pictures: files, folders, URLs; for feature_extraction also .txt files "
                                                           "with a caption per line")
-    parser.add_argument("--predict_batch_size", type=int, default=8)
+    parser.add_argument("--predict_batch_size", type=int, help="default 8; export: how many pictures the graphs take, default 1")
     parser.add_argument("--candidate_labels", nargs="+", help="the labels to choose from")
     parser.add_argument("--hypothesis_template", help="the label's text, with {} for the label; image_to_text_generation: the prompt.  "
                                                       "Its other arguments are --generation.num_beams 3 and so on")
@@ -89,13 +89,14 @@ def run(argv=None):
         if getattr(options, name) is not None:
             print(f"--{name} has no meaning in mindblip2 and is ignored", file=sys.stderr)
     config = load_config(options.config, overrides)
-    if config.run_mode == "export":
-        raise NotImplementedError("export is not implemented")
     if config.run_mode == "check":
         return check_data(config)
     from mindblip2 import Trainer, plan_mesh  # here, because importing MindSpore takes seconds
     if config.run_mode == "plan":
         return plan_mesh(config, options.device_memory, options.cards)
+    if config.run_mode == "export":     # which needs no device of that kind
+        trainer = Trainer(args=config.replace(context={"device_target": ""}))
+        return trainer.export(device_target=config.context.device_target, batch_size=options.predict_batch_size or 1)
     trainer = Trainer(args=config)
     if config.run_mode == "eval":
         return trainer.evaluate(**{"use_itm": True} if options.use_itm else {})
@@ -110,7 +111,7 @@ def run(argv=None):
         extra = {"save_arrays": f"{name}.npz"}
     if trainer.task == "image_to_text_generation":
         extra = {"return_full_text": not options.answer_only}
-    return trainer.predict(options.predict_data, save_file=f"{name}.txt", batch_size=options.predict_batch_size, **extra)
+    return trainer.predict(options.predict_data, save_file=f"{name}.txt", batch_size=options.predict_batch_size or 8, **extra)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,17 @@ _pretended = None
 
 
 def use(context):
-    """Set MindSpore's mode and device from a ``ContextConfig``; an empty ``device_target`` means what the host has."""
+    """Set MindSpore's mode and device from a ``ContextConfig``; an empty ``device_target`` means what the host has.  Raises ConfigError
+    where the device is not there."""
     ms.set_context(mode=ms.GRAPH_MODE if context.mode == 0 else ms.PYNATIVE_MODE)
     if context.device_target:
-        ms.set_device(context.device_target, context.device_id)
+        try:
+            ms.set_device(context.device_target, context.device_id)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"context.device_target = {context.device_target!r}, device_id {context.device_id}: MindSpore "
+                              f"{ms.__version__} cannot use it here ({reason}); leave --device_target out for what the host has, or see "
+                              "docs/ascend.md") from None
     if context.max_device_memory and target() != "CPU":
         ms.set_context(max_device_memory=context.max_device_memory)
     if context.enable_graph_kernel:

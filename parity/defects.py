@@ -178,7 +178,7 @@ def captions_from_cls(model):
 def negatives_exchanged(model):
     three = blip2_qformer.Blip2Qformer._match_three
     yield replaced(blip2_qformer.Blip2Qformer, "_match_three",
-                   lambda self, ids, memory, negatives: three(self, ids, memory, negatives[::-1]))
+                   lambda self, *given: three(self, *given[:-1], given[-1][::-1]))
 
 
 def one_query_matches(model):

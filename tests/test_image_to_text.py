@@ -166,7 +166,7 @@ def test_rows_behind_the_vocabulary_are_no_text(small, files, monkeypatch):
         padded.processor.tokenizer.decode(written)
 
 
-def test_unknown_arguments_are_errors_before_a_picture_is_read(piped):
+def test_unknown_arguments_are_errors_before_a_picture_is_read(piped, small):
     with pytest.raises(TypeError, match="no argument 'num_beam'; did you mean 'num_beams'"):
         piped("nowhere.png", num_beam=3)
     with pytest.raises(ValueError, match="no argument 'num_beam'"):      # which run_blip2.py says in one line, without a traceback

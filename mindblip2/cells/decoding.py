@@ -67,7 +67,7 @@ class Decoding:
         ``num_captions`` and ``use_nucleus_sampling`` (LAVIS) of ``num_return_sequences`` and ``do_sample``.  None leaves an argument
         at its default.
 
-        Raises UnknownArgument, a TypeError, for an unknown name, with the nearest; ValueError for an argument given twice or out of range."""
+        Raises UnknownArgument for an unknown name, with the nearest; ValueError for an argument given twice or out of range."""
         said = {}
         for name, value in keywords.items():
             own = ALIASES.get(name, name)

@@ -9,7 +9,7 @@ R rows of the table's width · B batch
 """
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, mint, nn, ops
 
 from mindblip2 import comm, device
 
@@ -44,7 +44,7 @@ def advance(words):
 def uniform(words, site, shape):
     """float32 in [0, 1).  ``site``: a whole number, different for each place that draws with the same key."""
     if words is None:
-        return ops.rand(shape)
+        return mint.rand(shape)     # ops.rand has no kernel on Ascend
     return ops.bitwise_right_shift(_bits(words, site, shape), LOW).astype(ms.float32) * 2.0 ** -24
 
 

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 from mindblip2 import comm
-from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
+from mindblip2.cells.blip2_llm import PROMPT_STEP, Blip2ImageToTextGeneration
 from mindblip2.data import scenes
 from mindblip2.data.captioned import check_readable, pictures_and_captions
 from mindblip2.data.captions import BlipQuestion
@@ -11,6 +11,7 @@ from mindblip2.data.image import load_image
 from mindblip2.data.questions import asks, question, read_questions
 from mindblip2.data.sheet import text_sheet
 from mindblip2.data.vqa import PROMPT, vqa_accuracy
+from mindblip2.trainer import export
 from mindblip2.trainer.captions import ask, asking_prompt, options_of, score, write, writer_of
 from mindblip2.trainer.inputs import load, pictures_of
 from mindblip2.trainer.loaders import captioned_pictures
@@ -56,6 +57,20 @@ class Generation:
             questions = [question(one, f"sample {i}") for i, one in enumerate(samples)]
             return _answers(trainer, checkpoint, questions, prompt or PROMPT, options)
         return _captions(trainer, checkpoint, samples, prompt, options)
+
+
+    @staticmethod
+    def export(trainer, checkpoint, options):
+        """Parts, and what else ``mindir.json`` says.  The prompt is the configuration's, its length rounded up."""
+        options = {**trainer.config.generation, **options}
+        prompt, batch = _prompt(trainer, options), options.pop("batch_size")
+        ids = _writer(trainer, checkpoint).prompt_ids(prompt)
+        model = trainer.model
+        length = max(-(-len(ids) // PROMPT_STEP), 1) * PROMPT_STEP
+        new = model.room(length, model.decoding(options).max_new_tokens)
+        text = model.config.text_config
+        return export.language(model, batch, length, new), {"prompt": prompt, "prompt_ids": ids, "eos_token_id": text.eos_token_id,
+                                                            "pad_token_id": text.pad_token_id}
 
 
 def _demo(trainer, checkpoint, options):

@@ -13,7 +13,7 @@ from mindblip2.data.captions import BlipCaption
 from mindblip2.data.image import load_image
 from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.sheet import confusion_sheet, hit_sheet, score_sheet
-from mindblip2.trainer import retrieval
+from mindblip2.trainer import export, retrieval
 from mindblip2.trainer.features import extract
 from mindblip2.trainer.generation import Generation
 from mindblip2.trainer.inputs import load, pictures_of
@@ -61,6 +61,15 @@ class ZeroShot:
         return figures
 
 
+    @staticmethod
+    def export(trainer, checkpoint, options):
+        """Parts, and what else ``mindir.json`` says."""
+        batch = options.pop("batch_size")
+        classifier = _classifier(trainer, checkpoint, options)
+        return (export.classifier(trainer.model, batch, classifier.ids_LT),
+                {"labels": classifier.labels, "label_ids": classifier.ids_LT.asnumpy().tolist()})
+
+
 class Retrieval:
     """Which text belongs to a picture, and which picture to a text?"""
 
@@ -89,9 +98,17 @@ class Retrieval:
         _save(_hits_page(pictures, texts, owners, scores, title), Path(config.output_dir) / f"{trainer.task}_hits.png")
         return figures
 
+    @staticmethod
+    def export(trainer, checkpoint, options):
+        """Parts, and what else ``mindir.json`` says."""
+        load(trainer, Blip2Qformer, checkpoint)
+        return export.stage1(trainer.model, **{"length": trainer.config.eval_dataset.text_transforms.max_length, **options}), {}
+
 
 class Features:
     """Embeddings of pictures and captions, as arrays in one file."""
+
+    export = staticmethod(Retrieval.export)
 
     @staticmethod
     def predict(trainer, input_data, checkpoint, options):

@@ -14,6 +14,7 @@ from mindblip2.data.check import check_data
 from mindblip2.data.processor import Blip2Processor
 from mindblip2.sections import build
 from mindblip2.trainer import parallel
+from mindblip2.trainer.export import write as write_parts
 from mindblip2.trainer.inputs import DEFAULT_MODEL
 from mindblip2.trainer.tasks import TASKS, task_named
 
@@ -115,6 +116,21 @@ class Trainer:
         print(f"output result is saved at: {path}")
         print(".........Predict Over!.............")
         return result
+
+    def export(self, export_checkpoint=None, folder=None, device_target="", batch_size=1, **options):
+        """Write the task's model for inference to ``folder``, default ``<output_dir>/mindir``: MINDIR files, and ``mindir.json``, which
+        says what each takes and gives.  See ``trainer.export``.
+
+        ``device_target``: "Ascend" makes on any host the graphs of an NPU, with its kernels and in the ``compute_dtype``; default: what the
+        host has.  ``options``: those of the task, for generation ``prompt`` and ``max_new_tokens``, for classification
+        ``candidate_labels`` and ``hypothesis_template``.  Returns what ``mindir.json`` says."""
+        with device.pretend(device_target) if device_target else contextlib.nullcontext():
+            options["batch_size"] = batch_size
+            parts, about = self._work("export")(self, export_checkpoint or self.config.load_checkpoint, options)
+            folder = Path(folder or Path(self.config.output_dir) / "mindir")
+            said = write_parts(parts, folder, task=self.task, model=self.name or "", **about)
+        print(f"MINDIR is saved at: {folder} ({', '.join(parts)}; mindir.json says what they take)")
+        return said
 
     def processor(self):
         """The configuration's processor, with the tokenizer and image processor that were given instead."""
