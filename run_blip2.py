@@ -1,4 +1,4 @@
-"""The doorbell: ``python run_blip2.py --config PRESET|FILE --run_mode train|finetune|eval|predict|export|check|plan …``; see README.md."""
+"""The doorbell: ``python run_blip2.py --config PRESET|FILE --run_mode train|eval|predict …``; see README.md."""
 import argparse
 import os
 import sys
@@ -29,7 +29,7 @@ def arguments(argv):
     parser = argparse.ArgumentParser(prog="run_blip2.py", description=__doc__, allow_abbrev=False, epilog=(
         f"presets: {', '.join(presets())}.  Any key of the configuration can be set as --a.b.c value."))
     parser.add_argument("--config", required=True, help="a preset's name or a YAML file")
-    parser.add_argument("--run_mode", choices=("train", "finetune", "eval", "predict", "export", "check", "plan"))
+    parser.add_argument("--run_mode", choices=("train", "finetune", "eval", "predict", "export", "check", "plan", "split", "merge"))
     parser.add_argument("--device_target", choices=("CPU", "GPU", "Ascend"), help="default: what the host has")
     parser.add_argument("--mode", type=int, choices=(0, 1), help="0 graph, 1 PyNative")
     parser.add_argument("--load_checkpoint", help="the .ckpt to start from or to use")
@@ -91,9 +91,11 @@ def run(argv=None):
     config = load_config(options.config, overrides)
     if config.run_mode == "check":
         return check_data(config)
-    from mindblip2 import Trainer, plan_mesh  # here, because importing MindSpore takes seconds
+    from mindblip2 import Trainer, merge_checkpoint, plan_mesh, split_checkpoint  # here, because importing MindSpore takes seconds
     if config.run_mode == "plan":
         return plan_mesh(config, options.device_memory, options.cards)
+    if config.run_mode in ("split", "merge"):
+        return {"split": split_checkpoint, "merge": merge_checkpoint}[config.run_mode](config)
     if config.run_mode == "export":     # which needs no device of that kind
         trainer = Trainer(args=config.replace(context={"device_target": ""}))
         return trainer.export(device_target=config.context.device_target, batch_size=options.predict_batch_size or 1)

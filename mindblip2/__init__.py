@@ -12,7 +12,8 @@ _PUBLIC = {
     "BlipCaption": "data.captions", "load_image": "data.image",
     "MultiImgCapDataLoader": "data.pairs", "Flickr8kDataLoader": "data.pairs", "Cifar100DataLoader": "data.cifar",
     "ImageFolder": "data.labelled", "read_annotations": "data.annotations", "check_data": "data.check",
-    "Trainer": "trainer", "plan_mesh": "trainer.plan", "pipeline": "pipeline", "ImageToTextGenerationPipeline": "pipeline",
+    "Trainer": "trainer", "plan_mesh": "trainer.plan", "split_checkpoint": "trainer.pieces",
+    "merge_checkpoint": "trainer.pieces", "pipeline": "pipeline", "ImageToTextGenerationPipeline": "pipeline",
     "ZeroShotImageClassificationPipeline": "pipeline",
 }
 __all__ = sorted(_PUBLIC)

@@ -409,7 +409,7 @@ class RunConfig(Section):
     def __post_init__(self):
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay = {self.layer_decay}: expected a factor above 0, at most 1")
-        one_of(self, "run_mode", ("train", "finetune", "eval", "predict", "export", "check", "plan"))
+        one_of(self, "run_mode", ("train", "finetune", "eval", "predict", "export", "check", "plan", "split", "merge"))
         for name in ("eval_epoch_interval", "eval_step_interval"):
             if getattr(self, name) < 1 and getattr(self, name) != -1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected at least 1, or -1 for none")

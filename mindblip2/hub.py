@@ -17,6 +17,7 @@ from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config, cache_folder
 from mindblip2.device import runnable
 from mindblip2.mismatch import check_names, check_shapes
+from mindblip2.pieces import found, opened
 from mindblip2.sections import ConfigError, build
 from mindblip2.split import is_split
 
@@ -71,8 +72,7 @@ class Pretrained(nn.Cell):
         path = wanted if Path(wanted).suffix == ".ckpt" or Path(wanted).is_dir() else find_weights(wanted)
         with no_init():
             model = cls(config)
-        model.load_checkpoint(path)
-        return model.set_train(False)
+        return model.load_checkpoint(path).set_train(False)
 
     @classmethod
     def show_support_list(cls):
@@ -128,20 +128,21 @@ class Pretrained(nn.Cell):
         return self
 
     def load_checkpoint(self, path, frozen_path=None):
-        """Load every parameter from a .ckpt file, or from a training run's checkpoint folder.  Raises :class:`CheckpointError`
-        where a name is missing or too much, or a shape differs; nothing is changed then.  float16 and bfloat16 files are widened
-        to the parameters' type.
+        """Load every parameter from a .ckpt file, a training run's checkpoint folder, or a folder of pieces (``mindblip2.pieces``) of
+        any mesh.  Raises :class:`CheckpointError` where a name is missing or too much, or a shape differs; nothing is changed then.
+        float16 and bfloat16 files are widened to the parameters' type.
 
         A training run saves what it trains, and the name and fingerprint of the file that holds the rest; ``frozen_path`` says
         where that file is now, if it has moved."""
-        path = _model_file(path)
-        self._load(self._sources(Checkpoint(path), frozen_path, self.parameters_dict()), path)
+        path, parameters = _model_file(path), self.parameters_dict()
+        self._load(self._sources(opened(path, parameters), frozen_path, parameters), path)
         return self
 
     def load_start(self, path):
         """Load what a training starts from: a file of this model, or one of the stage before, of which ``unused_parts`` are left out
         while ``new_parts`` get random values.  Returns lines that say what was taken from where.  Raises as ``load_checkpoint``."""
-        stored, parameters = Checkpoint(_model_file(path)), self.parameters_dict()
+        parameters = self.parameters_dict()
+        stored = opened(_model_file(path), parameters)
         new, unused = _matching(parameters, self.new_parts), _matching(stored, self.unused_parts)
         if not unused or any(name in stored for name in new):
             self.load_checkpoint(path)
@@ -241,7 +242,7 @@ def holders(model, path, names):
 
 def _model_file(path):
     path = Path(path)
-    if not path.is_dir():
+    if not path.is_dir() or len(found(path)) > 1:
         return path
     inside = sorted(one.name for one in path.glob("step_*"))
     if inside:
