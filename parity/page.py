@@ -26,7 +26,7 @@ table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.25rem .
 th button{font:inherit;font-weight:600;background:none;border:0;color:inherit;cursor:pointer;padding:0}
 .pass,.caught{color:var(--pass)}.look{color:var(--look)}.fail,.MISSED{color:var(--fail);font-weight:600}
 figure{margin:1rem 0}svg{width:100%;height:auto;background:var(--soft);border-radius:8px}svg text{font-size:11px;fill:var(--text)}
-polyline{fill:none;stroke-width:1.8}.grid{stroke:var(--line)}.limit{stroke:var(--fail);stroke-dasharray:5 4}
+circle{fill:var(--back)}polyline{fill:none;stroke-width:1.8}.grid{stroke:var(--line)}.limit{stroke:var(--fail);stroke-dasharray:5 4}
 .s0{stroke:var(--a)}.s1{stroke:var(--b)}.s2{stroke:var(--c)}.s3{stroke:var(--d)}.s4{stroke:var(--e)}.s5{stroke:var(--f)}
 .key::before{content:"";display:inline-block;width:1rem;height:.25rem;margin:0 .3rem .2rem .8rem;background:currentColor}
 .key.s0{color:var(--a)}.key.s1{color:var(--b)}.key.s2{color:var(--c)}.key.s3{color:var(--d)}.key.s4{color:var(--e)}.key.s5{color:var(--f)}
@@ -81,7 +81,7 @@ def row_of(record: Mapping) -> Row:
 
 def page(rows: list[Row], about: Mapping, mutations: list[Mapping]) -> str:
     """The whole file."""
-    state = "pass" if rows and all(row.verdict == "pass" for row in rows) else "fail"
+    state = verdict(rows).partition(":")[0].lower()
     sections = [f"<h1>Parity with PyTorch, {escape(str(about.get('date', '')))}</h1>",
                 f'<p class="box {state}">{escape(verdict(rows))}</p>', divergence(diagnose(rows)),
                 figures(rows, about.get("curves", {})),
@@ -100,7 +100,7 @@ def divergence(found: Diagnosis | None) -> str:
     facts = "".join(f"<li>seen: {escape(fact)}</li>" for fact in found.facts)
     causes = "".join(f"<li>likely: {escape(cause)}</li>" for cause in found.causes)
     others = f"<p>Also without a failing part: {escape(', '.join(found.others[:12]))}</p>" if found.others else ""
-    return f'<h2>First divergence</h2><div class="box"><p class="fail">{escape(found.place)}</p><ul>{facts}{causes}</ul>{others}</div>'
+    return f'<h2>{found.title}</h2><div class="box"><p class="fail">{escape(found.place)}</p><ul>{facts}{causes}</ul>{others}</div>'
 
 
 def figures(rows: list[Row], curves: Mapping[str, Mapping]) -> str:

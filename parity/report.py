@@ -78,7 +78,8 @@ def verdict(rows: list[Row]) -> str:
         return "nothing was compared"
     worst = max(rows, key=lambda row: row.ratio)
     passed = sum(row.verdict == "pass" for row in rows)
-    return (f"{'PASS' if all_pass(rows) else 'FAIL'}: {passed} of {len(rows)} rows pass; worst ratio {worst.ratio:.3g} "
+    word = "PASS" if all_pass(rows) else "FAIL" if any(row.verdict == "fail" for row in rows) else "LOOK"
+    return (f"{word}: {passed} of {len(rows)} rows pass; worst ratio {worst.ratio:.3g} "
             f"({worst.name}), median {sorted(row.ratio for row in rows)[len(rows) // 2]:.3g}")
 
 

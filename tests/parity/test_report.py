@@ -11,6 +11,7 @@ from parity.compare import Row, compare
 from parity.curves import svg
 from parity.diagnosis import case_of, diagnose, is_part, narrowest, said
 from parity.page import page, write
+from parity.report import verdict
 from parity.signature import signature
 
 TRUTH = np.random.default_rng(0).normal(size=(3, 8, 64))
@@ -67,6 +68,16 @@ def test_the_narrowest_case_is_the_place():
     rows[2], rows[5] = row("vit.blocks.0.attn"), row("vit.blocks.1.attn", 60)     # the control: the other block
     found = diagnose(rows)
     assert found.place == "vit.blocks.0" and "vit.blocks.1.attn" in found.others
+
+
+def test_rows_to_look_at_are_no_divergence():
+    rows = [row("vit"), row("stage1.0 d text_proj.weight", 5), row("stage1.1 d text_proj.bias", 9)]
+    found = diagnose(rows)
+    assert (found.title, found.place, found.others) == ("Look first at", rows[2].name, (rows[1].name,))
+    assert "2 lie between 4 and 10 times" in found.facts[0] and "chance" in found.causes[0] and verdict(rows).startswith("LOOK: 1 of 3")
+    rows.append(row("see", 11))
+    assert (diagnose(rows).title, diagnose(rows).place) == ("First divergence", "see") and verdict(rows).startswith("FAIL: 1 of 4")
+    assert verdict(rows[:1]).startswith("PASS: 1 of 1")
 
 
 def test_one_layer_means_weights():
