@@ -96,7 +96,8 @@ LOOKS = (  # what an error that looks so usually is
 def diagnose(rows: Iterable[Row]) -> Diagnosis | None:
     """The place of the first divergence and what it may be, or None if all rows pass."""
     rows = list(rows)
-    bad = [row for row in rows if row.verdict == "fail"] or sorted((row for row in rows if row.verdict == "look"), key=lambda row: -row.ratio)
+    looks = sorted((row for row in rows if row.verdict == "look"), key=lambda row: -row.ratio)
+    bad = [row for row in rows if row.verdict == "fail"] or looks
     isolated = [row for row in bad if not row.name.startswith("chained")]
     if not bad:
         return None
