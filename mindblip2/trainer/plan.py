@@ -73,8 +73,8 @@ def needs(config, data, model):
     step = step_of(config, data, model, dtype, any(p.requires_grad for p in net.vit.get_parameters()))
     lots = config.runner_config.accumulation_steps
     passes = Counter({what: times * lots for what, times in traffic(step).items()})
-    weights = _bytes(trained)
-    return Needs(data, model, weights, _bytes(net.get_parameters()) - weights, weights * min(lots, 2),
+    weights = bytes_of(trained)
+    return Needs(data, model, weights, bytes_of(net.get_parameters()) - weights, weights * min(lots, 2),
                  {sharded: max(moment_bytes(trained, data, sharded)) for sharded in (False, True)},
                  {again: activation_bytes(step, again, config.context.device_target or "Ascend")
                   for again in (False, True)},
@@ -119,7 +119,7 @@ def _cells(config, data, model):
     return net, net.config.compute_dtype
 
 
-def _bytes(parameters):
+def bytes_of(parameters):
     return sum(p.size * p.itemsize for p in parameters)
 
 

@@ -1,6 +1,7 @@
 """The training of both stages: what happens before and after the loop."""
 import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
@@ -16,10 +17,12 @@ from mindblip2.checkpoint import Checkpoint
 from mindblip2.hub import fingerprint, frozen_record, holders, no_init
 from mindblip2.sections import ConfigError
 from mindblip2.trainer import saving
+from mindblip2.trainer.activations import activation_bytes
 from mindblip2.trainer.held_out import held_out
 from mindblip2.trainer.inputs import named_weights
 from mindblip2.trainer.loaders import training_feed
 from mindblip2.trainer.loop import fit, planned_steps
+from mindblip2.trainer.plan import bytes_of, moment_bytes, step_of
 from mindblip2.zero_shot import check_vocabulary
 
 GB = 1e9
@@ -153,8 +156,7 @@ def summary(model, feed, config, name, is_loaded):
     lines = [f"training {name}: {steps:,} steps of {pairs} pairs{spread}{batches}"
              + (_prompt_line(feed.text) if stage2 else f", {pairs - 1} negatives for each pair"),
              f"trained parameters: {count:,} of {total:,} ({', '.join(f'{part} {size:,}' for part, size in parts.items())})",
-             f"memory: weights {total * 4 / GB:.2f} GB, gradients and moments {count * 12 / GB:.2f} GB, activations about "
-             f"{(word_activation_bytes if stage2 else activation_bytes)(model.config, runner.batch_size) / GB:.2f} GB"]
+             _memory_line(model, trained, config)]
     if model.config.freeze_vision and not is_loaded:
         lines.append("warning: the frozen ViT has random weights, from which nothing can be learnt: give --load_checkpoint")
     if config.lr_schedule.warmup_steps >= steps:
@@ -165,27 +167,15 @@ def summary(model, feed, config, name, is_loaded):
     return lines
 
 
-def activation_bytes(config, batch):
-    """What the Q-Former's layers keep for the gradient in float32, an estimate: per token about 12 widths and 3 feed-forward
-    widths, per attention two maps, and the logits of the language model twice."""
-    q, text = config.qformer_config, config.max_txt_len
-    tokens = batch * (q.query_length * 4 + text * 5)        # see, read, match three times, caption
-    layer = tokens * (12 * q.hidden_size + 3 * q.intermediate_size)
-    joint = q.query_length + text
-    maps = 2 * q.num_attention_heads * batch * (3 * joint ** 2 + q.query_length ** 2 + 2 * text ** 2 + text * q.query_length)
-    memory = 8 * batch * config.vision_config.num_tokens * q.hidden_size / q.cross_attention_freq
-    return 4 * (q.num_hidden_layers * (layer + maps + memory) + 2 * batch * text * q.vocab_size)
-
-
-def word_activation_bytes(config, batch):
-    """The same for stage 2: the Q-Former's queries, and what the frozen language model keeps on the way back to them."""
-    q, text = config.qformer_config, config.text_config
-    queries, tokens = batch * q.query_length, batch * (q.query_length + config.max_txt_len)
-    seen = q.num_hidden_layers * (queries * (12 * q.hidden_size + 3 * q.intermediate_size) + 2 * q.num_attention_heads * queries
-                                  * (q.query_length + config.vision_config.num_tokens / q.cross_attention_freq))
-    read = text.num_layers * tokens * (8 * text.hidden_size + 4 * text.feed_forward_size + 2 * text.num_heads
-                                       * (q.query_length + config.max_txt_len))
-    return 4 * (seen + read + 3 * batch * config.max_txt_len * text.vocab_size)
+def _memory_line(model, trained, config):
+    """Of this card, as the planner has it."""
+    data, sharded = comm.mesh.data, config.parallel.enable_parallel_optimizer
+    trained_vit = any(p.requires_grad for p in model.vit.get_parameters())
+    step = replace(step_of(config, data, comm.mesh.model, model.config.compute_dtype, trained_vit), config=model.config)
+    kept = bytes_of(trained) + moment_bytes(trained, data, sharded)[comm.rank()]
+    activations = activation_bytes(step, config.recompute_config.recompute, device.target())
+    return (f"memory: weights {bytes_of(model.get_parameters()) / GB:.2f} GB, gradients and moments {kept / GB:.2f} GB, activations about "
+            f"{activations / GB:.2f} GB (a graph on a CPU keeps more)")
 
 
 def _prompt_line(text):

@@ -1,14 +1,18 @@
 """Stage-1 training through its door: what is printed, written, resumed, and refused."""
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from mindblip2 import Trainer
+from mindblip2 import Blip2Qformer, Trainer
 from mindblip2.checkpoint import Checkpoint
 from mindblip2.config import load_config
+from mindblip2.hub import no_init
 from mindblip2.sections import ConfigError
 from mindblip2.trainer import loop, saving
-from mindblip2.trainer.pretrain import activation_bytes, with_callbacks
+from mindblip2.trainer.plan import needs
+from mindblip2.trainer.pretrain import _memory_line, with_callbacks
 
 SMALL = {"model.model_config.vision_config.num_hidden_layers": 1, "model.model_config.qformer_config.num_hidden_layers": 2,
          "context.mode": 1, "runner_config.batch_size": 2, "runner_config.epochs": 2, "runner_config.log_every": 1,
@@ -118,9 +122,15 @@ def test_callbacks_of_mindformers_mean_what_they_meant():
         with_callbacks(config.replace(callbacks=[{"type": "LossMonitor"}]))
 
 
-def test_the_estimate_of_activations_grows_with_the_batch():
-    config = load_config("blip2_stage1_vit_g").model.model_config
-    assert activation_bytes(config, 8) == 2 * activation_bytes(config, 4) > 1e9
+def test_the_memory_that_is_said_is_the_planner_s():
+    config = load_config("blip2_stage1_vit_g")
+    with no_init():
+        model = Blip2Qformer(config.model.model_config)
+    planned = needs(config.replace(context={"device_target": "CPU"}), 1, 1)
+    line = _memory_line(model, model.trainable_params(), config)
+    held = (planned.trained + planned.frozen, planned.gradients + planned.moments[False], planned.activations[False])
+    assert re.findall(r"([\d.]+) GB", line) == [f"{one / 1e9:.2f}" for one in held]
+    assert line != _memory_line(model, model.trainable_params(), config.replace(runner_config={"batch_size": 3}))     # the control
 
 
 def test_summary_files_are_written_when_asked_for(tmp_path):
