@@ -51,6 +51,10 @@ USUAL = (  # what a place usually is: pattern of the name, what the name of a gr
      "up, gate and down exchanged"),
     (r".*norm\d?|ln_vision|.*\.norm|embed\.queries", "another epsilon: 1e-6 in ViT blocks, 1e-5 in ln_vision and OPT, 1e-12 in the "
      "Q-Former; gamma or beta of another layer"),
+    (r"adamw", "which parameters decay, the bias corrections, where epsilon stands"),
+    (r"schedule", "the warm-up's first and last step; a cosine per step or per epoch"),
+    (r"picture", "a resize that is not PIL's bicubic; mean and std"),
+    (r"tokens", "another vocabulary, accents or case kept, where a long text is cut"),
     (r"vit\.blocks\.\d+\.attn", "scores not scaled, the zero of the k bias elsewhere than in [q, 0, v], heads in another order"),
     (r".* layers\.\d+\.attention", "rotary pairs, their direction or frequencies; the causal or padding mask; ALiBi's slopes; "
      "the scale of scores; which heads of keys belong to which of queries"),

@@ -21,6 +21,8 @@ FACTS = {  # differences of MindFormers 1.0 from LAVIS by their number in our li
     "D-12 bias [q, v, 0] for [q, 0, v]": ("bias [q, v, 0] for [q, 0, v]",),
     "D-13 mask of 0 and 1 without its large factor": ("mask without its factor",),
     "D-14 LM head not tied": ("LM head not tied",),
+    "D-15 pictures resized without antialiasing": ("pictures not antialiased",),
+    "D-19 weights lose their decay": ("no weight decay",),
     "D-21 image counted as words; positions": ("padding is counted, Llama", "padding is counted, OPT"),
     "D-25 words at the wrong distance from their labels": ("LM without shift",),
     "D-32 attention scores scaled otherwise": ("attention scores not scaled",),
@@ -47,11 +49,9 @@ WITHOUT = {  # public cells that no case here compares, and what does
     "Dropout": "does nothing outside training: tests/cells", "DropPath": "does nothing outside training: tests/cells",
 }
 NO_CASE = {  # why a difference has no row: what keeps it instead
-    "D-15": "pictures: tests/data/test_image.py compares pixels with PIL's and LAVIS's",
     "D-16": "prompts: tests/data compares texts with LAVIS's",
     "D-17": "order of features over cards: tests/trainer (retrieval)",
     "D-18": "warm-up: tests/trainer (schedule) and tests/parity/test_training.py",
-    "D-19": "decay groups: tests/parity/test_training.py",
     "D-20": "loss scale: tests/trainer",
     "D-22": "arguments of generation: tests of the pipeline and of generate",
     "D-23": "lengths of generation: tests of generate",

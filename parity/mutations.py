@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mindspore import nn
 
-from parity import defects
+from parity import around_defects, defects
 from parity.compare import Row, failing
 
 
@@ -102,6 +102,10 @@ MUTATIONS = {
     "smoothing over pads": Mutation(defects.smoothing_over_pads, "lm", "lm_head, itc"),
     "LM without shift": Mutation(defects.not_shifted, "lm", "lm_head, itc"),
     "pads are words": Mutation(defects.pads_predicted, "lm", "lm_head, read"),
+    "no weight decay": Mutation(around_defects.no_decay, "adamw", "schedule, lm"),
+    "rates one step late": Mutation(around_defects.warm_up_late, "schedule", "adamw, picture"),
+    "pictures not antialiased": Mutation(around_defects.not_antialiased, "picture", "tokens, vit.patch_embed"),
+    "texts truncated early": Mutation(around_defects.truncated_early, "tokens", "picture, embed.text"),
 }
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from mindspore import nn, ops
 
 from mindblip2.cells import fused, losses, qformer
+from parity.ours_around import AROUND
 from parity.ours_chained import our_losses
 from parity.ours_llm import LANGUAGE, MODEL
 from parity.ours_losses import LOSSES
@@ -124,4 +125,5 @@ STAGE_1 = {
     r"fused\.layer_norm": lambda model, x, gamma, beta: fused.layer_norm(x, gamma, beta, 1e-6),
     r"stage1(\.losses|\.\d+)?": our_losses,
     **LOSSES,
+    **AROUND,
 }

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from mindblip2.config import Blip2Config
+from parity.around_cases import around_cases
 from parity.capture import capture, twin_paths
 from parity.cases import (
     block_case,
@@ -146,7 +147,7 @@ class Stream:
             image_BPW = truth.ln_vision(self.truth_BPW).float().numpy()
         image = without_vit(self.nets, x_BPW)
         cases = [ln_vision_case(model, x_BPW), *qformer_cases(model, truth, image_BPW, ids_BT), *fused_cases(), *loss_cases(),
-                 *stage1_cases(model, image, self.ids_NBT, parts=PARTS)]
+                 *around_cases(), *stage1_cases(model, image, self.ids_NBT, parts=PARTS)]
         for case in tqdm(cases, desc="Q-Former", unit="case", disable=None):
             yield self.desk.case(case, self.nets)
         inputs = batch(image, ids_BT)

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from parity.around_cases import around_cases
 from parity.capture import twin_paths
 from parity.cases import (
     block_case,
@@ -42,7 +43,7 @@ class Suite:
     def cases(self) -> list[Case]:
         """The isolated cases, in the order of the network."""
         found = [*self.vit_cases(), *qformer_cases(self.nets.ours, self.nets.truth, self.image_BPW, self.inputs["ids"]),
-                 *fused_cases(), *loss_cases(), *self.stage1_cases()]
+                 *fused_cases(), *loss_cases(), *around_cases(), *self.stage1_cases()]
         names = [case.name for case in found]
         if len(set(names)) != len(names):
             raise ValueError(f"cases share names: {sorted(name for name in set(names) if names.count(name) > 1)}")

@@ -54,8 +54,10 @@ MAY_IMPORT = {
     "tools": ["data"],
     "convert": ["config", "checkpoint", "mindblip2.hub.no_init", "cells",
                 "mindspore", "numpy", "torch", "safetensors", "tqdm"],
-    # --mode trajectory trains, which needs a step and its rates
-    "parity": ["config", "checkpoint", "cells", "convert", "mindblip2.trainer.schedule.learning_rate",
+    # --mode trajectory trains, which needs a step and its rates; what surrounds the networks is compared too
+    "parity": ["config", "checkpoint", "cells", "convert", "mindblip2.trainer.schedule", "mindblip2.trainer.optim", "PIL",
+               "mindblip2.data.transforms", "mindblip2.data.processor.Blip2ImageProcessor", "mindblip2.data.tokenizer.BertTokenizer",
+               "mindblip2.data.tokenizer.VOCAB_FILE",
                "mindblip2.trainer.step.TrainStep", "mindblip2.trainer.step.VALUES",
                "mindspore", "numpy", "torch", "transformers", "safetensors", "sklearn", "tqdm"],
     "doorbell": ["yaml"],               # and what mindblip2.__all__ lists
