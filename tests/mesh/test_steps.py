@@ -11,8 +11,10 @@ from tests.mesh.launch import ROOT, launch
 PROGRAM = ROOT / "tests" / "mesh" / "steps.py"
 MESHES = {  # (data, model) → what it runs
     (2, 1): ["stage1:pynative:sharded", "stage1:graph", "llama:graph:sharded", "opt:pynative", "counts"],
-    (1, 2): ["stage1:graph", "trained_vit:pynative", "llama:graph", "baichuan:pynative", "opt:pynative", "counts"],
-    (2, 2): ["stage1:graph:sharded", "trained_vit:pynative:sharded", "llama:pynative", "baichuan:pynative:sharded", "counts"],
+    (1, 2): ["stage1:graph", "trained_vit:pynative", "llama:graph", "baichuan:pynative", "opt:pynative", "writes:pynative", "writes:graph",
+             "counts"],
+    (2, 2): ["stage1:graph:sharded", "trained_vit:pynative:sharded", "llama:pynative", "baichuan:pynative:sharded",
+             "accumulated:graph:sharded:recompute", "counts"],
     (4, 1): ["stage1:pynative:sharded", "trained_vit:pynative", "llama:pynative"],
     (1, 4): ["stage1:pynative", "llama:pynative", "opt:pynative"]}
 ALONE = sorted({":".join(part.split(":")[:2]) for parts in MESHES.values() for part in parts if part != "counts"})
