@@ -1,6 +1,8 @@
-"""The program of a mesh's processes: losses, gradients and five updates of small models, whole and in float32, into one .npz.
+"""The program of a mesh's processes: losses, gradients and five updates of small models, whole and in float32, and what a small stage 2
+writes, into one .npz.
 
-    python tests/mesh/steps.py DATA MODEL FILE PART…        # name:mode[:sharded][:wrong], a name of PARTS; or "counts"
+    python tests/mesh/steps.py DATA MODEL FILE PART…    # name:mode[:sharded][:recompute][:wrong], a name of PARTS; writes:mode[:wrong];
+                                                        # or "counts"
 """
 import sys
 
@@ -8,10 +10,11 @@ import mindspore as ms
 import numpy as np
 
 from mindblip2 import comm, device
-from mindblip2.cells.blip2_llm import Blip2Llm
+from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration, Blip2Llm
 from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.config import Blip2Config, ContextConfig, OptimizerConfig
 from mindblip2.hub import whole
+from mindblip2.trainer.pretrain import recompute
 from mindblip2.trainer.step import TrainStep
 
 BATCH, STEPS, RATE = 8, 5, 1e-2
@@ -25,9 +28,13 @@ LLAMA = {"type": "LlamaConfig", "vocab_size": 37, "hidden_size": 32, "num_layers
 BAICHUAN = {**LLAMA, "n_kv_heads": 8, "position_embedding": "alibi", "normalized_head": True}
 OPT = {"type": "OPTConfig", "vocab_size": 37, "hidden_size": 24, "num_layers": 2, "num_heads": 4, "intermediate_size": 32,
        "max_position_embeddings": 40, "initializer_range": None}
+ONE_LAYER = {"text_config": {**LLAMA, "num_layers": 1}, "vision_config": {**VISION, "num_hidden_layers": 1}, "freeze_vision": False,
+             "qformer_config": {**QFORMER, "num_hidden_layers": 1}}      # compiled in half of the time
 PARTS = {"stage1": (Blip2Qformer, {}), "trained_vit": (Blip2Qformer, {"freeze_vision": False, "gather_with_grad": True}),
          "llama": (Blip2Llm, {"text_config": LLAMA}), "baichuan": (Blip2Llm, {"text_config": BAICHUAN, "freeze_text": False}),
-         "opt": (Blip2Llm, {"text_config": OPT})}
+         "opt": (Blip2Llm, {"text_config": OPT}), "accumulated": (Blip2Llm, ONE_LAYER)}
+ACCUMULATED = {"accumulated": 2}        # batches of an update, otherwise 1
+WRITTEN = {"greedy": {}, "beams": {"num_beams": 3}}
 
 
 def batch_of(step):
@@ -58,20 +65,39 @@ def run(part, mode, *flags):
         if p.ndim > 1:
             p.set_data(p * (5.0 if part in ("stage1", "trained_vit") else 1.0))
     model.set_train()
+    if "recompute" in flags:
+        recompute(model)
     step = TrainStep(model, OptimizerConfig(eps=1e-4), shard_optimizer="sharded" in flags)
     if "wrong" in flags:
         wrong_group()
     drop = ("image_id",) if "wrong" in flags else ()
-    batches = [{name: array for name, array in own_rows(batch_of(i)).items() if name not in drop} for i in range(STEPS)]
+    count = ACCUMULATED.get(part, 1)
+    batches = [{name: array for name, array in own_rows(batch_of(i)).items() if name not in drop} for i in range(STEPS * count)]
     values, _, gradients = step._gradients(batches[0])
     if step.mean is not None:
         _, gradients = step.mean(ms.mutable(gradients))
     made = {f"gradient {p.name}": whole(p, g.asnumpy()) for p, g in zip(step.optimizer.parameters, gradients)}
-    for number, batch in enumerate(batches):
-        made |= {f"{name} {number}": np.float32(value) for name, value in step([batch], RATE).items()}
+    for number in range(STEPS):
+        lot = batches[number * count:(number + 1) * count]
+        made |= {f"{name} {number}": np.float32(value) for name, value in step(lot, RATE).items()}
     made |= {f"after {name}": whole(p) for name, p in model.parameters_dict().items()}
     made |= {f"kept {name}": array for name, _, array in step.optimizer.entries()}
     return {f"{part} {mode} {name}": array for name, array in made.items()}
+
+
+def written(mode, *flags):
+    """Ids after pictures and ragged prompts, 0 behind their ends: the first card's, and how far those of its model group are apart."""
+    ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
+    ms.set_seed(7)
+    model = Blip2ImageToTextGeneration(Blip2Config(**SIZES, text_config=LLAMA)).set_train(False)
+    if "wrong" in flags:
+        comm._gather_model.sum = ms.ops.identity        # a card sees the logits of its own words only
+    image, made = ms.Tensor(batch_of(0)["image"][:3]), {}
+    for name, how in WRITTEN.items():
+        ids = model.generate(image, [[1, 5, 9], [1, 5], [1, 17, 30, 4]], max_new_tokens=8, **how)
+        ids = np.pad(ids, ((0, 0), (0, 8 - ids.shape[1]))).astype(np.float32)
+        made |= {f"writes {mode} {name}": ids, f"writes {mode} apart {name}": np.ptp(comm.pieces(ids), 0)}
+    return made
 
 
 def counts():
@@ -111,7 +137,8 @@ def main(data, model, file, parts):
     comm.start(int(data), int(model))
     made = {}
     for part in parts:
-        made |= counts() if part == "counts" else run(*part.split(":"))
+        name, *more = part.split(":")
+        made |= counts() if name == "counts" else written(*more) if name == "writes" else run(name, *more)
     if comm.first():
         np.savez(file, **made)
 

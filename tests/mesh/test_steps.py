@@ -1,4 +1,4 @@
-"""A mesh of real processes makes the losses, gradients and updates of one process, and no more travels than theory says."""
+"""A mesh of real processes makes the losses, gradients, updates and texts of one process, and no more travels than theory says."""
 import os
 import subprocess
 import sys
@@ -11,8 +11,10 @@ from tests.mesh.launch import ROOT, launch
 PROGRAM = ROOT / "tests" / "mesh" / "steps.py"
 MESHES = {  # (data, model) → what it runs
     (2, 1): ["stage1:pynative:sharded", "stage1:graph", "llama:graph:sharded", "opt:pynative", "counts"],
-    (1, 2): ["stage1:graph", "trained_vit:pynative", "llama:graph", "baichuan:pynative", "opt:pynative", "counts"],
-    (2, 2): ["stage1:graph:sharded", "trained_vit:pynative:sharded", "llama:pynative", "baichuan:pynative:sharded", "counts"],
+    (1, 2): ["stage1:graph", "trained_vit:pynative", "llama:graph", "baichuan:pynative", "opt:pynative", "writes:pynative", "writes:graph",
+             "counts"],
+    (2, 2): ["stage1:graph:sharded", "trained_vit:pynative:sharded", "llama:pynative", "baichuan:pynative:sharded",
+             "accumulated:graph:sharded:recompute", "counts"],
     (4, 1): ["stage1:pynative:sharded", "trained_vit:pynative", "llama:pynative"],
     (1, 4): ["stage1:pynative", "llama:pynative", "opt:pynative"]}
 ALONE = sorted({":".join(part.split(":")[:2]) for parts in MESHES.values() for part in parts if part != "counts"})
@@ -73,6 +75,19 @@ def check_counts(mesh, alone, made):
     assert made["both"].tolist() == [2 * wanted, 2 * wanted * activation]
     assert made["averaged"][1] == (made["trainable"] if data > 1 else 0)
     assert model == 1 or made["trainable"] < alone["trainable"]
+
+
+def test_modes_write_the_same_and_pictures_differ(alone):
+    for name in ("greedy", "beams"):
+        ids = alone[f"writes graph {name}"]
+        assert np.array_equal(ids, alone[f"writes pynative {name}"]) and len(np.unique(ids, axis=0)) == 3 and len(np.unique(ids)) > 8
+    assert not np.array_equal(alone["writes graph greedy"], alone["writes graph beams"])
+
+
+def test_cards_that_see_their_own_words_only_are_noticed(alone, tmp_path):
+    made = made_by((1, 2), ["writes:pynative:wrong"], tmp_path)
+    off = differences(made, of_parts(alone, ["writes:pynative"]))
+    assert len(off) == 4 and min(off.values()) > 10, off
 
 
 def test_groups_of_all_processes_instead_of_the_data_parallel_ones_are_noticed(alone, tmp_path):
