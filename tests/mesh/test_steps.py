@@ -31,7 +31,7 @@ def alone(tmp_path_factory):
 
 def made_by(mesh, parts, folder):
     file = folder / "mesh.npz"
-    code, said = launch(mesh[0] * mesh[1], PROGRAM, *mesh, file, *parts, logs=folder / "logs")
+    code, said = launch(mesh[0] * mesh[1], PROGRAM, *mesh, file, *parts, logs=folder / "logs", seconds=480)   # 2 x 2 on one processor: 230
     assert code == 0, said
     return dict(np.load(file))
 
