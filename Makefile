@@ -13,7 +13,8 @@ WORDS := output/digits_training/words/words.ckpt
 TOLD := output/digits_training/told
 PARALLEL := $(RUN) --run_mode train --trainer.type contrastive_language_image_pretrain --lr_schedule.total_steps 300 \
     --runner_config.log_every 5
-PORT ?= 8118
+# of the processes' meeting: one that is free
+PORT = $(shell $(BIN) -c 'import socket; one = socket.socket(); one.bind(("127.0.0.1", 0)); print(one.getsockname()[1])')
 BENCH := $(BIN) benchmarks/bench.py
 
 .DEFAULT_GOAL := help

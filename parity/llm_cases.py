@@ -35,6 +35,7 @@ MODELS = {  # name -> our configuration, and whether it has Baichuan's W_pack
     "baichuan_13b": (LlamaConfig(**SMALL | {"num_heads": 6, "hidden_size": 96}, position_embedding="alibi"), True),
     "opt": (OPTConfig(**SMALL, intermediate_size=160, max_position_embeddings=40), False),
 }
+KINK = 1e-5  # of the channels' size: ten times what float32 makes of them
 FULL, LEFT, RIGHT, HOLE = "............", "oooo........", "........oooo", "...oooo....."  # . a token, o padding
 
 
@@ -137,7 +138,17 @@ def recorded(truth: LanguageTwin, x_BTD: torch.Tensor, mask_BT: np.ndarray, laye
     for i in layers:
         for norm, part in (("norm1", "attention"), ("norm2", "ffn")):
             seen[f"layers.{i}.{part}"] = truth.norm(f"layers.{i}.{norm}", seen[f"layers.{i}.{norm}"])
-    return {path: value.reshape(*mask_BT.shape, -1).float().numpy() for path, value in seen.items()}
+    found = {path: value.reshape(*mask_BT.shape, -1).float().numpy() for path, value in seen.items()}
+    if truth.opt:
+        found |= {f"layers.{i}.counted": away_from_kinks(truth, i, seen[f"layers.{i}.ffn"]).reshape(mask_BT.shape) * mask_BT for i in layers}
+    return found
+
+
+def away_from_kinks(truth: LanguageTwin, i: int, x: torch.Tensor) -> np.ndarray:
+    """Tokens of which no channel of the feed-forward lies so near to 0 that rounding decides whether ReLU lets its gradient through: of
+    the others a single channel may make any difference. 0 or 1 each."""
+    hidden = truth.stack.layers[i].fc1(x).abs()
+    return (hidden > KINK * hidden.square().mean().sqrt()).all(-1).numpy().astype(np.int64)
 
 
 def layer_cases(name: str, i: int, inputs: dict, mask_BT: np.ndarray, below) -> Iterator[Case]:
@@ -148,11 +159,11 @@ def layer_cases(name: str, i: int, inputs: dict, mask_BT: np.ndarray, below) -> 
                ours_of(f"{name} {at}.attention"),
                {"x": inputs[f"{at}.attention"], "mask": mask_BT}, below(f"{at}.attention"), backward=True)
     yield norm_case(name, f"{at}.norm2", inputs[f"{at}.norm2"], below)
-    yield Case(f"{name} {at}.ffn", lambda twin, x: twin.ffn(i, x), ours_of(f"{name} {at}.ffn"),
-               {"x": inputs[f"{at}.ffn"]}, below(f"{at}.ffn"), backward=True)
-    yield Case(f"{name} {at}", lambda twin, x, mask: kept(twin.layer(i, x, mask), mask),
-               ours_of(f"{name} {at}"),
-               {"x": inputs[at], "mask": mask_BT}, backward=True)
+    counted = {"counted": inputs[f"{at}.counted"]} if f"{at}.counted" in inputs else {}
+    yield Case(f"{name} {at}.ffn", lambda twin, x, counted=None: twin.ffn(i, x) if counted is None else kept(twin.ffn(i, x), counted),
+               ours_of(f"{name} {at}.ffn"), {"x": inputs[f"{at}.ffn"]} | counted, below(f"{at}.ffn"), backward=True)
+    yield Case(f"{name} {at}", lambda twin, x, mask, counted=None: kept(twin.layer(i, x, mask), mask if counted is None else counted),
+               ours_of(f"{name} {at}"), {"x": inputs[at], "mask": mask_BT} | counted, backward=True)
 
 
 def norm_case(name: str, path: str, x_BTD: np.ndarray, below) -> Case:

@@ -43,19 +43,19 @@ def kept(y_BTD, mask_BT):
     return y_BTD * (mask_BT[..., None] > 0)
 
 
-def part(model: nn.Cell, x, path: str):
+def part(model: nn.Cell, x, path: str, counted=None):
     cell = model.llm
     for name in path.split("."):
         cell = cell[int(name)] if name.isdigit() else getattr(cell, name)
-    return cell(x)
+    return cell(x) if counted is None else kept(cell(x), counted)
 
 
 def attention(model: nn.Cell, x, mask, i: str):
     return kept(model.llm.layers[int(i)].attention(x, *model.llm.begin(x, mask)[1:])[0], mask)
 
 
-def layer(model: nn.Cell, x, mask, i: str):
-    return kept(model.llm.layers[int(i)](x, *model.llm.begin(x, mask)[1:])[0], mask)
+def layer(model: nn.Cell, x, mask, i: str, counted=None):
+    return kept(model.llm.layers[int(i)](x, *model.llm.begin(x, mask)[1:])[0], mask if counted is None else counted)
 
 
 def hidden(model: nn.Cell, x, mask):
