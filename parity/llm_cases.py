@@ -139,8 +139,8 @@ def recorded(truth: LanguageTwin, x_BTD: torch.Tensor, mask_BT: np.ndarray, laye
         for norm, part in (("norm1", "attention"), ("norm2", "ffn")):
             seen[f"layers.{i}.{part}"] = truth.norm(f"layers.{i}.{norm}", seen[f"layers.{i}.{norm}"])
     found = {path: value.reshape(*mask_BT.shape, -1).float().numpy() for path, value in seen.items()}
-    if truth.opt:
-        found |= {f"layers.{i}.counted": away_from_kinks(truth, i, seen[f"layers.{i}.ffn"]).reshape(mask_BT.shape) * mask_BT for i in layers}
+    for i in layers if truth.opt else ():
+        found[f"layers.{i}.counted"] = away_from_kinks(truth, i, seen[f"layers.{i}.ffn"]).reshape(mask_BT.shape) * mask_BT
     return found
 
 
