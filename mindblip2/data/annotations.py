@@ -2,7 +2,8 @@
 
 All of them are JSON lists of ``{"image": file, "caption": text or list of texts, "image_id"?: text or number}``: COCO's training
 file has one row per caption, its val and test files and Flickr30k's one row per picture with 5 to 7 captions, Visual Genome many
-rows per picture without an id.  Other keys are left alone.
+rows per picture without an id.  Other keys are left alone.  COCO's own files (``captions_val2014.json``) are mappings,
+``{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}``, and are read as one row per picture.
 """
 import json
 import os
@@ -68,7 +69,27 @@ def _number(ids, path, folder, given):
 
 def rows_of(file):
     """The rows of an annotation file: a list of at least one.  Raises FileNotFoundError, AnnotationError."""
-    return checked_rows(content_of(file), file)
+    content = content_of(file)
+    if isinstance(content, dict) and {"images", "annotations"} <= set(content):
+        content = _joined(content, file)
+    return checked_rows(content, file)
+
+
+def _joined(content, file):
+    """COCO's two lists as rows of pictures with their captions; pictures without one are left out."""
+    rows = {}
+    try:
+        for image in content["images"]:
+            rows[image["id"]] = {"image": image["file_name"], "caption": [], "image_id": image["id"]}
+        for row, one in enumerate(content["annotations"]):
+            if one["image_id"] not in rows:
+                raise AnnotationError(f"{os.path.abspath(file)}, annotation {row}: image_id {one['image_id']!r} is none of the "
+                                      f"{len(rows)} images; get the file again")
+            rows[one["image_id"]]["caption"].append(one["caption"])
+    except (TypeError, KeyError) as error:
+        raise AnnotationError(f'{os.path.abspath(file)}: expected {{"images": [{{"id", "file_name"}}], "annotations": [{{"image_id", '
+                              f'"caption"}}]}}, as captions_val2014.json: {type(error).__name__} {error}') from None
+    return [row for row in rows.values() if row["caption"]]
 
 
 def content_of(file):

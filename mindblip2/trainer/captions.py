@@ -1,11 +1,14 @@
-"""Captions that a model of stage 2 writes, and their scores: in an evaluation, and on the way in training."""
+"""Captions and answers that a model of stage 2 writes, and their scores: in an evaluation, and on the way in training."""
 from mindblip2 import comm
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
 from mindblip2.data.caption_metrics import NAMES, caption_scores
 from mindblip2.data.captioned import check_readable, pictures_and_captions
+from mindblip2.data.captions import BlipQuestion
 from mindblip2.data.java_metrics import NAMES as JAVA
 from mindblip2.data.java_metrics import java_scores
-from mindblip2.image_to_text import Writer
+from mindblip2.data.questions import question
+from mindblip2.data.vqa import PROMPT, vqa_accuracy
+from mindblip2.image_to_text import ANSWER, Writer
 from mindblip2.sections import ConfigError
 from mindblip2.trainer.loaders import prompt_of
 
@@ -31,6 +34,37 @@ class HeldOutCaptions:
 
     def figures(self):
         return score(write(self.writer, self.pictures, self.prompt, self.options), self.captions, self.java)
+
+
+class HeldOutAnswers:
+    """The VQA accuracy of the answers to held-out questions, as the evaluation of ``config`` would ask them.  Raises ConfigError where
+    nobody's answers are known, or the prompt has no place for a question."""
+    metrics = ("accuracy",)
+
+    def __init__(self, model, processor, config, samples, prompt=""):
+        questions = [question(one, f"sample {i}") for i, one in enumerate(samples)]
+        self.pictures, self.truths = [one.image for one in questions], [one.answers for one in questions]
+        if not all(self.truths):
+            raise ConfigError("do_eval with questions needs people's answers: name the file of annotations beside that of questions in "
+                              "eval_dataset.data_loader.annotation_files")
+        check_readable(self.pictures)
+        self.questions = [BlipQuestion()(one.question) for one in questions]
+        self.writer, self.prompt, self.options = writer_of(model, processor), prompt or asking_prompt(config) or PROMPT, options_of(config)
+        self.rule = self.options.pop("rule", "official")
+        if "{}" not in self.prompt:
+            raise ConfigError(f"the prompt of held-out questions is {self.prompt!r}, without {{}} for the question: set "
+                              f"eval_dataset.data_loader.hypothesis_template, e.g. to {PROMPT!r}")
+        longest = max(len(self.writer.prompt_ids(self.prompt.replace("{}", one))) for one in self.questions)
+        decoding = {name: value for name, value in self.options.items() if name != "batch_size"}
+        model.room(longest, model.decoding({**ANSWER, **decoding}).max_new_tokens)
+
+    def __str__(self):
+        return f"answers to {len(self.questions)} questions, each as {self.prompt!r}"
+
+    def figures(self):
+        answers = ask(self.writer, self.pictures, self.questions, self.prompt, self.options)
+        right = vqa_accuracy(answers, self.truths, self.rule)
+        return {"accuracy": sum(right) / len(right)}
 
 
 def writer_of(model, processor):

@@ -8,13 +8,13 @@ from mindblip2.data import scenes
 from mindblip2.data.captioned import check_readable, pictures_and_captions
 from mindblip2.data.captions import BlipQuestion
 from mindblip2.data.image import load_image
-from mindblip2.data.questions import asks, question, read_questions
+from mindblip2.data.questions import asks, question
 from mindblip2.data.sheet import text_sheet
 from mindblip2.data.vqa import PROMPT, vqa_accuracy
 from mindblip2.trainer import export
 from mindblip2.trainer.captions import ask, asking_prompt, options_of, score, write, writer_of
 from mindblip2.trainer.inputs import load, pictures_of
-from mindblip2.trainer.loaders import captioned_pictures
+from mindblip2.trainer.loaders import captioned_pictures, questions
 from mindblip2.trainer.pretrain import Pretrain
 
 SHEET_LIMIT = 24    # pictures on one page of results
@@ -45,17 +45,15 @@ class Generation:
         samples, loader = trainer.eval_dataset, trainer.config.eval_dataset.data_loader
         if samples is None and loader.type == "DigitScenes":
             return _demo(trainer, checkpoint, options)
-        if samples is None and loader.annotation_files:
-            files, folders = ([Path(loader.dataset_dir) / name for name in names]
-                              for names in (loader.annotation_files, loader.image_dirs))
-            samples = read_questions(files, folders)
+        if samples is None:
+            samples = questions(loader, trainer.config.processor.image_processor.image_size)
         if samples is None:
             samples = captioned_pictures(loader, trainer.config.processor.image_processor.image_size)
         options = {**options_of(trainer.config), **options}
         prompt, samples = _prompt(trainer, options), samples if hasattr(samples, "__len__") else list(samples)
         if asks(samples):
-            questions = [question(one, f"sample {i}") for i, one in enumerate(samples)]
-            return _answers(trainer, checkpoint, questions, prompt or PROMPT, options)
+            asked = [question(one, f"sample {i}") for i, one in enumerate(samples)]
+            return _answers(trainer, checkpoint, asked, prompt or PROMPT, options)
         return _captions(trainer, checkpoint, samples, prompt, options)
 
 

@@ -2,8 +2,8 @@
 
 Pictures with all their captions are retrieved, by the recipe of ``eval_dataset``; where every sample is one caption, there is nothing to
 retrieve among, and the losses are computed.  So they are in stage 2, unless ``metric.type`` is a score of captions: then captions are
-written.  The run goes on as if nothing had been evaluated: all that training draws is a function of (seed, step), and its graphs stay
-compiled.
+written; or the data are questions: then they are answered.  The run goes on as if nothing had been evaluated: all that training draws
+is a function of (seed, step), and its graphs stay compiled.
 """
 import mindspore as ms
 from mindspore import Tensor
@@ -11,9 +11,10 @@ from mindspore import Tensor
 from mindblip2 import comm
 from mindblip2.data.captioned import check_readable, pictures_and_texts
 from mindblip2.data.feed import Feed
+from mindblip2.data.questions import asks
 from mindblip2.sections import ConfigError
-from mindblip2.trainer.captions import SCORES, HeldOutCaptions
-from mindblip2.trainer.loaders import captioned_pictures, text_arguments, token_ids
+from mindblip2.trainer.captions import SCORES, HeldOutAnswers, HeldOutCaptions
+from mindblip2.trainer.loaders import captioned_pictures, questions, text_arguments, token_ids
 from mindblip2.trainer.retrieval import Match, Recipe, recalls, score
 from mindblip2.trainer.step import check_losses, losses_of
 
@@ -83,14 +84,20 @@ def held_out(config, model, processor, samples=None, prompt=""):
 
 
 def _examination(config, model, processor, samples, prompt):
+    stage2 = hasattr(model, "stage2")
     if samples is None:
         loader = config.eval_dataset.data_loader
         if loader.type != "DigitScenes" and not (loader.dataset_dir or loader.annotation_files):
             raise ConfigError("do_eval needs held-out data: name them in eval_dataset.data_loader, or pass eval_dataset to Trainer")
-        samples = captioned_pictures(loader, processor.image_processor.image_size)
-    if hasattr(model, "stage2") and config.metric.type in SCORES:
+        size, asked = processor.image_processor.image_size, None
+        if stage2 and (loader.type != "DigitScenes" or config.metric.type in HeldOutAnswers.metrics):
+            asked = questions(loader, size)
+        samples = captioned_pictures(loader, size) if asked is None else asked
+    if stage2 and asks(samples):
+        return HeldOutAnswers(model, processor, config, samples, prompt)
+    if stage2 and config.metric.type in SCORES:
         return HeldOutCaptions(model, processor, config, samples, prompt)
-    if getattr(samples, "repeat_images", False) or hasattr(model, "stage2"):
+    if getattr(samples, "repeat_images", False) or stage2:
         return HeldOutLosses(model, processor, config, samples)
     return HeldOutRetrieval(model, processor, config.eval_dataset, samples)
 

@@ -1,10 +1,13 @@
 """The training batches, and the pictures and texts of an evaluation, that a configuration describes."""
+from pathlib import Path
+
 from mindblip2.data import scenes
 from mindblip2.data.feed import Feed
 from mindblip2.data.loaders import captioned
 from mindblip2.data.loaders import labelled_sets as labelled_sets
 from mindblip2.data.pairs import Pairs
 from mindblip2.data.prompted import PromptedText
+from mindblip2.data.questions import read_questions
 from mindblip2.data.recipe import recipes
 from mindblip2.sections import ConfigError
 
@@ -67,6 +70,15 @@ def prompt_of(config):
 def captioned_pictures(loader, image_size):
     """The pictures of a ``LoaderConfig`` with all their captions, for retrieval: samples of ``data.captioned``."""
     return scenes.captioned(image_size) if loader.type == "DigitScenes" else captioned(loader, "eval")
+
+
+def questions(loader, image_size):
+    """The questions of a ``LoaderConfig``, or None where its files hold something else."""
+    if loader.type == "DigitScenes":
+        return scenes.questions(image_size)
+    if not loader.annotation_files:
+        return None
+    return read_questions(*([Path(loader.dataset_dir) / name for name in names] for names in (loader.annotation_files, loader.image_dirs)))
 
 
 def token_ids(model, tokenizer, texts, length):

@@ -72,7 +72,7 @@ def test_one_id_for_two_files_is_kept_as_a_collision(write):
 @pytest.mark.parametrize("content, words", [
     ("[{", "is not a JSON file"),
     ([], "expected a list of"),
-    ({"images": [], "annotations": []}, "holds a mapping with the keys ['annotations', 'images']"),
+    ({"images": [], "questions": []}, "holds a mapping with the keys ['images', 'questions']"),
     ([PLAIN[0], {"image": "x.png", "text": "y"}],
      "row 1: expected {\"image\", \"caption\", \"image_id\"?}, got the keys ['image', 'text']"),
     ([PLAIN[0], PLAIN[1], "x.png"], "row 2: expected"),
@@ -95,3 +95,27 @@ def test_a_missing_file_is_named_absolutely(tmp_path):
         read_annotations([tmp_path / "none" / "nowhere.json"], [tmp_path])
     with pytest.raises(AnnotationError, match="1 annotation_files and 2 image_dirs"):
         read_annotations(["a.json"], ["a", "b"])
+
+
+# ------------------------------------------------------------------------------------------------ COCO's own files
+COCO = {"info": {}, "images": [{"id": 9, "file_name": "a.jpg"}, {"id": 4, "file_name": "b.jpg"}, {"id": 5, "file_name": "bare.jpg"}],
+        "annotations": [{"image_id": 4, "id": 1, "caption": "one"}, {"image_id": 9, "id": 2, "caption": "two"},
+                        {"image_id": 4, "id": 3, "caption": "three"}]}
+
+
+def test_coco_s_own_file_is_read_as_one_picture_per_image(write):
+    pictures = read_annotations([write("captions_val2014.json", COCO)], ["val2014"])
+    assert [(os.path.basename(one.path), one.captions, one.image_id) for one in pictures] == [
+        ("a.jpg", ("two",), 0), ("b.jpg", ("one", "three"), 1)]
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"annotations": [{"image_id": 7, "caption": "x"}]}, "annotation 0: image_id 7 is none of the 3 images"),
+    ({"annotations": [{"caption": "x"}]}, "as captions_val2014.json: KeyError 'image_id'"),
+    ({"images": [{"id": 9}]}, "as captions_val2014.json: KeyError 'file_name'"),
+    ({"images": 3}, "as captions_val2014.json: TypeError"),
+    ({"annotations": []}, "holds a list of length 0"),
+    ({"annotations": [{"image_id": 9, "caption": 5}]}, "expected a text or a list of texts")])
+def test_a_damaged_file_of_coco_is_named(write, change, words):
+    with pytest.raises(AnnotationError, match=words):
+        read_annotations([write("captions.json", COCO | change)], ["."])
