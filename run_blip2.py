@@ -24,6 +24,13 @@ IGNORED = ("src_strategy_path_or_dir", "auto_trans_ckpt", "only_save_strategy", 
            "profile", "num_samples")
 
 
+def _count(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
+    return number
+
+
 def arguments(argv):
     """(options, overrides) of a command line.  Exits with a message on an unknown flag."""
     parser = argparse.ArgumentParser(prog="run_blip2.py", description=__doc__, allow_abbrev=False, epilog=(
@@ -35,7 +42,7 @@ def arguments(argv):
     parser.add_argument("--load_checkpoint", help="the .ckpt to start from or to use")
     parser.add_argument("--predict_data", nargs="+", help="pictures: files, folders, URLs; for feature_extraction also .txt files "
                                                           "with a caption per line")
-    parser.add_argument("--predict_batch_size", type=int, help="default 8; export: how many pictures the graphs take, default 1")
+    parser.add_argument("--predict_batch_size", type=_count, help="default 8; export: how many pictures the graphs take, default 1")
     parser.add_argument("--candidate_labels", nargs="+", help="the labels to choose from")
     parser.add_argument("--hypothesis_template", help="the label's text, with {} for the label; image_to_text_generation: the prompt.  "
                                                       "Its other arguments are --generation.num_beams 3 and so on")
