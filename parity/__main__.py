@@ -174,8 +174,12 @@ def prepare(options: argparse.Namespace) -> None:
     from parity.nets import pynative
     if options.graph and options.mode != "isolated":
         raise ConfigError("--graph compiles single cells and sees no activations within them: add --mode isolated")
-    if options.device:
-        ms.set_device(options.device)
+    if options.device not in (None, ms.get_context("device_target")):
+        try:
+            ms.set_device(options.device)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"--device {options.device}: MindSpore {ms.__version__} cannot use it here "
+                              f"({str(error).strip().splitlines()[0]}); leave it out for what the host has") from None
     pynative()
     if options.graph:
         ms.set_context(mode=ms.GRAPH_MODE)

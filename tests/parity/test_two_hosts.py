@@ -91,6 +91,20 @@ def test_a_defect_is_seen_on_the_other_host(dumped, capsys):
     assert "first divergence: read" in capsys.readouterr().out
 
 
+def test_half_precision_is_judged_by_half_precision(dumped, yaml, tmp_path, capsys):
+    """With torch's rounding in bfloat16 as the noise, products in half precision are right; with float32's they are a defect."""
+    half, some, defect = tmp_path / "half.npz", ["--mode", "isolated", "--case", "vit.blocks*"], ["--defect", "products in half precision"]
+    assert main(["dump", "--config", yaml, "--output", str(half), "--dtype", "bfloat16", *some]) == 0
+    assert main(["check", str(half), "--device", "CPU", *some, *defect]) == 0
+    assert main(["check", str(dumped), "--device", "CPU", *some, *defect]) == 1      # the control
+
+
+def test_a_device_that_is_not_there_is_one_line(dumped, capsys):
+    assert main(["check", str(dumped), "--device", "Ascend"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "Ascend" in said and "Traceback" not in said
+
+
 @pytest.mark.parametrize("mode, wanted", [("isolated", r"(?!chained)(?!.* d ).*"), ("gradients", r".* d .*"), ("chained", r"chained .*")])
 def test_a_mode_is_a_part_of_all_rows(dumped, mode, wanted):
     def rows(*more):
