@@ -51,7 +51,7 @@ demo-parallel: .venv/.demo  ## the embedded model trained for 300 steps by one p
 	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 msrun --worker_num=2 --local_worker_num=2 --master_port=$(PORT) --join=True \
 	    --log_dir=output/parallel/logs $(subst $(BIN) ,,$(PARALLEL)) --batch_size 16 --output_dir output/parallel/two_processes \
 	    --use_parallel true --parallel_config.data_parallel 2
-	$(BIN) -m mindblip2.trainer.monitor output/parallel/losses.png output/parallel/one_process output/parallel/two_processes
+	$(BIN) -W ignore::RuntimeWarning -m mindblip2.trainer.monitor output/parallel/losses.png output/parallel/one_process output/parallel/two_processes
 
 test: .venv/.dev  ## the tests, two files at a time; the slow ones too with ARGS="-m 'slow or not slow'"
 	$(BIN) -m pytest -q -n 2 --dist loadfile $(ARGS)
