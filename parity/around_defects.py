@@ -28,3 +28,26 @@ def truncated_early(model):
     """Texts lose a token more than they must."""
     encode = BertTokenizer._encode
     yield replaced(BertTokenizer, "_encode", lambda self, text, length: encode(self, text, length - 1))
+
+
+def converted_in_half(model):
+    """A converter that keeps matrices in half precision."""
+    from convert import plan  # needs torch, as both sides of this case do
+    cast = plan.cast
+    yield replaced(plan, "cast", lambda value, dtype: cast(value, dtype or "float16"))
+
+
+def norms_exchanged_on_the_way_back(model):
+    """Two modules of the same shape under each other's names."""
+    from convert import torch_file
+    right = torch_file.foreign_name
+    other = {"norm1": "norm2", "norm2": "norm1"}
+    yield replaced(torch_file, "foreign_name", lambda source, name, freq: right(
+        source, ".".join(other.get(part, part) for part in name.split(".")), freq))
+
+
+def thirds_exchanged(model):
+    """Baichuan's W_pack read as key, query, value."""
+    from convert import fit
+    part = fit.part
+    yield replaced(fit, "part", lambda value, index: part(value, (1, 0, 2)[index]))

@@ -13,7 +13,7 @@ import sys
 
 from mindblip2.config import Blip2Config
 from mindblip2.sections import build
-from parity.check import Check
+from parity.check import Check, tells
 from parity.diagnosis import case_of, diagnose, narrowest, said
 from parity.dumpfile import DumpFile
 from parity.mutations import MUTATIONS
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     pynative()
     dump, right = DumpFile(options.dump), 0
-    for defect in random.Random(options.seed).sample(sorted(MUTATIONS), options.tries):
+    for defect in random.Random(options.seed).sample(sorted(name for name in MUTATIONS if tells(dump, name)), options.tries):
         report, _, good = tried(dump, defect)
         print(f"{report}\n---\n{'pinned' if good else 'NOT PINNED'}: it was {defect!r}\n", flush=True)
         right += good

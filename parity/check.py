@@ -19,7 +19,7 @@ from parity.capture import capture, twin_paths
 from parity.compare import Row
 from parity.dumpfile import DumpError, DumpFile
 from parity.msprobe import export
-from parity.mutations import defective
+from parity.mutations import MUTATIONS, defective
 from parity.nets import Case, judge, run_ours, tensor
 from parity.our_weights import Given, fill, fingerprints, from_file, seeded
 from parity.ours import OursGiven, ours_of
@@ -34,6 +34,8 @@ class Check:
 
     def __init__(self, dump: DumpFile, given: Given, selection: Selection | None = None, dtype: str = "float32",
                  defect: str | None = None):
+        if defect and not tells(dump, defect):
+            raise DumpError(f"{dump.path} holds no case that would tell {defect!r}: dump all cases, or draw it with the command run")
         self.defect = defect
         self.dump, self.given, self.selection = dump, given, selection or Selection()
         self.config = build(Blip2Config, dump.header["config"]).replace(compute_dtype=dtype)
@@ -200,6 +202,14 @@ class LanguageWindow:
         llm, x = self.model.llm, tensor(self.x)
         self.x = llm.layers[0](x, *llm.begin(x, self.mask)[1:])[0].asnumpy()
         return {"": kept(tensor(self.x), self.mask).asnumpy()}
+
+
+def tells(dump: DumpFile, defect: str) -> bool:
+    """Does the dump hold a case that a defect of stage 1 must make fail?"""
+    caught = MUTATIONS[defect].caught.split(", ")
+    wanted = Selection(tuple(caught))
+    return any(wanted.wants(entry["name"]) or entry["kind"] == "chain" and any(one.startswith(entry["name"]) for one in caught)
+               for entry in dump.entries)
 
 
 def differing(dumped: dict[str, int], used: dict[str, int]) -> str:

@@ -116,7 +116,7 @@ class Scribe(Desk):
 
     def case(self, case: Case, nets: Nets) -> list[Row]:
         wanted = self.selection.of(case)
-        if wanted is not None:
+        if wanted is not None and not wanted.local:
             sides = run_theirs(wanted, nets.torch32), run_theirs(wanted, nets.truth)
             more = {name: getattr(wanted, name) for name in ("weights", "backward", "fixed", "stacked", "values")}
             self.writer.add("case", wanted.name, *sides, wanted.inputs, **more)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from parity.compare import LOOK, PASS, Row
 
 GROWTH = 3.0  # the last ratios of a chain over its first
+MANY = 5  # places that fail at once
+HALF = r"rounded to|as large as half"
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ USUAL = (  # what a place usually is: pattern of the name, what the name of a gr
     (r".*", "its weights (python -m parity weights a b), its dtype"),
 )
 LOOKS = (  # what an error that looks so usually is
+    (r"a dtype, not a place", "everything computes in half precision: compute_dtype, or a device that rounds products by itself"),
     (r"all zeros", "a gradient that is cut, or a part that does not run"),
-    (r"rounded to|as large as half", "a cast to half precision before this place, or weights stored in half"),
+    (HALF, "a cast to half precision before this place, or weights stored in half"),
     (r"constant offset", "a bias lost or added twice"),
     (r"constant factor", "a scale: 1/sqrt(width) lost or applied twice, temperature, mean instead of sum"),
     (r"shifted by|another order", "a table or the heads in another order, a position off by one"),
@@ -112,9 +115,17 @@ def diagnose(rows: Iterable[Row]) -> Diagnosis | None:
     narrow = narrowest([case_of(row.name) for row in isolated])
     place = narrow[0] if narrow else bad[0].name
     here = [row for row in bad if case_of(row.name) == place or row.name == place]
-    facts = (*only_backward(here, rows), *like_it(place, [row.name for row in isolated], [row.name for row in rows]), *growth(rows),
-             *seen(here))
+    alike = like_it(place, [row.name for row in isolated], [row.name for row in rows])
+    facts = (*everywhere(narrow, isolated), *only_backward(here, rows), *alike, *growth(rows), *seen(here))
     return Diagnosis(place, facts, causes(place, facts), tuple(narrow[1:]))
+
+
+def everywhere(narrow: list[str], bad: list[Row]) -> tuple[str, ...]:
+    """Do the narrowest cases have one thing in common, which is no place?"""
+    half = {case_of(row.name) for row in bad if any(re.search(HALF, fact) for fact in row.signature)} & set(narrow)
+    if len(narrow) >= MANY and len(half) > len(narrow) / 2:
+        return (f"{len(half)} of {len(narrow)} places that share no part are off by half-precision rounding: a dtype, not a place",)
+    return ()
 
 
 def case_of(row_name: str) -> str:
@@ -181,7 +192,7 @@ def causes(place: str, facts: Iterable[str]) -> tuple[str, ...]:
     looks = [cause for fact in facts for pattern, cause in LOOKS if re.search(pattern, fact)]
     name = re.sub(r"^chained ", "", place)
     usual = next(cause for pattern, cause in USUAL if re.fullmatch(pattern, name))
-    return tuple(dict.fromkeys([usual, *looks]))
+    return tuple(dict.fromkeys([*looks, usual] if "a dtype, not a place" in " ".join(facts) else [usual, *looks]))
 
 
 def said(found: Diagnosis | None) -> str:

@@ -16,8 +16,9 @@ from mindspore import nn
 
 from convert.fit import fit
 from convert.names import foreign_name
-from mindblip2.config import LlamaConfig, OPTConfig
+from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig
 from parity import seeded_weights
+from parity.conversion_cases import conversion_case
 from parity.nets import Case, Nets
 from parity.ours import ours_of
 from parity.ours_llm import kept, new_cell
@@ -117,6 +118,15 @@ def language_cases(name: str, nets: Nets) -> Iterator[Case]:
     yield Case(f"{name} decode", their_decoding, ours_of(f"{name} decode"), prompts | new)
     orders = np.array([[0, 1, 2, 3], [2, 0, 3, 1], [0, 1, 2, 3], [1, 1, 0, 0], [3, 2, 1, 0]])
     yield Case(f"{name} beams", their_decoding, ours_of(f"{name} decode"), prompts | new | {"orders": orders})
+    yield language_conversion(name, name)
+
+
+def language_conversion(name: str, small: str) -> Case:
+    """The files of one of ``MODELS`` there and back; ``name`` begins the case's."""
+    config, packed = MODELS[small]
+    twin = language_twin(config, torch.float32, packed)
+    state = {key: value.detach() for key, value in twin.llm.named_parameters()}
+    return conversion_case(f"{name} conversion", state, Blip2Config(text_config=config), "baichuan" if packed else None)
 
 
 @torch.no_grad()

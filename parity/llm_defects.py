@@ -9,6 +9,7 @@ from mindspore import nn, ops
 from mindblip2.cells import language_model, layers, llama, opt
 from mindblip2.cells.language_model import Attention, LanguageModel
 from mindblip2.cells.llama import Llama, RMSNorm
+from parity.around_defects import converted_in_half, thirds_exchanged
 from parity.mutations import Mutation
 from parity.patches import changed, exchanged, replaced
 
@@ -220,5 +221,7 @@ LANGUAGE_MUTATIONS: dict[str, tuple[str, Mutation]] = {
     "head not tied": on("opt", head_not_tied, f"head, logits, {CACHED}", f"{ATTENDS}, hidden, embed"),
     "written a slot early": on("llama", written_a_slot_early, CACHED, f"{ATTENDS}, {WHOLE}"),
     "all of the buffer is visible": on("llama3", buffers_all_visible, CACHED, f"{ATTENDS}, {WHOLE}"),
+    **on_both("converted in half precision", converted_in_half, "conversion", "embed, head"),
+    "thirds of W_pack exchanged": on("baichuan2_7b", thirds_exchanged, "conversion", f"{ATTENDS}, hidden"),
     "beams not reordered": on("opt", beams_not_reordered, "beams", f"decode, {WHOLE}"),
 }

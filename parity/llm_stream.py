@@ -22,7 +22,7 @@ from mindblip2.config import LlamaConfig, OPTConfig
 from parity import seeded_weights
 from parity.compare import Row
 from parity.desk import Desk
-from parity.llm_cases import FULL, HOLE, LEFT, RIGHT, fill, filled, layer_cases, masks, norm_case, recorded
+from parity.llm_cases import FULL, HOLE, LEFT, RIGHT, fill, filled, language_conversion, layer_cases, masks, norm_case, recorded
 from parity.nets import Case, Nets, tensor
 from parity.our_weights import fingerprints
 from parity.ours import ours_of
@@ -60,6 +60,8 @@ class LanguageStream:
         self.config, self.state, self.layers = config, state, min(layers or config.num_layers, config.num_layers)
         packed = any("W_pack" in name for name in state)
         small, self.desk = one_layer(config), desk or Desk()
+        self.relative = ("opt" if isinstance(config, OPTConfig) else "llama" if not packed  # the tiny model of its kind
+                         else "baichuan_13b" if config.position_embedding == "alibi" else "baichuan2_7b")
         self.twins = [LanguageTwin(small, packed).eval() for _ in range(2)]
         for twin in self.twins:
             self.load(twin, 0)
@@ -100,6 +102,7 @@ class LanguageStream:
                 yield self.desk.stored(f"{self.name} layers.{i}")
         yield self.desk.case(norm_case(self.name, "norm", sides[0].float().numpy(), nothing), self.nets)
         yield self.head_row(truth.norm("norm", sides[0]).detach())
+        yield self.desk.case(language_conversion(self.name, self.relative), self.nets)
 
     def slide(self, i: int) -> None:
         """Show layer ``i``."""

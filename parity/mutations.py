@@ -30,7 +30,7 @@ MUTATIONS = {
         defects.tanh_gelu, "vit.blocks.?, vit.blocks.?.mlp, see.layers.*, read.layers.*, match.layers.*, caption.layers.*, "
         "lm_head, chained vit.blocks.0.mlp", "vit.blocks.?.attn, vit.blocks.?.norm?, memory, chained vit.blocks.0.attn"),
     "products in half precision": Mutation(
-        defects.half_precision, "chained *, vit.blocks.?.attn.proj, vit.blocks.?.mlp.*, qformer.memory.*, memory, "
+        defects.half_precision, "chained *, vit.patch_embed, vit.blocks.?.attn.proj, vit.blocks.?.mlp.*, qformer.memory.*, memory, "
         f"{LAYER}.query, {LAYER}.key, {LAYER}.value, {LAYER}.output, {LAYER}.up, {LAYER}.down, qformer.lm_head.transform, "
         "vision_proj, text_proj, itm_head", "ln_vision, embed.*, lm, itm, negatives*"),
     "attention scores not scaled": Mutation(
@@ -106,6 +106,7 @@ MUTATIONS = {
     "rates one step late": Mutation(around_defects.warm_up_late, "schedule", "adamw, picture"),
     "pictures not antialiased": Mutation(around_defects.not_antialiased, "picture", "tokens, vit.patch_embed"),
     "texts truncated early": Mutation(around_defects.truncated_early, "tokens", "picture, embed.text"),
+    "norms exchanged on the way back": Mutation(around_defects.norms_exchanged_on_the_way_back, "conversion", "vit.blocks.?, ln_vision"),
 }
 
 

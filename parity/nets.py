@@ -35,7 +35,7 @@ class Case:
 
     With ``backward`` the gradients are compared too: by every floating-point input that is not ``fixed``, and by
     ``weights``, names of our parameters. Inputs that are ``stacked`` hold several problems along a first axis, which are
-    run one after the other and compared together. ``values`` off: gradients only.
+    run one after the other and compared together. ``values`` off: gradients only. ``local``: of no use to another host.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Case:
     fixed: tuple[str, ...] = ()
     stacked: tuple[str, ...] = ()
     values: bool = True
+    local: bool = False
 
     @property
     def differentiated(self) -> list[str]:

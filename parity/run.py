@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 
 from convert.files import read
-from mindblip2.config import Blip2Config, load_config
+from mindblip2.config import load_config
 from mindblip2.sections import ConfigError
 from parity.compare import Row, failing, not_passing
 from parity.desk import Desk, Progress, Scribe
@@ -22,12 +22,8 @@ from parity.ours_chained import batch
 from parity.selection import Selection
 from parity.stream import Stream, Window
 from parity.suite import Suite
-from parity.weights import Weights, make_nets
+from parity.weights import TINY, Weights, make_nets
 
-TINY = Blip2Config(vision_config=dict(image_size=56, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
-                                      intermediate_size=279),
-                   qformer_config=dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=96,
-                                       encoder_width=64, query_length=8, head_embed_dim=32))
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

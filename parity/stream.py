@@ -29,6 +29,7 @@ from parity.cases import (
 )
 from parity.chained import chained, stage1_cases
 from parity.compare import Row
+from parity.conversion_cases import stage1_conversion
 from parity.desk import Desk
 from parity.loss_cases import loss_cases
 from parity.nets import Nets, tensor
@@ -147,7 +148,7 @@ class Stream:
             image_BPW = truth.ln_vision(self.truth_BPW).float().numpy()
         image = without_vit(self.nets, x_BPW)
         cases = [ln_vision_case(model, x_BPW), *qformer_cases(model, truth, image_BPW, ids_BT), *fused_cases(), *loss_cases(),
-                 *around_cases(), *stage1_cases(model, image, self.ids_NBT, parts=PARTS)]
+                 *around_cases(), stage1_conversion(), *stage1_cases(model, image, self.ids_NBT, parts=PARTS)]
         for case in tqdm(cases, desc="Q-Former", unit="case", disable=None):
             yield self.desk.case(case, self.nets)
         inputs = batch(image, ids_BT)

@@ -24,6 +24,7 @@ from parity.cases import (
 )
 from parity.chained import stage1_cases, their_activations
 from parity.compare import Row
+from parity.conversion_cases import stage1_conversion
 from parity.loss_cases import loss_cases
 from parity.nets import Case, Nets, judge, run_ours
 from parity.ours_chained import our_activations
@@ -43,7 +44,7 @@ class Suite:
     def cases(self) -> list[Case]:
         """The isolated cases, in the order of the network."""
         found = [*self.vit_cases(), *qformer_cases(self.nets.ours, self.nets.truth, self.image_BPW, self.inputs["ids"]),
-                 *fused_cases(), *loss_cases(), *around_cases(), *self.stage1_cases()]
+                 *fused_cases(), *loss_cases(), *around_cases(), stage1_conversion(), *self.stage1_cases()]
         names = [case.name for case in found]
         if len(set(names)) != len(names):
             raise ValueError(f"cases share names: {sorted(name for name in set(names) if names.count(name) > 1)}")

@@ -26,6 +26,10 @@ from parity.theirs import twin_config
 from parity.twin import Twin, load
 
 VIT = "visual_encoder."
+TINY = Blip2Config(vision_config=dict(image_size=56, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
+                                      intermediate_size=279),
+                   qformer_config=dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=96,
+                                       encoder_width=64, query_length=8, head_embed_dim=32))
 
 
 class Seeded(Mapping):

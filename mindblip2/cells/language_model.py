@@ -16,14 +16,16 @@ from mindblip2.cells import ascend
 from mindblip2.cells.layers import (
     MASKED,
     Embedding,
+    Frame,
     Linear,
     attend,
     dtype_of,
-    holding,
     linear,
     merge_heads,
+    never_of,
     share,
     split_heads,
+    threaded,
     whole_vocabulary,
 )
 
@@ -147,7 +149,7 @@ class LanguageModel(nn.Cell):
         scale = self.head_scale()
         mask_BS = ops.cat((mask_BT.astype(ms.float32), ops.zeros((mask_BT.shape[0], room), ms.float32)), 1)
         buffers = tuple(tuple(ops.cat((x, ops.zeros((*x.shape[:2], room, x.shape[3]), x.dtype)), 2) for x in pair) for pair in caches)
-        return self._graph(_End)(hidden_BTD[:, -1], scale), (buffers, mask_BS, x_BTD.shape[1], scale)
+        return self._end(hidden_BTD[:, -1], scale), (buffers, mask_BS, x_BTD.shape[1], scale)
 
     def decode(self, token_N, order_N, state):
         """One token per row, (N,) int → logits (N, V) float32 of the next, and the new state.  The rows of ``state`` are first put
@@ -163,7 +165,7 @@ class LanguageModel(nn.Cell):
         place = Tensor(slot, ms.int32)
         mask_NS, *begun = self._graph(_Step)(Tensor(token_N), mask_NS, place)
         hidden_N1D, buffers = self._through(*begun, buffers, place)
-        return self._graph(_End)(hidden_N1D[:, 0], scale), (buffers, mask_NS, slot + 1, scale)
+        return self._end(hidden_N1D[:, 0], scale), (buffers, mask_NS, slot + 1, scale)
 
     def begin(self, x_BTD, mask_BT):
         """Of a whole text: the input of the first layer, and what every layer is told of the places, a bias and a turn."""
@@ -203,10 +205,15 @@ class LanguageModel(nn.Cell):
         frame = self._graph(_frame) if device.target() == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE else None
         turn, caches = None if turn is None else ms.mutable(turn), ()
         for i, layer in enumerate(self.layers):
-            one = layer if frame is None else holding(frame, layer)
-            x_BTD, cache = one(x_BTD, bias, turn, None if past is None else ms.mutable(past[i]), slot)
+            rest = bias, turn, None if past is None else ms.mutable(past[i]), slot
+            x_BTD, cache = layer(x_BTD, *rest) if frame is None else frame.of(layer, x_BTD, *rest)
             caches += (cache,)
         return x_BTD, caches
+
+    def _end(self, hidden_ND, scale):
+        """Logits of the last places."""
+        end = self._graph(_End)
+        return end(hidden_ND.contiguous(), scale, *end.never)
 
     def _graph(self, kind):
         """The one cell of its kind, made when it is first needed."""
@@ -241,18 +248,17 @@ class _Step(nn.Cell):
 
 
 def _frame(llm):
-    """A layer without weights of its own."""
-    with ms.nn.utils.no_init_parameters():
-        return llm.make_layer(*llm.arguments)
+    return Frame(lambda: llm.make_layer(*llm.arguments))
 
 
 class _End(nn.Cell):
     def __init__(self, llm):
         super().__init__(auto_prefix=False)
         self.llm = llm
+        self.never = (never_of(llm.word),)
 
-    def construct(self, x_ND, scale):
-        return whole_vocabulary(self.llm.logits(self.llm.norm(x_ND), scale), self.llm.vocab)
+    def construct(self, x_ND, scale, never):
+        return whole_vocabulary(self.llm.logits(self.llm.norm(threaded(x_ND, never)), scale), self.llm.vocab)
 
 
 class _Reorder(nn.Cell):

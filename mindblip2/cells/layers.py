@@ -16,6 +16,7 @@ SCORES = ops.BatchMatMul(transpose_b=True)
 WEIGHTED = ops.BatchMatMul()
 ADD_BIAS = ops.BiasAdd()
 
+LARGE = 2_000_000   # weights of a layer whose kernels take longer than the switch to another thread
 MASKED = -10000.0  # LAVIS adds (1 - mask) * -10000; not -inf, so a row with nothing to see stays finite
 
 
@@ -99,12 +100,42 @@ def merge_heads(x_BHTK):
     return x_BHTK.swapaxes(1, 2).reshape(batch, length, heads * width)
 
 
-def holding(frame, cell):
-    """``frame``, a cell of the same make, with the weights of ``cell``, which are not copied: one compiled layer takes those of all in
-    turn.  Called from outside of a graph."""
-    for place, weight in zip(frame.get_parameters(), cell.get_parameters(), strict=True):
-        place.set_data(weight)
-    return frame
+def threaded(x, never):
+    """x, in a graph that runs on threads of its own.  On a CPU MindSpore runs a graph of up to a hundred kernels on the calling thread,
+    which spins while a kernel's threads work: with two processors a large layer takes 1.4 times as long (docs/mindspore_notes.md).  A
+    graph with a branch is run otherwise.  ``never``: :func:`never_of`.  No input of such a graph may be a view of another tensor:
+    MindSpore would read it from its first number on."""
+    if never is not None:
+        if never:
+            x = -x
+    return x
+
+
+def never_of(*cells):
+    """Tensor(False) where :func:`threaded` helps: for large weights on a CPU in graph mode; None elsewhere."""
+    on_cpu = device.target() == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE
+    large = on_cpu and sum(weight.size for cell in cells for weight in cell.get_parameters()) > LARGE
+    return Tensor(False) if large else None
+
+
+class Frame(nn.Cell):
+    """A layer without weights of its own that takes those of all layers of a stack in turn, and is compiled once for all.  Called from
+    outside of a graph."""
+
+    def __init__(self, make):
+        super().__init__(auto_prefix=False)
+        with ms.nn.utils.no_init_parameters():
+            self.layer = make().set_train(False)
+        self.never = (never_of(self.layer),)    # in a tuple: an argument, no constant of the graph
+
+    def construct(self, never, x, *rest):
+        return self.layer(threaded(x, never), *rest)
+
+    def of(self, layer, x, *rest):
+        """What ``layer`` makes of x; its weights are not copied."""
+        for place, weight in zip(self.layer.get_parameters(), layer.get_parameters(), strict=True):
+            place.set_data(weight)
+        return self(*self.never, x.contiguous(), *rest)
 
 
 class Linear(nn.Cell):

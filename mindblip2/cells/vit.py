@@ -8,7 +8,7 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, Zero, initializer
 
 from mindblip2 import comm, device
-from mindblip2.cells.layers import FeedForward, LayerNorm, Linear, attend, holding, merge_heads, parameter, share, split_heads
+from mindblip2.cells.layers import FeedForward, Frame, LayerNorm, Linear, attend, merge_heads, parameter, share, split_heads
 from mindblip2.cells.noise import DropPath
 from mindblip2.split import Split
 
@@ -104,9 +104,8 @@ class ViT(nn.Cell):
         if ms.get_context("mode") != ms.GRAPH_MODE:
             return self(image_BCHW)
         if not self._frame:
-            with ms.nn.utils.no_init_parameters():
-                self._frame = (ViTBlock(*self._block_arguments).set_train(False),)
+            self._frame = (Frame(lambda: ViTBlock(*self._block_arguments)),)
         x_BPD = self.embed(image_BCHW)
         for block in self.blocks:
-            x_BPD = holding(self._frame[0], block)(x_BPD)
+            x_BPD = self._frame[0].of(block, x_BPD)
         return x_BPD

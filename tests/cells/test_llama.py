@@ -3,6 +3,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from mindblip2.cells import layers
 from mindblip2.cells.llama import Llama, slopes
 from mindblip2.cells.opt import OPT
 from mindblip2.config import LlamaConfig, OPTConfig
@@ -103,8 +104,10 @@ def test_the_names_of_parameters(llm):
     assert own <= names and not any("_graphs" in name for name in names)
 
 
-@pytest.mark.parametrize("kind", ["grouped", "opt"])
-def test_graph_mode_computes_the_same_and_compiles_a_shape_once(kind):
+@pytest.mark.parametrize("kind, large", [("grouped", 0), ("grouped", layers.LARGE), ("opt", layers.LARGE)])
+def test_graph_mode_computes_the_same_and_compiles_a_shape_once(kind, large, monkeypatch):
+    """Of small layers and of those that count as large, whose graphs have a branch."""
+    monkeypatch.setattr(layers, "LARGE", large)
     eager, ids = random_model(*KINDS[kind]), ids_of((2, 6))
 
     def decoded(llm, ids):
@@ -121,11 +124,12 @@ def test_graph_mode_computes_the_same_and_compiles_a_shape_once(kind):
         llm = random_model(*KINDS[kind])
         first, compiled = decoded(llm, ids), graphs_of(llm)
         assert {kind: len(graphs) for kind, graphs in compiled.items()} == {
-            "_Begin": 1, "Layer": 2, "_End": 1, "_Step": 1, "_Reorder": 1}      # a layer for a prompt and for a token
+            "_Begin": 1, "Frame": 2, "_End": 1, "_Step": 1, "_Reorder": 1}      # a layer for a prompt and for a token
+        assert all((cell.never[0] is None) == (large > 0) for cell in llm._graphs.values() if hasattr(cell, "never"))
         second = decoded(llm, ids[:, ::-1].copy())
         assert graphs_of(llm) == compiled
         llm.prefill(llm.embed(ms.Tensor(ids[:, :2])), mask_of("..", "o."), 1)       # the control: a prompt of another length
-        assert {kind for kind, graphs in graphs_of(llm).items() if graphs != compiled[kind]} == {"_Begin", "Layer"}
+        assert {kind for kind, graphs in graphs_of(llm).items() if graphs != compiled[kind]} == {"_Begin", "Frame"}
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
     assert max(np.abs(first - expected[0]).max(), np.abs(second - expected[1]).max()) < 1e-5

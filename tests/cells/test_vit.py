@@ -3,12 +3,15 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from mindblip2.cells import layers
 from mindblip2.cells.vit import ViT
 from mindblip2.config import ViTConfig
 
 
-@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"])
-def test_one_block_with_the_weights_of_all_gives_the_same(mode):
+@pytest.mark.parametrize("mode, large", [(ms.GRAPH_MODE, layers.LARGE), (ms.GRAPH_MODE, 0), (ms.PYNATIVE_MODE, 0)])
+def test_one_block_with_the_weights_of_all_gives_the_same(mode, large, monkeypatch):
+    """Of small blocks, and of those that count as large."""
+    monkeypatch.setattr(layers, "LARGE", large)
     before = ms.get_context("mode")
     ms.set_context(mode=mode)
     try:

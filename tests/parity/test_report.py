@@ -85,6 +85,17 @@ def test_one_layer_means_weights():
     assert "in 1 of 4 layers: weights rather than code" in diagnose(rows).facts
 
 
+def test_half_precision_everywhere_is_no_place():
+    """Five parts of different towers; with four, or where the errors look otherwise, the first place stands alone."""
+    places = ("vit.patch_embed", "memory", "itm_head", "vision_proj", "lm_head")
+    half = [row(name, 1e3, "as large as half-precision rounding") for name in places]
+    found = diagnose(half)
+    assert found.facts[0] == "5 of 5 places that share no part are off by half-precision rounding: a dtype, not a place"
+    assert found.causes[0].startswith("everything computes in half precision")
+    for rows in (half[:4], [row(one.name, 1e3) for one in half]):
+        assert not any("a dtype" in fact for fact in diagnose(rows).facts)
+
+
 def test_what_fails_only_backward_is_said():
     rows = [row("caption"), row("caption d qformer.query_tokens", 90, "all zeros"), row("see")]
     found = diagnose(rows)

@@ -226,3 +226,9 @@ def test_a_dump_that_was_stopped_leaves_no_file(tmp_path):
     writer.add("case", "y", {"": np.ones(3)}, {"": np.ones(3)})
     writer.close()
     assert len(DumpFile(tmp_path / "half.npz").arrays.files) == 2     # the shared array once, and the header
+
+
+def test_a_defect_that_the_dump_cannot_show_is_refused(dumped, capsys):
+    """Conversions there and back need torch on both sides, so no dump holds them."""
+    assert main(["check", str(dumped), "--defect", "norms exchanged on the way back"]) == 2
+    assert "no case that would tell 'norms exchanged on the way back'" in capsys.readouterr().err
