@@ -26,7 +26,7 @@ from parity.llm_cases import FULL, HOLE, LEFT, RIGHT, fill, filled, language_con
 from parity.nets import Case, Nets, tensor
 from parity.our_weights import fingerprints
 from parity.ours import ours_of
-from parity.ours_llm import ROWS, new_cell, one_layer
+from parity.ours_llm import ROWS, is_baichuan, new_cell, one_layer
 from parity.patches import replaced
 from parity.theirs import numbers
 from parity.twin_llm import LanguageTwin
@@ -35,11 +35,12 @@ WINDOW = ".layers.0."
 
 
 class Seeded(Mapping):
-    """A checkpoint of random numbers that are drawn when they are asked for; it holds what a model of ``config`` has."""
+    """A checkpoint of random numbers that are drawn when they are asked for; it holds what a model of ``config`` has, or a Llama with
+    Baichuan's names (``packed``)."""
 
     def __init__(self, config: LlamaConfig | OPTConfig, packed: bool = False, seed: int = seeded_weights.SEED):
         with torch.device("meta"):
-            self.meta = dict(LanguageTwin(config, packed).llm.named_parameters())
+            self.meta = dict(LanguageTwin(config, packed or is_baichuan(config)).llm.named_parameters())
         self.seed = seed
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -63,8 +64,7 @@ class LanguageStream:
         self.relative = ("opt" if isinstance(config, OPTConfig) else "llama" if not packed  # the tiny model of its kind
                          else "baichuan_13b" if config.position_embedding == "alibi" else "baichuan2_7b")
         self.twins = [LanguageTwin(small, packed).eval() for _ in range(2)]
-        for twin in self.twins:
-            self.load(twin, 0)
+        self.load_both(0)
         self.twins[0].double()
         self.nets = Nets(*self.twins, filled(new_cell(small), self.twins[1], small).set_train(False))
         self.small, self.name, self.noise = small, "opt" if self.twins[0].opt else "llama", noise
@@ -72,12 +72,15 @@ class LanguageStream:
         self.twins[1].to(noise)
 
     @torch.no_grad()
-    def load(self, twin: LanguageTwin, i: int) -> None:
-        """Give a twin layer ``i``, and all that belongs to no layer; of tables their first rows."""
-        for name, parameter in twin.llm.named_parameters():
+    def load_both(self, i: int) -> None:
+        """Give the twins layer ``i``, and all that belongs to no layer; of tables their first rows."""
+        other = dict(self.twins[0].llm.named_parameters())
+        for name, parameter in self.twins[1].llm.named_parameters():
             if i == 0 or WINDOW in name:
                 value = self.weight(name.replace(WINDOW, f".layers.{i}."))
-                parameter.copy_(value[:len(parameter)] if len(value) > len(parameter) == ROWS else value)
+                value = value[:len(parameter)] if len(value) > len(parameter) == ROWS else value
+                for one in (parameter, other[name]):
+                    one.copy_(value)
 
     def weight(self, name: str) -> torch.Tensor:
         """A tensor of the file, float32."""
@@ -101,17 +104,23 @@ class LanguageStream:
             else:
                 yield self.desk.stored(f"{self.name} layers.{i}")
         yield self.desk.case(norm_case(self.name, "norm", sides[0].float().numpy(), nothing), self.nets)
+        self.free_layers()
         yield self.head_row(truth.norm("norm", sides[0]).detach())
         yield self.desk.case(language_conversion(self.name, self.relative), self.nets)
 
     def slide(self, i: int) -> None:
         """Show layer ``i``."""
         self.twins[1].float()  # our side takes its weights from there
-        for twin in self.twins:
-            self.load(twin, i)
+        self.load_both(i)
         fill(self.nets.ours, self.twins[1], self.small, "llm.layers.0.")
         self.fingerprints |= fingerprints(self.nets.ours, "llm.layers.0.", f"llm.layers.{i}.")
         self.twins[1].to(self.noise)
+
+    def free_layers(self) -> None:
+        """Make room for the table of all words."""
+        for twin in self.twins:
+            del twin.stack.layers[:]
+        self.nets.ours.llm.layers = ms.nn.CellList()
 
     def layer_rows(self, i: int, sides: list, mask_BT: np.ndarray) -> Iterator[list[Row]]:
         """The layer that the window shows; of the first and the last also its parts. With the gradient by the input."""

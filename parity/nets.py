@@ -102,7 +102,7 @@ def run_ours(case: Case, model: nn.Cell) -> dict[str, np.ndarray]:
         return sum((value * tensor(cotangent(case, i, value.shape))).sum() for i, value in enumerate(found)), found
 
     position = tuple(i for i, name in enumerate(case.inputs) if name in case.differentiated)
-    with all_trained(weights):
+    with trained(parameters.values(), weights):
         (_, found), grads = ms.value_and_grad(total, position or None, weights or None, has_aux=True)(*inputs)
     return named([value.asnumpy() for value in found], case, [grad.asnumpy() for grad in flattened(grads)])
 
@@ -148,13 +148,13 @@ def tensor(value: np.ndarray) -> ms.Tensor:
 
 
 @contextmanager
-def all_trained(weights: list) -> Iterator[None]:
-    """Gradients for the frozen ViT too, while this lasts."""
-    before = [weight.requires_grad for weight in weights]
+def trained(parameters: Iterable, weights: Iterable) -> Iterator[None]:
+    """Gradients for ``weights``, also of the frozen ViT, and for no other of the ``parameters``, which would be made and thrown away."""
+    before, wanted = [(one, one.requires_grad) for one in parameters], set(map(id, weights))
     try:
-        for weight in weights:
-            weight.requires_grad = True
+        for one, _ in before:
+            one.requires_grad = id(one) in wanted
         yield
     finally:
-        for weight, flag in zip(weights, before, strict=True):
-            weight.requires_grad = flag
+        for one, flag in before:
+            one.requires_grad = flag

@@ -8,10 +8,11 @@ import numpy as np
 from mindspore import nn
 
 from convert.names import LAVIS, foreign_name
-from convert.names_llm import LLAMA, OPT
+from convert.names_llm import BAICHUAN, LLAMA, OPT
 from mindblip2.checkpoint import Checkpoint, CheckpointError
 from mindblip2.config import Blip2Config, OPTConfig
 from parity import seeded_weights
+from parity.ours_llm import is_baichuan
 
 Given = Callable[[str, tuple[int, ...]], np.ndarray]  # (our name, shape) -> float32
 
@@ -31,11 +32,16 @@ def from_file(path: str) -> Given:
 def seeded(config: Blip2Config, seed: int) -> Given:
     """Random numbers by the names that LAVIS and transformers have: those of ``parity.weights.Seeded``, without torch."""
     freq = config.qformer_config.cross_attention_freq
-    language = OPT if isinstance(config.text_config, OPTConfig) else LLAMA
+    text = config.text_config
+    language = OPT if isinstance(text, OPTConfig) else BAICHUAN if text is not None and is_baichuan(text) else LLAMA
 
     def given(name, shape):
         if name.startswith("llm."):
-            return seeded_weights.weight(foreign_name(language, name), shape, seed)
+            theirs = foreign_name(language, name)
+            if not theirs.endswith("W_pack.weight"):
+                return seeded_weights.weight(theirs, shape, seed)
+            third = ("query", "key", "value").index(name.split(".")[-2])
+            return np.split(seeded_weights.weight(theirs, (3 * shape[0], *shape[1:]), seed), 3)[third]
         theirs = foreign_name(LAVIS, name, freq)
         return seeded_weights.weight(theirs, shape, seed, seeded_weights.SEP_BIAS["full"])
     return given

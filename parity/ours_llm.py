@@ -24,6 +24,11 @@ def one_layer(config):
     return config.replace(num_layers=1, vocab_size=ROWS, bos_token_id=1, eos_token_id=2)
 
 
+def is_baichuan(config) -> bool:
+    """Has the model what Baichuan has and no Llama? Then its seeded weights have Baichuan's names."""
+    return not isinstance(config, OPTConfig) and (config.position_embedding == "alibi" or config.normalized_head)
+
+
 class Holder(nn.Cell):
     """Gives the parameters the names that they have in a BLIP-2."""
 

@@ -1,8 +1,9 @@
 """torch and MindSpore side by side, and torch alone for another host: ``run`` and ``dump`` of the command line."""
 
 import argparse
+import ctypes
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import torch
 
@@ -24,6 +25,7 @@ from parity.stream import Stream, Window
 from parity.suite import Suite
 from parity.weights import TINY, Weights, make_nets
 
+M_MMAP_THRESHOLD = -3  # of mallopt
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -34,7 +36,15 @@ def selection(options: argparse.Namespace) -> Selection:
 
 def run(options: argparse.Namespace) -> list[Row]:
     """All rows."""
+    give_back()
     return [row for half in halves(options) for row in half(desk_of(options, half.__name__))]
+
+
+def give_back() -> None:
+    """Let the C library give every large array back to the system when it is freed: kept for later, as by default, the holes between
+    them grew to gigabytes at full width.  Does nothing where the C library is not glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def desk_of(options: argparse.Namespace, half: str) -> Desk:

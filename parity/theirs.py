@@ -6,7 +6,7 @@ import torch
 from mindblip2.config import Blip2Config
 from mindblip2.sections import ConfigError
 from parity.compare import Row
-from parity.nets import Case, Nets, all_trained, cotangent, judge, named, run_ours, several, together
+from parity.nets import Case, Nets, cotangent, judge, named, run_ours, several, together, trained
 from parity.twin import DEC, PAD, Twin
 from parity.twin_config import TwinConfig
 
@@ -42,7 +42,7 @@ def run_theirs(case: Case, twin: Twin) -> dict[str, np.ndarray]:
             return named([numbers(value) for value in several(case.theirs(twin, **inputs))])
     weights = [twin.parameter_of(name) for name in case.weights]
     variables = [inputs[name].requires_grad_() for name in case.differentiated]
-    with all_trained(weights):
+    with trained(twin.parameters(), weights):
         found = several(case.theirs(twin, **inputs))
         total = sum((value * torch.from_numpy(cotangent(case, i, tuple(value.shape)))).sum()
                     for i, value in enumerate(found))

@@ -18,6 +18,7 @@ from convert.names import foreign_name
 from convert.names_llm import BAICHUAN, LLAMA, OPT
 from mindblip2.config import LlamaConfig, OPTConfig
 from parity import seeded_weights
+from parity.ours_llm import is_baichuan
 from parity.twin_baichuan import baichuan
 
 PARTS = ("norm1", "attention", "norm2", "ffn")  # of a layer
@@ -48,6 +49,8 @@ class LanguageTwin(nn.Module):
             self.llm = transformers.OPTForCausalLM(opt_config(config))
         elif packed:
             self.llm = baichuan(llama_config(config), self.alibi, config.normalized_head)
+        elif is_baichuan(config):
+            raise ValueError("ALiBi and a normalised head are Baichuan's, whose weights have a W_pack; transformers' Llama has neither")
         else:
             self.llm = transformers.LlamaForCausalLM(llama_config(config))
         self.stack = self.llm.model.decoder if self.opt else self.llm.model

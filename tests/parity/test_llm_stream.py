@@ -10,11 +10,13 @@ from parity.__main__ import parser  # noqa: E402
 from parity.compare import table  # noqa: E402
 from parity.llm_stream import LanguageStream, Seeded  # noqa: E402
 from parity.run import run  # noqa: E402
+from parity.twin_llm import LanguageTwin  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("pynative")
 
 SMALL = {"hidden_size": 32, "num_layers": 3, "num_heads": 4, "vocab_size": 90}
 CONFIGS = {"llama": (LlamaConfig(**SMALL, n_kv_heads=2), False), "baichuan": (LlamaConfig(**SMALL, normalized_head=True), True),
+           "baichuan by its ALiBi": (LlamaConfig(**SMALL, position_embedding="alibi"), False),
            "opt": (OPTConfig(**SMALL, intermediate_size=48, max_position_embeddings=16), False)}
 
 
@@ -33,6 +35,13 @@ def test_every_layer_passes_alone_and_in_the_chain(name):
     parts = {f"{kind} layers.{i}.{part}" for i in (0, 2) for part in ("norm1", "attention", "norm2", "ffn")}
     assert parts | {f"{kind} norm", f"{kind} head", f"{kind} head d x"} <= set(rows)
     assert f"{kind} layers.1.ffn" not in rows       # the middle of a deep model is compared layer by layer only
+
+
+def test_no_llama_stands_for_a_baichuan():
+    """At first the seeded weights of Baichuan-13B were compared with a Llama, which turns where they bias."""
+    with pytest.raises(ValueError, match="whose weights have a W_pack"):
+        LanguageTwin(LlamaConfig(**SMALL, position_embedding="alibi"))
+    assert any("W_pack" in name for name in Seeded(LlamaConfig(**SMALL, position_embedding="alibi")))
 
 
 def test_a_layer_that_was_not_loaded_would_be_noticed(monkeypatch):

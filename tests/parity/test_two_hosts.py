@@ -133,8 +133,9 @@ def test_each_cell_compiled(dumped):
 def test_a_language_model(tmp_path):
     import yaml as yaml_file
     text = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 96}
-    for kind in ("LlamaConfig", "OPTConfig"):
-        more = {"type": kind} | ({"intermediate_size": 64, "max_position_embeddings": 40} if kind == "OPTConfig" else {})
+    kinds = {"llama": {"type": "LlamaConfig"}, "baichuan": {"type": "LlamaConfig", "position_embedding": "alibi"},
+             "opt": {"type": "OPTConfig", "intermediate_size": 64, "max_position_embeddings": 40}}
+    for kind, more in kinds.items():
         config = tmp_path / f"{kind}.yaml"
         config.write_text(yaml_file.safe_dump({"model": {"model_config": {"text_config": text | more}}}))
         dump = tmp_path / f"{kind}.npz"
