@@ -159,7 +159,7 @@ class MindSpore:
 
     def classify(self, labels):
         model, image = self._model(), self._normal(1, 3, 224, 224)
-        label_LE = model.text_features(self.ms.Tensor(np.random.randint(1000, 20000, (labels, 32)), self.ms.int32))
+        label_LE = model.label_features(self.ms.Tensor(np.random.randint(1000, 20000, (labels, 32)), self.ms.int32))
 
         def run():
             features = model.extract_features({"image": image}, "image").image_embeds_proj

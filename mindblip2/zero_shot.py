@@ -59,7 +59,7 @@ class ZeroShotClassifier:
     def label_features(self):
         """Unit vectors of the label texts (L, E), computed once."""
         if self._label_LE is None:
-            self._label_LE = self.model.text_features(self.ids_LT)
+            self._label_LE = self.model.label_features(self.ids_LT)
         return self._label_LE
 
 

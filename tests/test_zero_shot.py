@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mindblip2.cells import blip2_qformer
 from mindblip2.cells.blip2_qformer import Blip2Classifier
 from mindblip2.data import scenes
 from mindblip2.data.processor import Blip2Processor
@@ -79,6 +80,19 @@ def test_first_query_and_matching_head_give_other_scores(model, processor, pictu
     expected /= expected.sum(1, keepdims=True)
     np.testing.assert_allclose(classifier(first, processor).probabilities(pictures[0][:2]), expected, atol=1e-5)
     assert np.abs(best - expected).max() > 1e-4
+
+
+@pytest.mark.parametrize("use_itm", [False, True])
+def test_labels_are_read_some_at_a_time(model, processor, pictures, use_itm, monkeypatch):
+    """Ten labels in threes, the last three with two that were there; a picture's own memory meets its labels."""
+    whole = classifier(model, processor, use_itm=use_itm).probabilities(pictures[0][:2])
+    seen, real = [], blip2_qformer.Blip2Qformer.match_logits if use_itm else blip2_qformer.Blip2Qformer.text_features
+    monkeypatch.setattr(blip2_qformer, "LABELS", 3)
+    monkeypatch.setattr(Blip2Classifier, real.__name__, lambda self, ids, *rest: seen.append(ids.shape[0]) or real(self, ids, *rest))
+    parts = classifier(model, processor, use_itm=use_itm).probabilities(pictures[0][:2])
+    assert seen == [6 if use_itm else 3] * 4 and whole.shape == (2, 10)
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+    assert np.abs(parts - np.roll(whole, 1, 1)).max() > 1e-2    # the control: an order of labels that is not theirs
 
 
 def scenes_checkpoint():

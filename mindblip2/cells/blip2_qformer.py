@@ -18,6 +18,8 @@ from mindblip2.cells.vit import ViT
 from mindblip2.config import Blip2Config
 from mindblip2.hub import Pretrained
 
+LABELS = 32     # that are read at once
+
 
 class Features(NamedTuple):
     """What ``extract_features`` returns; what a mode does not make is None.  The ``_proj`` are unit vectors."""
@@ -193,11 +195,28 @@ class Blip2Classifier(Blip2Qformer):
             image_BQE = image_BQE[:, :1]
         return ops.softmax(losses.similarity(image_BQE, label_LE) / self.temp, -1)
 
+    def label_features(self, label_ids):
+        """``text_features`` of any number of labels (L, T) → (L, E).  Called from outside of a graph."""
+        return self._some_at_once(self.text_features, label_ids)
+
     def match_probabilities(self, image, label_ids):
-        """The same question to the ITM head: softmax over labels of the log-odds that picture and label match."""
-        batch, labels = image.shape[0], label_ids.shape[0]
-        logits = self.match_logits(ops.tile(label_ids, (batch, 1)), self.remember(image))
-        return ops.softmax((logits[:, 1] - logits[:, 0]).reshape(batch, labels), -1)
+        """The same question to the ITM head: softmax over labels of the log-odds that picture and label match, (B, L).  Called from
+        outside of a graph."""
+        memory, batch = self.remember(image), image.shape[0]
+
+        def odds_LB(ids_LT):
+            logits_N2 = self.match_logits(ops.tile(ids_LT, (batch, 1)), memory)
+            return (logits_N2[:, 1] - logits_N2[:, 0]).reshape(batch, -1).swapaxes(0, 1)
+        return ops.softmax(self._some_at_once(odds_LB, label_ids).swapaxes(0, 1), -1)
+
+    def _some_at_once(self, make, label_ids):
+        """Rows of ``make`` for all labels, at most ``LABELS`` at a time: the activations of a thousand in one graph would fill tens of GB.
+        The last ones go together with some that were there, so that one graph serves all."""
+        size, rows = min(LABELS, label_ids.shape[0]), []
+        for start in range(0, label_ids.shape[0], size):
+            first = min(start, label_ids.shape[0] - size)
+            rows.append(make(label_ids[first:first + size].contiguous())[start - first:])
+        return ops.cat(rows)
 
 
 class _CaptionStep(nn.Cell):
