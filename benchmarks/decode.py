@@ -9,7 +9,6 @@ number of embeddings.  torch runs as installed and with MKL freed, see bench.py.
 
 Writing a token reads every weight once, so its measure is the memory's: bytes of the weights over seconds, as a share of what two
 threads reach that do nothing but read (NumPy's dot product of an array of 1 GB with itself, half of it in each thread, best of ten).
-The products of a token are timed alone too: what is missing there, no other code around them could win.
 
 All sides together need 15 GB for Llama and 8 GB for OPT: run it alone.  About half an hour.
 """
@@ -38,7 +37,7 @@ def figures_of(model, options, folder):
     few, many = f"generate {TOKENS} {FEW}", f"generate {TOKENS} {options.new}"
     seconds = measure(sides, [f"prefill {TOKENS}", few, many], options.rounds)
     memory = {name: side.ask("memory") for name, side in sides.items()}
-    ours = {what.split()[0]: sides["mindblip2"].ask(what) for what in (f"graphs {QUERIES + PROMPT}", "weights", "products", "read")}
+    ours = {what.split()[0]: sides["mindblip2"].ask(what) for what in (f"graphs {QUERIES + PROMPT}", "weights", "read")}
     for side in sides.values():
         side.end()
     return {"prefill": seconds[f"prefill {TOKENS}"], "few": seconds[few], "many": seconds[many], "memory": memory, **ours}
@@ -66,8 +65,7 @@ def report(title, found, options):
     return "\n".join(lines + [
         "", f"The last {ENDS} of {options.new} tokens against the first {ENDS}, median of the ratios: "
         + ", ".join(f"{n} {slower[n]:.2f}" for n in names) + ".",
-        f"Weights read per token: {bytes_read:.2f} GB.  Two threads that only read: {bandwidth:.1f} GB/s.  The products of a token alone "
-        f"take {1000 * found['products']:.1f} ms, {bytes_read / found['products'] / bandwidth:.0%} of it.",
+        f"Weights read per token: {bytes_read:.2f} GB.  Two threads that only read: {bandwidth:.1f} GB/s.",
         f"Graphs compiled: {first} for the first picture with a prompt of {PROMPT} tokens, {more} for ten more with other prompts of "
         f"{PROMPT - 7} to {PROMPT} tokens, {longer} for the first prompt of {PROMPT + 1}.",
         "Peak memory: " + ", ".join(f"{n} {found['memory'][n] / 1e9:.2f} GB" for n in names) + f" (weights {bytes_read:.2f} GB, and the "

@@ -7,7 +7,6 @@ Reads a case per line from standard input and answers with one JSON line.  Cases
 prefill TOKENS         seconds until the logits of the first new token are there
 generate TOKENS NEW    seconds of each new token but the first, in the order of writing
 graphs TOKENS          ours: graphs compiled for a first picture, for ten more with prompts as long and up to 7 tokens shorter, for a longer
-products               ours: seconds of the products of one token alone, without what lies between them
 read                   GB/s at which two threads read an array of 1 GB
 weights                bytes that are read for a token
 memory                 the process's peak
@@ -133,18 +132,6 @@ class MindSpore:
                 self.generate(length, 3, seed=sum(counts) + length)
             counts.append(compiled())
         return np.diff(counts).tolist()
-
-    def products(self):
-        from mindspore import nn
-
-        from mindblip2.cells.layers import linear
-
-        class Product(nn.Cell):
-            def construct(self, x, weight):
-                return linear(x, weight)
-
-        product, width = Product(), {n: self.ms.Tensor(np.ones((1, n), np.float32)) for n in {w.shape[1] for w in self._matrices()}}
-        return seconds(lambda: [product(width[w.shape[1]], w).asnumpy() for w in self._matrices()])
 
     def read(self):
         """NumPy's dot product of an array with itself, which reads it once: each thread takes half.  The best of ten."""

@@ -167,14 +167,14 @@ def test_writing_is_reported_against_the_memory():
     """100 GB/s, 10 GB of weights: a token takes 0.1 s at the best."""
     rounds = {"mindblip2": [[0.2] * 2 + [0.4] * 2] * 3, "torch": [[0.5] * 4] * 3}
     found = {"prefill": {"mindblip2": [1.0], "torch": [2.0]}, "few": rounds, "many": rounds, "weights": 10e9, "read": 100.0,
-             "products": 0.125, "graphs": [5, 0, 3], "memory": {"mindblip2": 9e9, "torch": 8e9}}
+             "graphs": [5, 0, 3], "memory": {"mindblip2": 9e9, "torch": 8e9}}
     decode = loaded("decode")
     decode.ENDS = 2
     text = decode.report("Llama-7B", found, SimpleNamespace(layers=4, new=5))
     assert "| prefill of 64 places | 1000.0 | 2000.0 | 2.00 |  |  |" in text
     assert "| … of the first 2 | 200.0 | 500.0 | 2.50 | 50% | 20% |" in text
     assert "| … of the last 2 | 400.0 | 500.0 | 1.25 | 25% | 20% |" in text
-    assert "median of the ratios: mindblip2 2.00, torch 1.00" in text and "125.0 ms, 80% of it" in text
+    assert "median of the ratios: mindblip2 2.00, torch 1.00" in text and "only read: 100.0 GB/s." in text
     assert "5 for the first picture with a prompt of 16 tokens, 0 for ten more" in text and "3 for the first prompt of 17" in text
     assert "mindblip2 9.00 GB, torch 8.00 GB (weights 10.00 GB" in text
 
@@ -200,7 +200,7 @@ def test_both_sides_write_as_many_tokens(bench, model):
     width, ffn, words = 64, 176, 320
     layer = 4 * width * width + (3 if model == "llama" else 2) * width * ffn
     assert ours.ask("weights") == 4 * (2 * layer + words * width)
-    assert 0 < ours.ask("products") < 1 and ours.ask("read") > 0.1
+    assert ours.ask("read") > 0.1
     for side in sides:
         side.end()
 
