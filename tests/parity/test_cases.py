@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 
 from parity.compare import Row, failing, first_bad, not_passing, table  # noqa: E402
 from parity.nets import FEW, Case, judge, run_ours  # noqa: E402
+from parity.ours_chained import batch  # noqa: E402
 from parity.suite import CHAINED  # noqa: E402
 from parity.theirs import run_theirs, twin_config  # noqa: E402
 
@@ -22,6 +23,14 @@ def rows(suite):
 
 def flat(rows, chained):
     return [row for name, found in rows.items() for row in found if name.startswith(CHAINED) == chained]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_exchanged_negatives_are_others(count):
+    """With two samples that have each other, a defect that exchanges them went unseen: a blind try found it."""
+    given = batch(np.zeros((count, 3, 4, 4), np.float32), np.zeros((count, 5), int))
+    assert not np.array_equal(given["image_idx"], given["text_idx"])
+    assert all(index.max() < count and (index != np.arange(count)).any() for index in (given["image_idx"], given["text_idx"]))
 
 
 def test_the_networks_do_not_part(rows):
