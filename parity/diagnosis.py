@@ -80,7 +80,7 @@ USUAL = (  # what a place usually is: pattern of the name, what the name of a gr
     (r"lm", "label smoothing over pads; the shift by one; pads counted as words"),
     (r"classifier", "the best query counts, not the mean; features normalised; sim / temp"),
     (r"fused\..*", "the fused form that graph kernels use (mindblip2/cells/fused.py)"),
-    (r"stage1.*", "where the gradient is cut: the frozen ViT ends before ln_vision"),
+    (r"stage1.*", "where the gradient is cut: the frozen ViT ends before ln_vision; ITM's wrong pictures and wrong texts exchanged"),
     (r"\w+ embed", "another row of the word table"),
     (r"\w+ head", "tied or not, normalised or not (Baichuan2)"),
     (r"\w+ hidden|\w+ logits", "positions: padding counted, OPT's offset of 2; the gradient to the input"),

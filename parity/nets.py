@@ -124,6 +124,7 @@ def together(results: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
                 found[key][0] += value
             else:
                 found.setdefault(key, []).append(value.copy())
+        result.clear()  # before the next one is made
     return {key: values[0] if summed(key, values[0]) else np.stack(values) for key, values in found.items()}
 
 
