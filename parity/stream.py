@@ -39,7 +39,7 @@ from parity.ours_chained import batch
 from parity.theirs import numbers
 from parity.weights import VIT, Weights, make_nets
 
-PARTS = 4  # of the gradients of all parameters: so many at once as fit beside the networks
+PARTS = 6  # of the gradients of all parameters: so many at once as fit beside the networks
 
 
 class Window:
