@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from convert.names import foreign_name
 from convert.names_llm import BAICHUAN, LLAMA, OPT
 from mindblip2.config import LlamaConfig, OPTConfig
+from mindblip2.sections import ConfigError
 from parity import seeded_weights
 from parity.ours_llm import is_baichuan
 from parity.twin_baichuan import baichuan
@@ -50,7 +51,8 @@ class LanguageTwin(nn.Module):
         elif packed:
             self.llm = baichuan(llama_config(config), self.alibi, config.normalized_head)
         elif is_baichuan(config):
-            raise ValueError("ALiBi and a normalised head are Baichuan's, whose weights have a W_pack; transformers' Llama has neither")
+            raise ConfigError("ALiBi and a normalised head are Baichuan's, whose weights have a W_pack, and these have none: give the "
+                              "folder of Baichuan's own files as --llm_path, or another --config")
         else:
             self.llm = transformers.LlamaForCausalLM(llama_config(config))
         self.stack = self.llm.model.decoder if self.opt else self.llm.model

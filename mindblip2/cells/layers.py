@@ -111,10 +111,10 @@ def threaded(x, never):
     return x
 
 
-def never_of(*cells):
+def never_of(cell):
     """Tensor(False) where :func:`threaded` helps: for large weights on a CPU in graph mode; None elsewhere."""
     on_cpu = device.target() == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE
-    large = on_cpu and sum(weight.size for cell in cells for weight in cell.get_parameters()) > LARGE
+    large = on_cpu and sum(weight.size for weight in cell.get_parameters()) > LARGE
     return Tensor(False) if large else None
 
 
