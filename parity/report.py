@@ -45,7 +45,7 @@ def grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         kind, _, gradient = row.name.partition(" d ")
-        kind = re.sub(r"\b(layers|blocks)\.\d+", r"\1.*", kind.strip())
+        kind = re.sub(r"\b(layers?|blocks)\.\d+", r"\1.*", kind.strip())
         kind = re.sub(r"\.\*\.\S+", ".* parts", kind)
         kind = re.sub(r"(\.| )\d+$", "", kind)  # the number of an output, or of a memory
         groups.setdefault(kind + (" (gradients)" if gradient else ""), []).append(row)

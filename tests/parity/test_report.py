@@ -11,7 +11,7 @@ from parity.compare import Row, compare
 from parity.curves import svg
 from parity.diagnosis import case_of, diagnose, is_part, narrowest, said
 from parity.page import page, write
-from parity.report import verdict
+from parity.report import grouped, verdict
 from parity.signature import signature
 
 TRUTH = np.random.default_rng(0).normal(size=(3, 8, 64))
@@ -190,3 +190,11 @@ def test_a_curve_shows_its_numbers():
     heights = [float(point.split(",")[1]) for point in points]
     assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.2) and heights[0] > heights[1]     # a log axis
     assert svg("t", {"a": []}) == ""
+
+
+def test_a_table_has_one_line_for_all_layers_under_either_side_s_names():
+    """LAVIS's "layer.3.…" as well as our "layers.3.…"; other parameters keep a line each."""
+    names = ("trajectory Qformer.bert.encoder.layer.0.output.dense.bias", "trajectory Qformer.bert.encoder.layer.11.output.dense.weight",
+             "chained vit.blocks.3.norm1", "chained vit.blocks.4.norm2", "trajectory Qformer.cls.predictions.bias")
+    assert [(len(members), name) for name, members in grouped([row(name, 1.0) for name in names]).items()] == [
+        (2, "trajectory Qformer.bert.encoder.layer.* parts"), (2, "chained vit.blocks.* parts"), (1, "trajectory Qformer.cls.predictions.bias")]
