@@ -66,6 +66,8 @@ def load(path: str | Path, kind: type = dict):
     """JSON of a run, or of the mutation table."""
     try:
         document = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise DumpError(f"{path} cannot be read ({error.strerror}): give what --report wrote") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DumpError(f"{path} is no JSON ({error}): give what --report wrote") from None
     if not isinstance(document, kind) or (kind is dict and not {"rows", "about"} <= set(document)):
