@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "front": ["mindblip2"],             # __init__.py: the public names, lazily
     "config": ["mindblip2.config", "mindblip2.sections", "mindblip2.legacy", "mindblip2.text_config"],
+    "file_io": ["mindblip2.file_io"],
     "checkpoint": ["mindblip2.checkpoint"],
     "comm": ["mindblip2.comm"],
     "split": ["mindblip2.split"],
@@ -36,43 +37,40 @@ ROOMS = {
 MAY_IMPORT = {
     "front": ["config", "checkpoint", "device", "hub", "cells", "data", "zero_shot", "image_to_text", "trainer",
               "pipeline"],
-    "config": ["yaml"],
-    "checkpoint": ["numpy"],
+    "file_io": ["yaml"],
+    "config": ["file_io", "yaml"],
+    "checkpoint": ["file_io", "numpy"],
     "comm": ["mindspore", "numpy"],
     "split": ["numpy"],
-    "pieces": ["checkpoint", "split", "numpy"],
+    "pieces": ["file_io", "checkpoint", "split", "numpy"],
     "device": ["config", "mindspore"],
-    "hub": ["config", "checkpoint", "comm", "device", "pieces", "split", "mindblip2.data.processor.Blip2Processor", "mindspore", "numpy"],
-    "cells": ["config", "comm", "device", "split", "mindblip2.hub.Pretrained", "mindspore", "numpy"],
-    "data": ["config", "mindspore.dataset", "mindspore.Tensor", "numpy", "PIL", "tokenizers", "sentencepiece", "pycocoevalcap",
+    "hub": ["file_io", "config", "checkpoint", "comm", "device", "pieces", "split", "mindblip2.data.processor.Blip2Processor",
+            "mindspore", "numpy"],
+    "cells": ["file_io", "config", "comm", "device", "split", "mindblip2.hub.Pretrained", "mindspore", "numpy"],
+    "data": ["file_io", "config", "mindspore.dataset", "mindspore.Tensor", "numpy", "PIL", "tokenizers", "sentencepiece", "pycocoevalcap",
              "sklearn", "tqdm"],
-    "zero_shot": ["config", "comm", "hub", "cells", "data", "mindspore", "numpy", "tqdm"],
-    "image_to_text": ["mindblip2.cells.decoding", "data", "numpy", "tqdm"],
-    "trainer": ["config", "checkpoint", "comm", "device", "pieces", "split", "hub", "cells", "data", "zero_shot", "image_to_text",
-                "mindspore", "numpy", "PIL", "tqdm", "matplotlib"],
-    "pipeline": ["config", "device", "hub", "cells", "data", "zero_shot", "image_to_text", "mindspore", "numpy", "PIL", "tqdm"],
+    "zero_shot": ["file_io", "config", "comm", "hub", "cells", "data", "mindspore", "numpy", "tqdm"],
+    "image_to_text": ["file_io", "mindblip2.cells.decoding", "data", "numpy", "tqdm"],
+    "trainer": ["file_io", "config", "checkpoint", "comm", "device", "pieces", "split", "hub", "cells", "data", "zero_shot",
+                "image_to_text", "mindspore", "numpy", "PIL", "tqdm", "matplotlib"],
+    "pipeline": ["file_io", "config", "device", "hub", "cells", "data", "zero_shot", "image_to_text", "mindspore", "numpy", "PIL",
+                 "tqdm"],
     "tools": ["data"],
-    "convert": ["config", "checkpoint", "mindblip2.hub.no_init", "cells",
+    "convert": ["file_io", "config", "checkpoint", "mindblip2.hub.no_init", "cells",
                 "mindspore", "numpy", "torch", "safetensors", "tqdm"],
     # --mode trajectory trains, which needs a step and its rates; what surrounds the networks is compared too
-    "parity": ["config", "checkpoint", "cells", "convert", "mindblip2.trainer.schedule", "mindblip2.trainer.optim", "PIL",
+    "parity": ["file_io", "config", "checkpoint", "cells", "convert", "mindblip2.trainer.schedule", "mindblip2.trainer.optim", "PIL",
                "mindblip2.data.transforms", "mindblip2.data.processor.Blip2ImageProcessor", "mindblip2.data.tokenizer.BertTokenizer",
                "mindblip2.data.tokenizer.VOCAB_FILE",
                "mindblip2.trainer.step.TrainStep", "mindblip2.trainer.step.VALUES",
                "mindspore", "numpy", "torch", "transformers", "safetensors", "sklearn", "tqdm"],
-    "doorbell": ["yaml"],               # and what mindblip2.__all__ lists
+    "doorbell": ["file_io", "yaml"],               # and what mindblip2.__all__ lists
 }
 # A cell imports only cells of an earlier set.
 CELL_ORDER = [{"fused", "ascend", "noise", "decoding", "scores"}, {"layers", "beams"}, {"vit", "qformer", "language_model"},
               {"llama", "opt"},
               {"losses", "generate"},
               {"blip2_qformer", "blip2_llm"}]
-
-MOST_LINES = 300
-LONG = {  # file → why it is in one piece
-    "mindblip2/config.py": "all the numbers on one page",
-    "tests/data/test_image.py": "every kind of picture that a user may hand in",
-}
 
 MACHINE_PATH = re.compile(r"(?<![\w.:/}~$-])/(?:work|root|home|Users|opt)/\w|\b[A-Z]:\\+Users\b")
 CODE = ("", "bash", "sh", "shell", "console", "python")     # fenced blocks that a reader may copy
@@ -154,15 +152,6 @@ def package_complaints(files):
 
 
 # ------------------------------------------------------------------------------------------------ what a file holds
-def length_complaints(source, file):
-    lines = len(source.splitlines())
-    if lines > MOST_LINES and file not in LONG:
-        return [f"{file}: {lines} lines, at most {MOST_LINES}; split it, or give the reason in LONG of tests/house.py"]
-    if lines <= MOST_LINES and file in LONG:
-        return [f"{file}: {lines} lines, so it needs no entry in LONG of tests/house.py"]
-    return []
-
-
 def legend_complaints(source, file):
     """A cell explains its letters at its head, ``B batch · Q queries``, and its names (``query_BQ``) use no others."""
     tree = ast.parse(source)
