@@ -276,7 +276,7 @@ def parse_yaml(text: str, name: str) -> Any:
     except FileError:
         raise
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:   # `2001-99-99` is a ValueError
-        raise FileError(f"{name} is not YAML: {error}; correct it") from None
+        raise FileError(f"{name} is not YAML: {' '.join(str(error).split())}; correct it") from None
 
 
 def _expanded_size(node, known):
