@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from mindblip2 import legacy
+from mindblip2.file_io import write_text
 from mindblip2.sections import ConfigError, Section, build, divides, one_of, positive, section, within
 from mindblip2.text_config import LlamaConfig, OPTConfig
 
@@ -472,8 +473,7 @@ def load_config(name_or_path, overrides=None):
 def save_sections(folder, **sections):
     """Write sections into ``folder/config.yaml``, in place of those of the same name; others stay.  Returns its path."""
     path, known = Path(folder) / "config.yaml", saved_sections(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump({**known, **sections}, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(path, yaml.safe_dump({**known, **sections}, sort_keys=False, allow_unicode=True))
     return path
 
 
