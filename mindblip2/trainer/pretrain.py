@@ -14,12 +14,11 @@ from mindblip2.cells.layers import FeedForward
 from mindblip2.cells.llama import SwiGLU
 from mindblip2.cells.vit import ViTAttention
 from mindblip2.checkpoint import Checkpoint
-from mindblip2.hub import fingerprint, frozen_record, holders, no_init
+from mindblip2.hub import fingerprint, frozen_record, holders, named_file, no_init
 from mindblip2.sections import ConfigError
 from mindblip2.trainer import saving
 from mindblip2.trainer.activations import activation_bytes
 from mindblip2.trainer.held_out import held_out
-from mindblip2.trainer.inputs import named_weights
 from mindblip2.trainer.loaders import training_feed
 from mindblip2.trainer.loop import fit, planned_steps
 from mindblip2.trainer.plan import bytes_of, moment_bytes, step_of
@@ -44,8 +43,10 @@ class Pretrain:
             device.use(config.context)
         resume = saving.find(config.resume_training, _folder(config)) if config.resume_training else None
         stage2 = config.model.arch.type in STAGE_2 if trainer.model is None else hasattr(trainer.model, "stage2")
-        if stage2 and trainer.model is None and not (checkpoint or resume):
-            checkpoint = named_weights(config.model.model_config.checkpoint_name_or_path)   # MindFormers: those of stage 1
+        checkpoint = checkpoint and named_file(checkpoint, "load_checkpoint")
+        named = config.model.model_config.checkpoint_name_or_path       # MindFormers: in stage 2 those of stage 1
+        if named and trainer.model is None and not (checkpoint or resume):
+            checkpoint = named_file(named)
         model = trainer.model or _model(config, bool(checkpoint or resume))
         frozen = starting_weights(model, config, checkpoint, resume)
         if config.recompute_config.recompute:
@@ -101,7 +102,7 @@ def with_callbacks(config):
 
 
 def _model(config, is_loaded):
-    """A new model; without random values where it ``is_loaded`` at once."""
+    """A new model; without values where it ``is_loaded`` at once, else with random ones and the parts that the configuration names."""
     cell = Blip2ImageToTextGeneration if config.model.arch.type in STAGE_2 else Blip2Qformer    # which can be asked when it is trained
     with no_init() if is_loaded else contextlib.nullcontext():
         return cell(config.model.model_config)
@@ -122,7 +123,7 @@ def _check_sizes(config, text_length, image_size, stage2):
 def starting_weights(model, config, checkpoint, resume):
     """Load what the run starts from.  Returns ``{"path", "crc32"}`` of the file that holds what is not trained, or None where there
     is no such file or everything is to be saved."""
-    source = named_weights(checkpoint) or ((saving.read_state(resume)["frozen"] or {}).get("path") if resume else None)
+    source = checkpoint or ((saving.read_state(resume)["frozen"] or {}).get("path") if resume else None)
     if resume:
         model.load_checkpoint(resume, source)
     elif source:
