@@ -70,8 +70,8 @@ def _how_to_get(name, path):
         return ("Get the language model and convert it once:\n"
                 f"  {convert} FOLDER_OF_THE_LANGUAGE_MODEL --mindspore_path {path}")
     if "stage2" in name and ("llama" in name or "baichuan" in name):
-        return (f"There is no published stage 2 for {'Baichuan' if 'baichuan' in name else 'Llama'}-7B: MindFormers' own file cannot be had "
-                "any more, and LAVIS has none.  Train one (--run_mode train --config "
+        model = "Baichuan-7B" if "baichuan" in name else "Llama-7B"
+        return (f"There is no published stage 2 for {model}: MindFormers' own file cannot be had any more, and LAVIS has none.  Train one (--run_mode train --config "
                 f"{name.removeprefix('itt_')}) and give it as --load_checkpoint, or take a model whose weights are public: "
                 "itt_blip2_stage2_vit_g_opt_2_7b, itt_blip2_stage2_vit_g_vicuna_7b")
     files, more = _published(name)
@@ -314,7 +314,9 @@ def _crc(files, names):
 def frozen_record(path):
     """``{"path", "crc32"}`` of the file that holds what a training run's checkpoint does not, or None."""
     record = (Path(path) if Path(path).is_dir() else Path(path).parent) / "state.json"
-    return read_json(record, dict, "the state of a training", "take another checkpoint of the run").get("frozen") if record.is_file() else None
+    if not record.is_file():
+        return None
+    return read_json(record, dict, "the state of a training", "take another checkpoint of the run").get("frozen")
 
 
 def holders(model, path, names):

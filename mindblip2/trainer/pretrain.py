@@ -14,7 +14,9 @@ from mindblip2.cells.layers import FeedForward
 from mindblip2.cells.llama import SwiGLU
 from mindblip2.cells.vit import ViTAttention
 from mindblip2.checkpoint import Checkpoint
+from mindblip2.config import STAGE_2, RunConfig
 from mindblip2.hub import fingerprint, frozen_record, holders, named_file, no_init
+from mindblip2.legacy import CALLBACKS
 from mindblip2.sections import ConfigError
 from mindblip2.trainer import saving
 from mindblip2.trainer.activations import activation_bytes
@@ -25,11 +27,6 @@ from mindblip2.trainer.plan import bytes_of, moment_bytes, step_of
 from mindblip2.zero_shot import check_vocabulary
 
 GB = 1e9
-STAGE_2 = ("Blip2Llm", "Blip2ImageToTextGeneration", "Blip2Llama")     # the last is an older name of MindFormers
-CALLBACKS = {  # MindFormers' callbacks → their keys that mean something here
-    "CheckpointMointor": {"save_checkpoint_steps": "save_steps", "keep_checkpoint_max": "keep_checkpoint_max"},
-    "CheckpointMonitor": {"save_checkpoint_steps": "save_steps", "keep_checkpoint_max": "keep_checkpoint_max"},
-    "MFLossMonitor": {"per_print_times": "log_every"}, "SummaryMonitor": {}, "ObsMonitor": {}}
 
 
 class Pretrain:
@@ -58,7 +55,10 @@ class Pretrain:
         _check_sizes(model.config, feed.max_length, processor.image_processor.image_size, stage2)
         wanted = config.do_eval or trainer.eval_dataset is not None
         examination = held_out(config, model, processor, trainer.eval_dataset, trainer.hypothesis_template) if wanted else None
-        print("\n".join(summary(model, feed, config, trainer.name or "a model", bool(checkpoint or resume or trainer.model))))
+        if not wanted:
+            _say_unused_evaluation(config)
+        is_loaded = bool(checkpoint or resume or trainer.model or config.model.model_config.vision_config.checkpoint_name_or_path)
+        print("\n".join(summary(model, feed, config, trainer.name or "a model", is_loaded)))
         if examination:
             print(f"evaluation: {examination}")
         log = fit(model, feed, config, config.output_dir, resume, frozen, examination)
@@ -76,6 +76,14 @@ class Pretrain:
         return log
 
 
+def _say_unused_evaluation(config):
+    """Name the keys of an evaluation that there is not."""
+    defaults = RunConfig()
+    names = [name for name in ("metric", "eval_epoch_interval", "eval_step_interval") if getattr(config, name) != getattr(defaults, name)]
+    if names:
+        print(f"no effect: {', '.join(names)}, since nothing is evaluated in training (do_eval is false and Trainer has no eval_dataset)")
+
+
 def recompute(model):
     """Feed-forward cells, and a trained ViT's attention, keep their input only and are computed again for the gradient.  They draw no
     random numbers: a draw would differ the second time.  Raises ConfigError in PyNative, where MindSpore mixes up the calls of a
@@ -89,12 +97,10 @@ def recompute(model):
 
 
 def with_callbacks(config):
-    """The RunnerConfig with what MindFormers' callbacks say.  Raises ValueError for an unknown callback."""
+    """The RunnerConfig with what MindFormers' callbacks say."""
     changes = {}
     for callback in config.callbacks:
-        kind = callback.get("type")
-        if kind not in CALLBACKS:
-            raise ValueError(f"callbacks: unknown type {kind!r}; known: {', '.join(CALLBACKS)}")
+        kind = callback["type"]
         changes.update({ours: callback[theirs] for theirs, ours in CALLBACKS[kind].items() if theirs in callback})
         if kind == "SummaryMonitor":
             changes["summary"] = True

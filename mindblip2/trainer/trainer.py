@@ -9,10 +9,10 @@ from pathlib import Path
 import mindspore as ms
 
 from mindblip2 import comm, device
-from mindblip2.config import RunConfig, load_config, presets, print_support_list
+from mindblip2.config import RunConfig, load_config, presets, print_support_list, without_effect
 from mindblip2.data.check import check_data
 from mindblip2.data.processor import Blip2Processor
-from mindblip2.sections import build
+from mindblip2.sections import build, warn_ignored
 from mindblip2.trainer import parallel
 from mindblip2.trainer.export import write as write_parts
 from mindblip2.trainer.inputs import DEFAULT_MODEL
@@ -162,7 +162,9 @@ def _run_config(args, model, model_name, task):
     if isinstance(args, RunConfig):
         return args
     if isinstance(args, dict):
-        return build(RunConfig, args)
+        config = build(RunConfig, args)
+        warn_ignored(without_effect(config), "args")
+        return config
     if args is not None:
         return load_config(args)
     name = model if isinstance(model, str) else model_name or getattr(getattr(model, "config", None), "preset", None) or None
