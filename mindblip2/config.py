@@ -6,13 +6,14 @@ import difflib
 import fnmatch
 import logging
 import os
+import re
 from dataclasses import field
 from pathlib import Path
 
 import yaml
 
 from mindblip2 import legacy
-from mindblip2.file_io import FileError, read_yaml, write_text
+from mindblip2.file_io import FileError, read_json, read_yaml, write_text
 from mindblip2.sections import ConfigError, Section, build, divides, one_of, positive, section, warn_ignored, within
 from mindblip2.text_config import LlamaConfig, OPTConfig
 
@@ -21,6 +22,7 @@ logger = logging.getLogger("mindblip2")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 DTYPES = ("float32", "float16", "bfloat16")
+WEIGHTS = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
 STAGE_2 = ("Blip2Llm", "Blip2ImageToTextGeneration", "Blip2Llama")     # arch.type; the last is an older name of MindFormers
 
 
@@ -639,6 +641,10 @@ def _config_folder():
 def _find(name_or_path):
     path = Path(name_or_path)
     if path.is_file():
+        if path.suffix in WEIGHTS:
+            raise ConfigError(f"{path} holds weights, expected a configuration: give it as checkpoint (--load_checkpoint), and as model "
+                              "(--config) the preset or YAML file that belongs to it; files of torch are converted before, see "
+                              "convert/README.md")
         return path
     if path.is_dir() and (path / "config.yaml").is_file():
         return path / "config.yaml"
@@ -646,9 +652,54 @@ def _find(name_or_path):
     packaged = _config_folder() / f"{name}.yaml"
     if packaged.is_file() and path.suffix in ("", ".yaml", ".yml"):
         return packaged
+    _refuse_foreign(name_or_path)
     near = difflib.get_close_matches(name, presets(), 1, 0.4)
     raise ConfigError(f"no configuration {str(name_or_path)!r}: it is neither a file ({path.absolute()}) nor a preset"
                       + (f"; did you mean {near[0]!r}?" if near else "") + f"  Presets: {', '.join(presets())}")
+
+
+# What the language model of a BLIP-2 of Hugging Face is called there, "" for a model of stage 1 → its preset here, and its tokenizer.
+HUGGING_FACE = {"": ("blip2_stage1_classification", ""), "opt": ("itt_blip2_stage2_vit_g_opt_2_7b", "opt_2_7b"),
+                "llama": ("itt_blip2_stage2_vit_g_vicuna_7b", "vicuna_7b")}
+
+
+def _refuse_foreign(name):
+    """Raise ConfigError that names the way for a model of Hugging Face: a folder with its config.json, or a name such as
+    "Salesforce/blip2-opt-2.7b"."""
+    name = str(name)
+    is_folder = (Path(name) / "config.json").is_file()
+    if is_folder:
+        kind, language = _described(Path(name) / "config.json")
+    elif re.fullmatch(r"[\w.-]+/[\w.-]*blip[\w.-]*", name, re.IGNORECASE) and not name.endswith((".yaml", ".yml")):
+        kind = "instructblip" if "instruct" in name.lower() else "blip-2" if "blip2" in name.lower().replace("blip-2", "blip2") else "blip"
+        language = next((model for mark, model in (("t5", "t5"), ("itm", ""), ("vicuna", "llama")) if mark in name), "opt")
+    else:
+        return
+    if not kind.startswith(("blip-2", "blip_2")) or language not in HUGGING_FACE:
+        raise ConfigError(f"{name} is a model of Hugging Face of type {kind!r}" + f" with {language}" * bool(language) + ", which mindblip2 "
+                          "does not have: there are BLIP-2's stage 1, and its stage 2 with OPT, Llama, Vicuna and Baichuan"
+                          + ("; a language model alone is a --torch_path or --llm_path of convert/convert_weight.py"
+                             if kind in HUGGING_FACE else ""))
+    preset, tokenizer = HUGGING_FACE[language]
+    get = "" if is_folder else f"mindblip2 downloads nothing: get it (huggingface-cli download {name} --local-dir FOLDER) and "
+    source = name if is_folder else "FOLDER"
+    raise ConfigError(
+        f"{name} is a BLIP-2 of Hugging Face, expected a preset, a YAML file or a folder of save_pretrained: {get}convert it once,\n"
+        f"  python convert/convert_weight.py --torch_path {source} --mindspore_path model.ckpt" + " --image_size 224" * ("coco" in name)
+        + f"\nand give model='{preset}' with checkpoint='model.ckpt' (--config {preset} --load_checkpoint model.ckpt)"
+        + (f"; its tokenizer is in the same folder: copy that to {cache_folder() / tokenizer}, or give it as "
+           f"processor.tokenizer.vocab_file" if language else ""))
+
+
+def _described(file):
+    """(type, type of the language model) by a config.json of Hugging Face."""
+    about = read_json(file, dict, "the config.json of a model")
+    text, architectures = about.get("text_config"), about.get("architectures") or ()
+    language = str(text.get("model_type", "opt")) if isinstance(text, dict) else "opt"
+    kind = str(about.get("model_type"))
+    if any("Retrieval" in str(one) for one in architectures) or not kind.startswith("blip"):
+        language = ""
+    return kind, language
 
 
 def _find_beside(path, raw, dotted):

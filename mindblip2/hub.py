@@ -13,7 +13,7 @@ from mindspore.common.initializer import Normal, Zero, initializer
 from mindblip2 import comm
 from mindblip2 import config as configuration
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
-from mindblip2.config import Blip2Config, cache_folder
+from mindblip2.config import WEIGHTS, Blip2Config, cache_folder
 from mindblip2.device import runnable
 from mindblip2.file_io import read_json
 from mindblip2.legacy import PRESET_ALIASES
@@ -30,7 +30,6 @@ LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/m
 MODEL_KEY = "model.model_config.checkpoint_name_or_path"
 LANGUAGE_MODEL = "llm."
 PARTS = {"vit.": "vision_config", "qformer.": "qformer_config", LANGUAGE_MODEL: "text_config"}  # begin of the names → its section
-FILE_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
 
 
 def named_file(name, key=MODEL_KEY):
@@ -41,7 +40,7 @@ def named_file(name, key=MODEL_KEY):
     path = Path(name)
     if path.exists():
         return path
-    if path.suffix in FILE_SUFFIXES or len(path.parts) > 1:
+    if path.suffix in WEIGHTS or len(path.parts) > 1:
         raise FileNotFoundError(f"{key} = {str(name)!r}: no checkpoint at {path.absolute()}: give the path of a .ckpt, or remove the key; "
                                 "convert/convert_weight.py makes one from published weights")
     return find_weights(str(name), key)
@@ -71,7 +70,8 @@ def _how_to_get(name, path):
                 f"  {convert} FOLDER_OF_THE_LANGUAGE_MODEL --mindspore_path {path}")
     if "stage2" in name and ("llama" in name or "baichuan" in name):
         model = "Baichuan-7B" if "baichuan" in name else "Llama-7B"
-        return (f"There is no published stage 2 for {model}: MindFormers' own file cannot be had any more, and LAVIS has none.  Train one (--run_mode train --config "
+        return (f"There is no published stage 2 for {model}: MindFormers' own file cannot be had any more, and LAVIS has none.  "
+                "Train one (--run_mode train --config "
                 f"{name.removeprefix('itt_')}) and give it as --load_checkpoint, or take a model whose weights are public: "
                 "itt_blip2_stage2_vit_g_opt_2_7b, itt_blip2_stage2_vit_g_vicuna_7b")
     files, more = _published(name)

@@ -1,4 +1,6 @@
-"""A1, A18: an accepted key or argument acts, or a printed line names it.  The tests walk dataclass fields, argparse actions and signatures."""
+"""A1, A18: an accepted key or argument acts, or a printed line names it.
+
+The tests walk dataclass fields and argparse actions."""
 import argparse
 import ast
 import dataclasses
@@ -131,7 +133,8 @@ CLASS_AT = {"model.model_config": Blip2Config, "train_dataset": configuration.Da
             "train_dataset.data_loader": configuration.LoaderConfig, "eval_dataset.data_loader": configuration.LoaderConfig}
 
 
-@pytest.mark.parametrize("where, key", [(where, key) for name, keys in legacy.WITHOUT_EFFECT.items() for where in PLACES[name] for key in keys])
+@pytest.mark.parametrize("where, key", [(where, key) for name, keys in legacy.WITHOUT_EFFECT.items() for where in PLACES[name]
+                                        for key in sorted(keys)])
 def test_a1_a_key_that_nothing_reads_is_named_and_keeps_its_default(tmp_path, caplog, where, key):
     cls = CLASS_AT[where]
     value = other(cls, key)
@@ -365,7 +368,8 @@ def test_c8_predict_of_a_data_set_names_run_mode_eval():
     ("a: " + "[" * 5000, "nested too deeply"), ("a: &a [*a]", "anchor refers to itself"),
     ("a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)), "anchors expand to over"),
     ("callbacks: [abc]", "callbacks[0]: unknown type"), ("- a", "must hold a mapping"), ("seed: 2001-99-99", "is not YAML"),
-    ("model: " + "x" * 100_000, "model must be a mapping, got 'xxx"), ("context: {mode: [" + "1, " * 50_000 + "]}", "context.mode = [1, 1, "),
+    ("model: " + "x" * 100_000, "model must be a mapping, got 'xxx"),
+    ("context: {mode: [" + "1, " * 50_000 + "]}", "context.mode = [1, 1, "),
     ("seed: {" + ", ".join(f"k{i}: 1" for i in range(9999)) + "}", "seed = {"),
 ])
 def test_b12_a_damaged_configuration_is_one_short_line(tmp_path, text, words):

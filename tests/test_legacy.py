@@ -1,17 +1,13 @@
 """A configuration of MindFormers r1.0 is read as it is, and what it cannot mean here is said."""
-import dataclasses
 import functools
-import inspect
 import logging
-import re
 from pathlib import Path
 
 import pytest
 
-from mindblip2 import config as configuration
 from mindblip2 import legacy
 from mindblip2.config import RunConfig, load_config
-from mindblip2.sections import ConfigError, Section, section
+from mindblip2.sections import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURE = Path(__file__).resolve().parent / "fixtures" / "mindformers_keys.yaml"

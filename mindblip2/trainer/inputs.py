@@ -7,7 +7,7 @@ from mindblip2.hub import find_weights, named_file, no_init
 DEFAULT_MODEL = {"contrastive_language_image_pretrain": "blip2_stage1_vit_g",
                  "zero_shot_image_classification": "blip2_stage1_classification",
                  "image_to_text_retrieval": "blip2_stage1_evaluator", "feature_extraction": "blip2_stage1_vit_g",
-                 "image_to_text_generation": "itt_blip2_stage2_vit_g_llama_7b"}
+                 "image_to_text_generation": "itt_blip2_stage2_vit_g_opt_2_7b"}
 
 
 def load(trainer, cell, checkpoint):
