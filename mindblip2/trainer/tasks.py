@@ -14,6 +14,7 @@ from mindblip2.data.image import load_image
 from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.sheet import confusion_sheet, hit_sheet, score_sheet
 from mindblip2.file_io import atomic_file
+from mindblip2.legacy import TASK_ALIASES
 from mindblip2.trainer import export, retrieval
 from mindblip2.trainer.features import extract
 from mindblip2.trainer.generation import Generation
@@ -141,16 +142,11 @@ class Features:
 
 TASKS = {"contrastive_language_image_pretrain": Pretrain, "zero_shot_image_classification": ZeroShot,
          "image_to_text_retrieval": Retrieval, "feature_extraction": Features, "image_to_text_generation": Generation}
-ALIASES = {"ContrastiveLanguageImagePretrainTrainer": "contrastive_language_image_pretrain",
-           "ZeroShotImageClassificationTrainer": "zero_shot_image_classification",
-           "ImageToTextRetrievalTrainer": "image_to_text_retrieval", "ImageToTextGenerationTrainer": "image_to_text_generation",
-           "zero_shot_image_to_text_generation": "image_to_text_generation", "blip2_retrieval": "image_to_text_retrieval",
-           "blip2_retireval": "image_to_text_retrieval"}     # the card's spelling
 
 
 def task_named(name):
     """The task of a name or of MindFormers' alias.  Raises ValueError, naming what there is."""
-    name = ALIASES.get(name, name)
+    name = TASK_ALIASES.get(name, name)
     if name in TASKS:
         return name
     raise ValueError(f"no task {name!r}; there is: {', '.join(TASKS)}")
