@@ -1,4 +1,4 @@
-"""Compare MindSpore on this host with what torch gave on another (parity/dump.py). Neither torch nor transformers is needed.
+"""Compare MindSpore on this host with what torch gave on another (``dump`` in parity/run.py). Neither torch nor transformers is needed.
 
 A window of one ViT block, or one layer of a language model, slides over the depth here too, so full width fits into little memory.
 """
@@ -14,6 +14,7 @@ import numpy as np
 
 from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.config import Blip2Config
+from mindblip2.hub import named_file
 from mindblip2.sections import build
 from parity.capture import capture, twin_paths
 from parity.compare import Row
@@ -224,7 +225,9 @@ def differing(dumped: dict[str, int], used: dict[str, int]) -> str:
 def run(dump: DumpFile, options: argparse.Namespace, selection: Selection) -> tuple[list[Row], str]:
     """All rows, and what is to be said of the weights."""
     config = build(Blip2Config, dump.header["config"])
-    given = from_file(options.ckpt) if options.ckpt else seeded(config, dump.header["seed"])
+    given = drawn = seeded(config, dump.header["seed"])
+    if options.ckpt:
+        given = from_file(str(named_file(options.ckpt, "--ckpt")), drawn if dump.header.get("stored") else None)
     if not options.ckpt and not dump.header["weights"].startswith("seeded"):
         raise DumpError(f"{dump.path} was made of {dump.header['weights']}: give the converted file with --ckpt")
     check = Check(dump, given, selection, options.dtype or dump.header["dtype"], options.defect)
