@@ -15,7 +15,7 @@ import numpy as np
 from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.config import Blip2Config
 from mindblip2.hub import named_file
-from mindblip2.sections import build
+from mindblip2.sections import ConfigError, build
 from parity.capture import capture, twin_paths
 from parity.compare import Row
 from parity.dumpfile import DumpError, DumpFile
@@ -39,7 +39,7 @@ class Check:
             raise DumpError(f"{dump.path} holds no case that would tell {defect!r}: dump all cases, or draw it with the command run")
         self.defect = defect
         self.dump, self.given, self.selection = dump, given, selection or Selection()
-        self.config = build(Blip2Config, dump.header["config"]).replace(compute_dtype=dtype)
+        self.config = config_of(dump).replace(compute_dtype=dtype)
         self.fingerprints: dict[str, int] = {}
         self.activations: list[tuple[dict, dict]] | None = None  # ours and torch's of the chains, if somebody wants to keep them
 
@@ -213,6 +213,14 @@ def tells(dump: DumpFile, defect: str) -> bool:
                for entry in dump.entries)
 
 
+def config_of(dump: DumpFile) -> Blip2Config:
+    """The configuration of the dump. Raises :class:`DumpError`."""
+    try:
+        return build(Blip2Config, dump.header["config"])
+    except ConfigError as error:
+        raise DumpError(f"{dump.path}: its configuration cannot be used ({error}). Dump again with this version of parity") from None
+
+
 def differing(dumped: dict[str, int], used: dict[str, int]) -> str:
     """Which weights are not those of the dump, in words; nothing if all are."""
     other = [name for name, value in used.items() if dumped.get(name) != value]
@@ -224,7 +232,7 @@ def differing(dumped: dict[str, int], used: dict[str, int]) -> str:
 
 def run(dump: DumpFile, options: argparse.Namespace, selection: Selection) -> tuple[list[Row], str]:
     """All rows, and what is to be said of the weights."""
-    config = build(Blip2Config, dump.header["config"])
+    config = config_of(dump)
     given = drawn = seeded(config, dump.header["seed"])
     if options.ckpt:
         given = from_file(str(named_file(options.ckpt, "--ckpt")), drawn if dump.header.get("stored") else None)

@@ -24,7 +24,7 @@ class Blip2ImageProcessor:
     """Pictures to the model's input: upright RGB, bicubic to a square without a crop, [0, 1], normalised.
 
     ``image_size`` in pixels; ``mean`` and ``std`` per channel of values in [0, 1] (CLIP's).  The numbers are those of
-    LAVIS's ``BlipImageEvalProcessor`` (MindFormers resized arrays without antialiasing, facts D-15).
+    LAVIS's ``BlipImageEvalProcessor`` (MindFormers resized arrays without antialiasing).
     """
 
     def __init__(self, image_size=224, mean=CLIP_MEAN, std=CLIP_STD):
