@@ -70,8 +70,8 @@ def test_c12_the_control_a_twin_with_another_pad_or_start_fails(monkeypatch, cap
 
 
 # ------------------------------------------------------------------------------------------------ the embedded models
-SOME = cases("vit.blocks.3", "chained vit.blocks.3", "see.layers.0", "read", "caption", "llama layers.0", "llama layers.2.ffn", "llama norm",
-             "llama head", "chained llama*")
+SOME = cases("vit.blocks.3", "chained vit.blocks.3", "see.layers.0", "read", "caption", "llama layers.0", "llama layers.2.ffn",
+             "llama norm", "llama head", "chained llama*")
 
 
 @pytest.mark.parametrize("name", ["blip2_digits", "itt_blip2_digits"])

@@ -241,9 +241,12 @@ def test_b4_a_shape_that_the_bytes_do_not_have_is_refused(tmp_path, shape, capsy
 
 @pytest.mark.parametrize("change, words", [
     ({"entries": [None]}, "entry 0 has kind = None"), ({"entries": None}, "has entries = None, expected a list"),
-    ({"entries": [ENTRY | {"truth": None}]}, "entry 0 has truth = None"), ({"entries": [ENTRY | {"truth": {"": None}}]}, "names that are no"),
-    ({"entries": [ENTRY | {"half": "sound"}]}, "expected vision or language"), ({"entries": [ENTRY | {"weights": [3]}]}, "names that are no"),
-    ({"config": {"no_such_key": 1}}, "its configuration cannot be used"), ({"config": []}, "expected a dict"), ({"seed": True}, "seed = True"),
+    ({"entries": [ENTRY | {"truth": None}]}, "entry 0 has truth = None"),
+    ({"entries": [ENTRY | {"truth": {"": None}}]}, "names that are no"),
+    ({"entries": [ENTRY | {"half": "sound"}]}, "expected vision or language"),
+    ({"entries": [ENTRY | {"weights": [3]}]}, "names that are no"),
+    ({"config": {"no_such_key": 1}}, "its configuration cannot be used"), ({"config": []}, "expected a dict"),
+    ({"seed": True}, "seed = True"),
     ({"entries": [ENTRY | {"truth": {"": "0" * 24}}]}, "1 arrays of its header are missing"),
 ])
 def test_b12_a_damaged_header_is_one_line(tmp_path, change, words, capsys):
@@ -259,8 +262,9 @@ def test_b12_deep_json_is_one_line_and_a_right_header_is_read(tmp_path, capsys):
     assert right.entries == [ENTRY]
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"rows": [null], "about": {}}', '{"rows": {}, "about": {}}', '{"rows": [{"name": "a"}], '
-                                     '"about": {}}', '{"rows": [{"name": "a", "ratio": "x"}], "about": {}}', "\udce4"])
+@pytest.mark.parametrize("content", [
+    "[" * 100_000, '{"rows": [null], "about": {}}', '{"rows": {}, "about": {}}', '{"rows": [{"name": "a"}], "about": {}}',
+    '{"rows": [{"name": "a", "ratio": "x"}], "about": {}}', "\udce4"])
 def test_b12_a_damaged_result_is_one_line(tmp_path, content, capsys):
     path = tmp_path / "result.json"
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
