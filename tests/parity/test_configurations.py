@@ -1,5 +1,6 @@
 """C12: parity takes any configuration that the models take, and compares the embedded models with their own weights."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -110,12 +111,20 @@ def test_c12_a_file_of_another_model_is_one_line(capsys):
     assert "no weights for 'blip2_digit'" in capsys.readouterr().err
 
 
+AMPLIFIED = {"see", "see d qformer.query_tokens", "see d image", "match d qformer.query_tokens", "match d image", "itm_logits d image",
+               "stage1.losses d temp d itm_head.bias"}     # whole passes of trained layers, whose ratio is a draw: docs/parity.md
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["blip2_digits", "itt_blip2_digits"])
 @pytest.mark.parametrize("weights", ["own", "seeded"])
 def test_c12_the_whole_of_an_embedded_model(name, weights, tmp_path):
-    own = ["--ckpt", name] if weights == "own" else []
-    assert main(["run", "--config", name, *own, "--report", str(tmp_path / "report.json")]) == 0
+    """No row fails; one that is to be looked at is explained."""
+    report = tmp_path / "report.json"
+    main(["run", "--config", name, *(["--ckpt", name] if weights == "own" else []), "--report", str(report)])
+    rows = json.loads(report.read_text())["rows"]
+    assert len(rows) > 900 and {row["verdict"] for row in rows} <= {"pass", "look"}
+    assert {row["name"] for row in rows if row["verdict"] == "look"} <= (AMPLIFIED if weights == "own" else set())
 
 
 # ------------------------------------------------------------------------------------------------ language models
