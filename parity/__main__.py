@@ -175,9 +175,8 @@ def dump_(options: argparse.Namespace, command: str) -> int:
 
 
 def check_(options: argparse.Namespace, command: str) -> int:
+    start, dump = time.monotonic(), DumpFile(options.dump)
     from parity import check
-    start = time.monotonic()
-    dump = DumpFile(options.dump)
     prepare(options)
     rows, note = check.run(dump, options, Selection(tuple(options.case or ()), options.mode))
     return finish(options, rows, {"weights compared": note} if note else {}, command, start,
