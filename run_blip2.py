@@ -146,7 +146,7 @@ def run(argv=None):
         return trainer.evaluate(**{"use_itm": True} if options.use_itm else {})
     if config.run_mode != "predict":
         return {"train": trainer.train, "finetune": trainer.finetune}[config.run_mode]()
-    folder = config.output_dir if options.output_dir else "."
+    folder = config.output_dir if "output_dir" in overrides else "."
     name = os.path.join(folder, f"{trainer.task}_result")
     extra = {"save_picture": f"{name}.png", "top_k": options.top_k or 5, "use_itm": options.use_itm}
     if trainer.task == "feature_extraction":

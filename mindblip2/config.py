@@ -676,8 +676,8 @@ def _refuse_foreign(name):
     else:
         return
     if not kind.startswith(("blip-2", "blip_2")) or language not in HUGGING_FACE:
-        raise ConfigError(f"{name} is a model of Hugging Face of type {kind!r}" + f" with {language}" * bool(language) + ", which mindblip2 "
-                          "does not have: there are BLIP-2's stage 1, and its stage 2 with OPT, Llama, Vicuna and Baichuan"
+        raise ConfigError(f"{name} is a model of Hugging Face of type {kind!r}" + f" with {language}" * bool(language) + ", which "
+                          "mindblip2 does not have: there are BLIP-2's stage 1, and its stage 2 with OPT, Llama, Vicuna and Baichuan"
                           + ("; a language model alone is a --torch_path or --llm_path of convert/convert_weight.py"
                              if kind in HUGGING_FACE else ""))
     preset, tokenizer = HUGGING_FACE[language]

@@ -16,7 +16,7 @@ from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.config import WEIGHTS, Blip2Config, cache_folder
 from mindblip2.device import runnable
 from mindblip2.file_io import read_json
-from mindblip2.legacy import PRESET_ALIASES
+from mindblip2.legacy import WEIGHT_ALIASES
 from mindblip2.mismatch import check_names, check_shapes
 from mindblip2.pieces import found, opened
 from mindblip2.sections import ConfigError, build
@@ -49,7 +49,7 @@ def named_file(name, key=MODEL_KEY):
 def find_weights(name, key=""):
     """The .ckpt of a name: packaged with mindblip2 (the embedded demo) or put into the cache folder by the user.  ``key``: the
     configuration key that named it, for the message.  Raises FileNotFoundError that says how to get it."""
-    known = PRESET_ALIASES.get(name, name)
+    known = WEIGHT_ALIASES.get(name, name)
     places = [Path(__file__).resolve().parent / "assets" / f"{known}.ckpt", cache_folder() / f"{known}.ckpt"]
     for path in places:
         if path.is_file():
@@ -150,7 +150,6 @@ class Pretrained(nn.Cell):
         for begin in _named_parts(self):
             names = [name for name in parameters if name.startswith(begin)]
             files.update(_part(self, begin, names) if names else {})
-        self._say_unread(files)
         if files:
             check_shapes(files, {name: parameters[name] for name in files})
             self._load(files, " and ".join(sorted({str(file.path) for file in files.values()})))
@@ -247,13 +246,11 @@ class Pretrained(nn.Cell):
             parameters[name].set_data(Tensor.from_numpy(own_piece(parameters[name], file.float32(name))).astype(parameters[name].dtype))
         logger.info("%s: %d of %d parameters", path, len(files), len(parameters))
 
-    def _say_unread(self, files, path=None):
-        """Name the parts whose own files are not read, because ``path`` holds these parts, or because this model has none."""
+    def _say_unread(self, files, path):
+        """Name the parts whose own files are not read, because ``path`` holds these parts itself."""
         for begin, (key, name) in _named_parts(self).items():
             own = [file for parameter, file in files.items() if parameter.startswith(begin)]
-            if not any(parameter.startswith(begin) for parameter in self.parameters_dict()):
-                logger.warning("%s = %r has no effect: a %s has no such part", key, name, type(self).__name__)
-            elif path and own and all(str(file.path) == str(path) for file in own):
+            if own and all(str(file.path) == str(path) for file in own):
                 logger.warning("%s = %r is not read: %s holds this part itself", key, name, path)
 
 

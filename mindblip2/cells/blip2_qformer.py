@@ -3,6 +3,7 @@
 B batch · G batch over all cards · L labels · P image tokens · Q queries · T text · S buffer slots · W image width · D width · E embed
 V vocab · N rows = batch × beams
 """
+import logging
 from typing import NamedTuple
 
 import mindspore as ms
@@ -18,6 +19,7 @@ from mindblip2.cells.vit import ViT
 from mindblip2.config import Blip2Config
 from mindblip2.hub import Pretrained
 
+logger = logging.getLogger("mindblip2")
 LABELS = 32     # that are read at once
 
 
@@ -38,6 +40,8 @@ class Blip2Qformer(Pretrained):
 
     def __init__(self, config=None):
         super().__init__(config or Blip2Config())
+        if self.config.text_config is not None:
+            logger.warning("model.model_config.text_config has no effect: a %s has no language model", type(self).__name__)
         vision, qformer, dtype = self.config.vision_config, self.config.qformer_config, self.config.compute_dtype
         self.vit = ViT(vision, dtype)
         self.ln_vision = LayerNorm(vision.hidden_size, self.config.ln_vision_eps)
