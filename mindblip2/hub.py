@@ -1,6 +1,8 @@
 """Names and files: which file belongs to a name, and strict loading of weights with a report of both sides."""
+import contextlib
 import fnmatch
 import logging
+import math
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -15,12 +17,12 @@ from mindblip2 import config as configuration
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.config import WEIGHTS, Blip2Config, cache_folder
 from mindblip2.device import runnable
-from mindblip2.file_io import read_json
+from mindblip2.file_io import atomic_folder, read_json
 from mindblip2.legacy import WEIGHT_ALIASES
 from mindblip2.mismatch import check_names, check_shapes
 from mindblip2.pieces import found, opened
 from mindblip2.sections import ConfigError, build
-from mindblip2.split import is_split
+from mindblip2.split import is_split, whole_shape
 
 logger = logging.getLogger("mindblip2")
 
@@ -164,17 +166,21 @@ class Pretrained(nn.Cell):
         Where that is not to be had, a warning says so, and ``Blip2Processor.save_pretrained`` can add one."""
         own = {section: {"checkpoint_name_or_path": ""} for section in PARTS.values() if getattr(self.config, section) is not None}
         config = self.config.replace(checkpoint_name_or_path="model.ckpt", **own)       # which holds all parts
-        path = configuration.save_sections(folder, trainer={"type": self.task}, model={
-            "model_config": config.to_dict(), "arch": {"type": type(self).__name__}})
-        self.save_checkpoint(path.with_name("model.ckpt"))
-        if processor is None and "processor" not in configuration.saved_sections(folder):
-            processor = _processor_of(self.config, path.parent)
-        if processor is not None:
-            processor.save_pretrained(folder)
+        with comm.together(), atomic_folder(folder) if comm.first() else contextlib.nullcontext(Path(folder)) as partial:
+            self.save_checkpoint(partial / "model.ckpt")
+            if not comm.first():
+                return
+            configuration.save_sections(partial, trainer={"type": self.task}, model={
+                "model_config": config.to_dict(), "arch": {"type": type(self).__name__}})
+            if processor is None and "processor" not in configuration.saved_sections(partial):
+                processor = _processor_of(self.config, folder)
+            if processor is not None:
+                processor.save_pretrained(partial)
 
     def save_checkpoint(self, path):
         """Write all parameters to one .ckpt file, whole ones: on a mesh all processes call this, and the first one writes."""
-        save_whole(path, ((name, str(p.dtype), whole(p)) for name, p in self.parameters_dict().items()))
+        parameters = self.parameters_dict()
+        save_whole(path, ((name, str(p.dtype), whole(p)) for name, p in parameters.items()), whole_bytes(parameters.values()))
 
     def freeze(self, *patterns):
         """Parameters whose name matches one of ``patterns`` (as file names: "vit.*") are not trained, and cells that hold no
@@ -280,14 +286,22 @@ def whole(parameter, array=None):
     return parameter.division.join(comm.pieces(array)) if is_split(parameter, comm.mesh.model) else array
 
 
-def save_whole(path, tensors):
-    """``write_checkpoint`` by the first process.  Making the tensors takes all processes, one tensor after the other."""
-    if comm.first():
-        write_checkpoint(path, tensors)
-    else:
-        for _ in tensors:
-            pass
-    comm.barrier()
+def whole_bytes(parameters):
+    """The bytes of parameters, those that are split over a model group whole."""
+    return sum(math.prod(whole_shape(p)) * p.itemsize for p in parameters)
+
+
+def save_whole(path, tensors, needed=None):
+    """``write_checkpoint`` by the main process.  Making the tensors takes all processes, one tensor after the other.  An error of the
+    main process (a full disk) is raised when the others have come to their end, and they raise one too."""
+    tensors = iter(tensors)
+    with comm.together():
+        try:
+            if comm.first():
+                write_checkpoint(path, tensors, needed)
+        finally:
+            for _ in tensors if comm.mesh.size > 1 else ():
+                pass
 
 
 def no_init():

@@ -9,6 +9,7 @@ from mindblip2.config import TokenizerConfig, cache_folder
 from mindblip2.data.encoding import checked_length, encoding, joined, listed, texts_of
 from mindblip2.data.language_tokenizer import KIND_NAMES, LanguageTokenizer
 from mindblip2.data.tokenizer_files import ASSETS, SPECIAL
+from mindblip2.file_io import write_text
 
 VOCAB_FILE = ASSETS / "bert_base_uncased_vocab.txt"
 PAD, UNK, CLS, SEP, MASK, DEC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"
@@ -135,8 +136,7 @@ class BertTokenizer:
     def save(self, folder):
         """Write ``vocab.txt`` into ``folder`` (made if missing), as read, without the added [DEC]; returns its path."""
         path = Path(folder) / "vocab.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{word}\n" for word in self.words), encoding="utf-8", newline="\n")
+        write_text(path, "".join(f"{word}\n" for word in self.words))
         return path
 
     def __len__(self):

@@ -22,6 +22,7 @@ from mindblip2.trainer import saving
 from mindblip2.trainer.activations import activation_bytes
 from mindblip2.trainer.held_out import held_out
 from mindblip2.trainer.loaders import training_feed
+from mindblip2.trainer.lock import one_at_a_time
 from mindblip2.trainer.loop import fit, planned_steps
 from mindblip2.trainer.plan import bytes_of, moment_bytes, step_of
 from mindblip2.zero_shot import check_vocabulary
@@ -34,6 +35,7 @@ class Pretrain:
     train it and the projection with the loss of the frozen language model."""
 
     @staticmethod
+    @one_at_a_time
     def train(trainer, checkpoint):
         config = trainer.config.replace(runner_config=with_callbacks(trainer.config))
         if trainer.model is None:

@@ -13,6 +13,7 @@ from mindblip2.data.captions import BlipCaption
 from mindblip2.data.image import load_image
 from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.sheet import confusion_sheet, hit_sheet, score_sheet
+from mindblip2.file_io import atomic_file
 from mindblip2.legacy import TASK_ALIASES
 from mindblip2.trainer import export, retrieval
 from mindblip2.trainer.features import extract
@@ -133,9 +134,9 @@ class Features:
         arrays = extract(trainer.model, processor.image_processor, pictures, ids_TL, batch_size)
         names = {"paths": [str(one) if isinstance(one, (str, Path)) else f"picture {i}" for i, one in enumerate(pictures)],
                  "captions": captions}
-        path.parent.mkdir(parents=True, exist_ok=True)
         if comm.first():
-            np.savez(path, **arrays, **{name: np.array(values) for name, values in names.items() if values})
+            with atomic_file(path, "wb") as file:
+                np.savez(file, **arrays, **{name: np.array(values) for name, values in names.items() if values})
         return {"file": str(path), **{name: list(array.shape) for name, array in arrays.items()}}
 
 
@@ -184,6 +185,6 @@ def _shown(picture):
 def _save(page, path):
     if not comm.first():
         return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    page.save(path)
+    with atomic_file(path, "wb") as file:
+        page.save(file, Image.registered_extensions().get(Path(path).suffix.lower(), "PNG"))
     print(f"picture of the result is saved at: {path}")

@@ -1,7 +1,6 @@
 """``Trainer``: one object per task, with the surface that users of MindFormers know."""
 import contextlib
 import functools
-import json
 import logging
 import os
 from pathlib import Path
@@ -12,6 +11,7 @@ from mindblip2 import comm, device
 from mindblip2.config import RunConfig, load_config, presets, print_support_list, without_effect
 from mindblip2.data.check import check_data
 from mindblip2.data.processor import Blip2Processor
+from mindblip2.file_io import write_json, write_text
 from mindblip2.sections import build, warn_ignored
 from mindblip2.trainer import parallel
 from mindblip2.trainer.export import write as write_parts
@@ -126,7 +126,8 @@ class Trainer:
         ``options``: those of the task, for zero-shot classification use_itm and max_length."""
         figures = self._work("evaluate")(self, eval_checkpoint or self.config.load_checkpoint, options)
         path = Path(self.config.output_dir) / f"{self.task}_evaluation.json"
-        _write(path, json.dumps(figures, indent=1))
+        if comm.first():
+            write_json(path, figures)
         print(f"evaluation is saved at: {path}")
         return figures
 
@@ -142,7 +143,8 @@ class Trainer:
             raise ValueError("predict needs input_data: a picture's path, URL, PIL image, array, or a list of them")
         result = self._work("predict")(self, input_data, predict_checkpoint or self.config.load_checkpoint, options)
         path = Path(save_file or f"{self.task}_result.txt")
-        _write(path, f"{result}\n")
+        if comm.first():
+            write_text(path, f"{result}\n")
         print(f"output result is: {result}")
         print(f"output result is saved at: {path}")
         print(".........Predict Over!.............")
@@ -181,12 +183,6 @@ class Trainer:
             able = [name for name, task in TASKS.items() if hasattr(task, verb)]
             raise NotImplementedError(f"{self.task} cannot {verb}; tasks that can: {', '.join(able) or 'none'}")
         return work
-
-
-def _write(path, text):
-    if comm.first():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
 
 
 def _run_config(args, model, model_name, task):
