@@ -14,7 +14,7 @@ import yaml
 
 from mindblip2 import legacy
 from mindblip2.file_io import FileError, read_json, read_yaml, write_text
-from mindblip2.sections import ConfigError, Section, build, divides, one_of, positive, section, warn_ignored, within
+from mindblip2.sections import ConfigError, Section, build, divides, one_of, positive, section, strings, warn_ignored, within
 from mindblip2.text_config import LlamaConfig, OPTConfig
 
 logger = logging.getLogger("mindblip2")
@@ -135,6 +135,7 @@ class Blip2Config(Section):
         if self.max_txt_len > self.qformer_config.max_position_embeddings:
             raise ConfigError(f"max_txt_len = {self.max_txt_len} exceeds qformer_config.max_position_embeddings = "
                               f"{self.qformer_config.max_position_embeddings}")
+        strings(self, "frozen")
         one_of(self, "query_reduce", ("max", "first"))
         one_of(self, "dtype", ("float32",))
         one_of(self, "compute_dtype", DTYPES)
@@ -263,6 +264,9 @@ class LoaderConfig(Section):
     property_epochs: int = 0            # DigitScenes: the first epochs' captions name the digit or the colour, not both
     candidate_labels: tuple = ()
 
+    def __post_init__(self):
+        strings(self, "annotation_files", "image_dirs", "candidate_labels")
+
 
 @section
 class TextTransformConfig(Section):
@@ -290,6 +294,9 @@ class TokenizerConfig(Section):
     add_eos_token: bool | None = None
     padding: bool | str = "max_length"
     checkpoint_name_or_path: str = ""   # where vocab_file is "": the tokenizer's file or folder, or its name in the cache
+
+    def __post_init__(self):
+        strings(self, "added_tokens")
 
 
 @section

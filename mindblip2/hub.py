@@ -7,16 +7,16 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Tensor, nn
 from mindspore.common.initializer import Normal, Zero, initializer
 
 from mindblip2 import comm
 from mindblip2 import config as configuration
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.config import WEIGHTS, Blip2Config, cache_folder
-from mindblip2.device import runnable
+from mindblip2.device import draws_values, runnable
+from mindblip2.device import no_init as no_init
 from mindblip2.file_io import atomic_folder, read_json
 from mindblip2.legacy import WEIGHT_ALIASES
 from mindblip2.mismatch import check_names, check_shapes
@@ -127,6 +127,11 @@ class Pretrained(nn.Cell):
         """The presets that are meant for this class."""
         return _matching(configuration.presets(), cls.presets)
 
+    def building(self):
+        """The context in which a constructor makes its parts: without values where the configuration names the model's file, which
+        ``load_named`` loads then."""
+        return no_init() if self.config.checkpoint_name_or_path else contextlib.nullcontext()
+
     def load_named(self):
         """Load the weights that the configuration names; constructors end with it.  Nothing happens within ``no_init``, and where
         nothing is named the values stay random.
@@ -135,7 +140,7 @@ class Pretrained(nn.Cell):
         ``qformer_config`` and ``text_config`` name.  Without a file of the model these parts alone are loaded, and a warning says that
         the others have random values.  Raises FileNotFoundError that names the key where a file is not there, and as
         ``load_checkpoint``."""
-        if not getattr(Parameter, "init_param", True):
+        if not draws_values():
             return
         name = self.config.checkpoint_name_or_path
         if not name:
@@ -302,12 +307,6 @@ def save_whole(path, tensors, needed=None):
         finally:
             for _ in tensors if comm.mesh.size > 1 else ():
                 pass
-
-
-def no_init():
-    """Context in which constructors neither draw random values nor load what the configuration names, for a model that is loaded at
-    once."""
-    return ms.nn.utils.no_init_parameters()
 
 
 def fingerprint(names, read):

@@ -141,6 +141,14 @@ def one_of(config, name, allowed):
                           f"{', '.join(map(repr, allowed))}")
 
 
+def strings(config, *names):
+    """Check that the named fields, tuples, hold texts."""
+    for name in names:
+        wrong = [one for one in getattr(config, name) if not isinstance(one, str)]
+        if wrong:
+            raise ConfigError(f"{type(config).__name__}.{name} holds {_short(wrong[0])}: expected texts, got {type(wrong[0]).__name__}")
+
+
 def _merge(base, changes):
     merged = dict(base)
     for key, value in changes.items():

@@ -372,7 +372,11 @@ def test_c8_predict_of_a_data_set_names_run_mode_eval():
 @pytest.mark.parametrize("text, words", [
     ("a: " + "[" * 5000, "nested too deeply"), ("a: &a [*a]", "anchor refers to itself"),
     ("a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)), "anchors expand to over"),
-    ("callbacks: [abc]", "callbacks[0]: unknown type"), ("- a", "must hold a mapping"), ("seed: 2001-99-99", "is not YAML"),
+    ("callbacks: [abc]", "callbacks[0]: unknown type"), ("- a", "must hold a mapping"),
+    ("train_dataset: {data_loader: {annotation_files: [a.json, 5]}}", "LoaderConfig.annotation_files holds 5: expected texts, got int"),
+    ("eval_dataset: {data_loader: {candidate_labels: [yes]}}", "LoaderConfig.candidate_labels holds True: expected texts"),
+    ("processor: {tokenizer: {added_tokens: [[x]]}}", "TokenizerConfig.added_tokens holds ['x']"),
+    ("model: {model_config: {frozen: [null]}}", "Blip2Config.frozen holds None"), ("seed: 2001-99-99", "is not YAML"),
     ("model: " + "x" * 100_000, "model must be a mapping, got 'xxx"),
     ("context: {mode: [" + "1, " * 50_000 + "]}", "context.mode = [1, 1, "),
     ("seed: {" + ", ".join(f"k{i}: 1" for i in range(9999)) + "}", "seed = {"),

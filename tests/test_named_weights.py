@@ -266,3 +266,17 @@ def test_a1_the_snippets_of_the_card_give_the_captions_of_the_preset(here, tmp_p
     config.checkpoint_name_or_path = ""
     other = blip2_llm.Blip2ImageToTextGeneration(config)        # the control: the language model alone does not see
     assert pipeline("image_to_text_generation", model=other, max_new_tokens=8)(pictures) != wanted
+
+
+@pytest.mark.parametrize("cls", classes())
+def test_a1_a_model_that_is_loaded_at_once_reads_nothing_in_its_constructor(made, cls, here, tmp_path, monkeypatch):
+    path, wanted = written(made, cls, f"vision_config.{NAME}", tmp_path)
+    read, real = [], hub.Pretrained._load
+    monkeypatch.setattr(hub.Pretrained, "_load", lambda self, files, path: read.append(path) or real(self, files, path))
+    cls.from_pretrained(path)
+    assert len(read) == 1       # and not once more by the constructor
+    with hub.no_init():
+        with hub.no_init():
+            pass
+        empty = cls(Blip2Config.from_pretrained(path).replace(**{NAME: "nowhere.ckpt"}))
+    assert len(read) == 1 and len(empty.parameters_dict()) == len(wanted)
