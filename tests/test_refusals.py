@@ -193,6 +193,11 @@ def test_a18_arguments_of_another_task_are_an_error(pairs, here, caplog):
         Trainer(args=pairs, candidate_labels=["a"])
     with pytest.raises(ValueError, match="hypothesis_template is not used by the task image_to_text_retrieval"):
         Trainer(task="image_to_text_retrieval", model="blip2_digits", hypothesis_template="a {}")
+    Trainer(args=pairs, model=Blip2ImageToTextGeneration(pairs.model.model_config))
+    assert not caplog.records
+    named = pairs.replace(model={"model_config": {"checkpoint_name_or_path": "x.ckpt"}})
+    Trainer(args=named, model=Blip2ImageToTextGeneration(pairs.model.model_config))
+    assert "args: these keys have no effect in mindblip2 and are ignored: model.model_config.checkpoint_name_or_path (" in caplog.text
     Trainer(model="blip2_digits", model_name="other")
     assert "model_name = 'other' has no effect: model = 'blip2_digits' decides" in caplog.text
     assert Trainer(args=pairs, hypothesis_template="a photo of").hypothesis_template == "a photo of"
