@@ -128,7 +128,9 @@ WAYS = {
     "pipeline of a name": lambda path, made, cls, patch: pipeline(TASKS[cls.__name__], path).model,
     "command line": by_command_line,
 }
-CASES = [(cls, key, way) for cls in classes() for key in keys() for way in WAYS
+QUICK = ("constructor", "from_pretrained", "Trainer of a configuration")        # of the parts; the other ways go through these
+CASES = [pytest.param(cls, key, way, marks=[pytest.mark.slow] * (key.startswith(("vision", "qformer")) and way not in QUICK))
+         for cls in classes() for key in keys() for way in WAYS
          if not ("text_config" in key and not issubclass(cls, blip2_llm.Blip2Llm))
          and not ("pipeline" in way and cls not in (blip2_qformer.Blip2Classifier, blip2_llm.Blip2ImageToTextGeneration))]
 
