@@ -166,6 +166,23 @@ def test_a1_without_a_file_of_the_model_the_parts_are_loaded_and_the_rest_is_sai
     assert not caplog.records
 
 
+@pytest.mark.parametrize("key", [f"vision_config.{NAME}", f"qformer_config.{NAME}"])
+def test_a1_stage_1_training_starts_from_the_parts_that_are_named(made, here, tmp_path, monkeypatch, capsys, key):
+    """As MindFormers' file has it: vit_g_p16 and bert_base_uncased, and no file of the model."""
+    monkeypatch.setattr(pretrain, "fit", lambda model, *arguments, **options: [])
+    path, wanted = written(made, blip2_qformer.Blip2Qformer, key, tmp_path, whole="")
+    keys = {"trainer.type": "contrastive_language_image_pretrain"}
+    trainer = Trainer(args=load_config(path, keys), train_dataset=made.samples)
+    trainer.train()
+    begin, = (begin for begin, section in hub.PARTS.items() if key.startswith(section))
+    same = {name: np.array_equal(p.asnumpy(), wanted[name]) for name, p in trainer.model.parameters_dict().items()}
+    assert all(same[name] for name in same if name.startswith(begin)) and not same["vision_proj.weight"]
+    assert ("the frozen ViT has random weights" in capsys.readouterr().out) is key.startswith("qformer")
+    path, _ = written(made, blip2_qformer.Blip2Qformer, key, tmp_path, whole="", part="vit_g_p16")
+    with pytest.raises(FileNotFoundError, match=f"{key} = 'vit_g_p16': no weights for"):
+        Trainer(args=load_config(path, keys), train_dataset=made.samples).train()
+
+
 def test_a1_a_part_that_does_not_fit_is_an_error(made, here, tmp_path):
     cls = blip2_qformer.Blip2Qformer
     path, wanted = written(made, cls, f"vision_config.{NAME}", tmp_path)
