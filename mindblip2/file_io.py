@@ -22,6 +22,7 @@ import yaml
 
 MAX_TEXT_BYTES = 2 << 30            # of a text file that is read whole: COCO's largest annotation file has 0.5 GB
 MAX_YAML_BYTES = 16 << 20
+MAX_YAML_DEPTH = 50                 # of nested values; MindFormers' files have 6
 MAX_YAML_NODES = 1_000_000          # with anchors followed: nine nested anchors of ten references each are a thousand million
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -283,7 +284,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
     Raises :class:`FileError` for text that is not YAML, refers to itself, or whose anchors expand to more than a million values."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -299,6 +300,19 @@ def parse_yaml(text: str, name: str) -> Any:
         raise
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:   # `2001-99-99` is a ValueError
         raise FileError(f"{name} is not YAML: {' '.join(str(error).split())}; correct it") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what is nested too deeply, whatever the interpreter's limit of recursion is (MindSpore raises it)."""
+    depth = 0
+
+    def compose_node(self, parent, index):
+        self.depth += 1
+        if self.depth > MAX_YAML_DEPTH:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _expanded_size(node, known):

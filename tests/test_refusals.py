@@ -29,7 +29,8 @@ def entries(name):
 
 @pytest.mark.parametrize("name, words", [
     ("Salesforce/blip2-opt-2.7b", ["huggingface-cli download Salesforce/blip2-opt-2.7b", CONVERT + "FOLDER --mindspore_path model.ckpt\n",
-                                   "itt_blip2_stage2_vit_g_opt_2_7b", "--load_checkpoint model.ckpt", "its tokenizer is in the same folder"]),
+                                   "itt_blip2_stage2_vit_g_opt_2_7b", "--load_checkpoint model.ckpt",
+                                   "its tokenizer is in the same folder"]),
     ("Salesforce/blip2-opt-2.7b-coco", ["--image_size 224"]),
     ("Salesforce/blip2-itm-vit-g", ["blip2_stage1_classification"]),
     ("Salesforce/blip2-flan-t5-xl", ["type 'blip-2' with t5, which mindblip2 does not have"]),
