@@ -307,6 +307,7 @@ class DatasetConfig(Section):
     k_test: int = 128                   # candidates that the ITM head ranks again
     rerank: str = "itm+itc"             # score of a candidate: ITM logit + cosine as LAVIS, "itm", or "none" for the cosine alone
     add_extra_itm_score: bool = True    # MindFormers; false is rerank "none"
+    temperature: float | None = None    # zero-shot classification: divides the similarities; None: the learnt one, 1: transformers
     memory_budget: float = 8.0          # GB kept of the pictures in retrieval, see mindblip2.trainer.retrieval.Kept
 
 

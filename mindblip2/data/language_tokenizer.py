@@ -7,6 +7,7 @@ from mindblip2.data import tokenizer_files
 from mindblip2.data.encoding import SIDES, checked_length, encoding, joined, listed, texts_of
 from mindblip2.data.vocabulary import HuggingFace, SentencePieces
 
+RARE = "\U00013000"  # an Egyptian hieroglyph
 PADDED = 128        # a model's vocabulary may be larger than its tokenizer's by less than this: rounded up for the hardware
 
 
@@ -72,6 +73,8 @@ class LanguageTokenizer:
         self.add_bos_token = _first(add_bos_token, settings.get("add_bos_token"), plan.add_bos_token, bool(before) or opt)
         self.add_eos_token = _first(add_eos_token, settings.get("add_eos_token"), plan.add_eos_token, bool(after))
         self._joins = settings.get("clean_up_tokenization_spaces", plan.joins)
+        # A vocabulary of bytes can write everything: what no text of today holds shows whether there is an unknown token in use.
+        self.unknown_id = self.unk_token_id if self.unk_token_id in self._vocabulary.encode(RARE) else None
 
     def _name(self, name, told, usual):
         """Settle one special token: ``self.eos_token`` and ``self.eos_token_id``."""

@@ -128,6 +128,7 @@ class BertTokenizer:
     vocab_size = property(lambda self: len(self.words), doc="Lines of the vocabulary file, as in LAVIS.")
     pad_token_id = property(lambda self: self.convert_tokens_to_ids(PAD), doc="0 in bert-base-uncased.")
     unk_token_id = property(lambda self: self.convert_tokens_to_ids(UNK), doc="100 in bert-base-uncased.")
+    unknown_id = unk_token_id           # what stands for a word that cannot be written in the vocabulary
     cls_token_id = property(lambda self: self.convert_tokens_to_ids(CLS), doc="101 in bert-base-uncased.")
     sep_token_id = property(lambda self: self.convert_tokens_to_ids(SEP), doc="102; ends captions (LAVIS has no EOS).")
     mask_token_id = property(lambda self: self.convert_tokens_to_ids(MASK), doc="103; None if the file has none.")

@@ -66,6 +66,9 @@ class ZeroShot:
         """Parts, and what else ``mindir.json`` says."""
         batch = options.pop("batch_size")
         classifier = _classifier(trainer, checkpoint, options)
+        if classifier.use_itm or classifier.temperature is not None:
+            raise ValueError("the exported classifier divides ITC similarities by the learnt temperature: leave use_itm and temperature out "
+                             "(the ITM head is exported by the task image_to_text_retrieval)")
         return (export.classifier(trainer.model, batch, classifier.ids_LT),
                 {"labels": classifier.labels, "label_ids": classifier.ids_LT.asnumpy().tolist()})
 
@@ -162,6 +165,7 @@ def _classifier(trainer, checkpoint, options):
     options["candidate_labels"] = options.get("candidate_labels") or trainer.candidate_labels or data.candidate_labels
     options["hypothesis_template"] = (options.get("hypothesis_template") or trainer.hypothesis_template
                                       or data.hypothesis_template or TEMPLATE)
+    options.setdefault("temperature", trainer.config.eval_dataset.temperature)
     return ZeroShotClassifier(trainer.model, trainer.processor(), **options)
 
 
