@@ -334,6 +334,7 @@ class ProcessorConfig(Section):
     type: str = "Blip2Processor"
     image_processor: ImageProcessorConfig = field(default_factory=ImageProcessorConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    clean: bool | None = None           # texts as LAVIS cleans captions; None: with BERT's tokenizer, not with a language model's
 
 
 @section

@@ -26,17 +26,18 @@ class ZeroShotClassifier:
     tokens, for a template without {}, and for a temperature that is not finite and above 0, or is given with ``use_itm``, which has
     none."""
 
-    def __init__(self, model, processor, candidate_labels, hypothesis_template=TEMPLATE, max_length=None, use_itm=False, temperature=None):
+    def __init__(self, model, processor, candidate_labels, hypothesis_template=TEMPLATE, max_length=None, use_itm=False,
+                 temperature=None):
         check_vocabulary(model, processor.tokenizer)
         self.model = model
         self.processor = processor
         self.temperature = checked_temperature(temperature, use_itm)
         self.labels = checked_labels(candidate_labels)
         self.texts = hypotheses(self.labels, hypothesis_template)
-        ids_LT = processor.tokenizer(self.texts, max_length=max_length or model.config.max_txt_len, padding="max_length",
-                                     return_tensors="np")["input_ids"]
-        check_labels(processor.tokenizer, self.labels, self.texts, ids_LT, hypothesis_template)
-        self.ids_LT = Tensor(ids_LT)
+        encoded = processor.tokenizer(self.texts, max_length=max_length or model.config.max_txt_len, padding="max_length",
+                                      return_tensors="np")
+        check_labels(processor.tokenizer, self.labels, self.texts, encoded, hypothesis_template)
+        self.ids_LT = Tensor(encoded["input_ids"])
         self.use_itm = use_itm
         self._label_LE = None
 
@@ -126,9 +127,10 @@ def checked_temperature(temperature, use_itm=False):
     if temperature is None:
         return None
     if use_itm:
-        raise ValueError(f"temperature = {temperature!r} with use_itm: the temperature divides ITC similarities, and the ITM head has none; "
-                         "leave one of them out")
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float, np.number)) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature = {temperature!r} with use_itm: a temperature divides ITC similarities, of which the ITM head makes "
+                         "none; leave one of them out")
+    number = isinstance(temperature, (int, float, np.number)) and not isinstance(temperature, bool)
+    if not number or not 0 < temperature < math.inf:
         raise ValueError(f"temperature = {temperature!r}: expected a finite number above 0, or None for the learnt one")
     return float(temperature)
 

@@ -4,10 +4,12 @@ T texts · L tokens
 """
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mindblip2.data.captions import BlipCaption
 from mindblip2.data.prompted import plain_ids
 
 logger = logging.getLogger("mindblip2")
@@ -36,17 +38,30 @@ def known(tokenizer: Any, text: str) -> Known:
     return Known(len(ids), count, words)
 
 
-def warn_truncated(tokenizer: Any, texts: Sequence[str], ids_TL: np.ndarray, key: str, what: str = "texts") -> int:
+def warn_truncated(tokenizer: Any, texts: Sequence[str], masks: Any, length: int, key: str, what: str = "texts") -> int:
     """Warn of texts that lost their end; returns how many did.
 
-    ``ids_TL`` (T, L): the padded rows of ``texts``; only a full row can have been cut.  ``key``: what sets the limit, for the message."""
-    length, pad = ids_TL.shape[1], getattr(tokenizer, "pad_token_id", 0)
-    full = [texts[i] for i in np.flatnonzero(ids_TL[:, -1] != pad)]
-    cut = [text for text in full if len(tokenizer(text, padding=False, truncation=False)["input_ids"]) > length]
+    ``masks``: the rows of the attention mask of ``texts`` as they were cut at ``length`` tokens; only a row without padding can have
+    been cut.  ``key``: what sets the limit, for the message."""
+    cut = [text for text, row in zip(texts, masks)
+           if len(row) >= length and all(row) and len(tokenizer(text, padding=False, truncation=False)["input_ids"]) > length]
     if cut:
-        logger.warning("%d of %d %s have more than %d tokens and lose their end, so that what differs only there is the same to the model: "
+        logger.warning("%d of %d %s have more than %d tokens and lose their end, so what differs only there is the same to the model: "
                        "%s; raise %s, or shorten them", len(cut), len(texts), what, length, _some(cut), key)
     return len(cut)
+
+
+def cleaned(captions: Sequence[str], clean: BlipCaption) -> list[str]:
+    """Captions as the Q-Former reads them.  Warns of those with more than ``clean.max_words`` words, which lose their end; raises
+    ValueError for one of which nothing is left."""
+    whole, texts = replace(clean, max_words=None), [clean(caption) for caption in captions]
+    empty = [caption for caption, text in zip(captions, texts) if text == clean.prompt and caption]
+    if empty:
+        raise ValueError(f"nothing is left of {_some(empty)} when punctuation is removed, as in all captions for the Q-Former; remove it")
+    cut = [caption for caption, text in zip(captions, texts) if whole(caption) != text]
+    if cut:
+        logger.warning("%d of %d texts have more than %d words and lose their end: %s", len(cut), len(texts), clean.max_words, _some(cut))
+    return texts
 
 
 def split_labels(labels: Any) -> list:
@@ -56,20 +71,21 @@ def split_labels(labels: Any) -> list:
     return list(labels or ())
 
 
-def check_labels(tokenizer: Any, labels: Sequence[str], texts: Sequence[str], ids_TL: np.ndarray, template: str) -> None:
+def check_labels(tokenizer: Any, labels: Sequence[str], texts: Sequence[str], encoded: dict, template: str) -> None:
     """Raise ValueError, naming the labels, where scores would mean nothing: labels of which the vocabulary has no token, and labels
     that have the same tokens.  Warn of unknown words in others, and of labels that are cut.
 
-    ``texts``: the labels in their ``template``; ``ids_TL`` (T, L): their padded tokens."""
+    ``texts``: the labels in their ``template``; ``encoded``: their "input_ids" and "attention_mask", arrays (T, L)."""
     found = {label: known(tokenizer, label) for label in labels}
     nothing = [label for label, one in found.items() if one.unknown == one.tokens]
     if nothing:
         raise ValueError(f"the tokenizer knows no token of {len(nothing)} of {len(labels)} labels ({_some(nothing)}), so their scores would "
                          f"mean nothing: the vocabulary has {len(tokenizer)} tokens ({getattr(tokenizer, 'vocab_file', tokenizer)}).  Name "
                          "labels in its words, or use a model with another vocabulary")
-    cut = warn_truncated(tokenizer, texts, ids_TL, "max_length", "label texts")
+    ids_TL = encoded["input_ids"]
+    cut = warn_truncated(tokenizer, texts, encoded["attention_mask"], ids_TL.shape[1], "max_length", "label texts")
     same: dict = {}
-    for label, row in zip(labels, np.asarray(ids_TL)):
+    for label, row in zip(labels, ids_TL):
         same.setdefault(row.tobytes(), []).append(label)
     alike = [own for own in same.values() if len(own) > 1]
     if alike:

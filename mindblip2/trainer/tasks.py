@@ -9,12 +9,11 @@ from PIL import Image
 from mindblip2 import comm
 from mindblip2.cells.blip2_qformer import Blip2Classifier, Blip2Qformer
 from mindblip2.data.captioned import check_readable, pictures_and_texts
-from mindblip2.data.captions import BlipCaption
 from mindblip2.data.image import load_image
 from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.sheet import confusion_sheet, hit_sheet, score_sheet
 from mindblip2.trainer import export, retrieval
-from mindblip2.trainer.features import extract
+from mindblip2.trainer.features import caption_ids, caption_lines, extract
 from mindblip2.trainer.generation import Generation
 from mindblip2.trainer.inputs import load, pictures_of
 from mindblip2.trainer.loaders import captioned_pictures, labelled_sets, token_ids
@@ -123,15 +122,14 @@ class Features:
         pictures = []
         for one in pictures_of(input_data):
             if isinstance(one, (str, Path)) and Path(one).suffix.lower() == ".txt":
-                captions += [line for line in Path(one).read_text(encoding="utf-8").splitlines() if line.strip()]
+                captions += caption_lines(one)
             else:
                 pictures.append(one)
         check_readable(pictures)
         load(trainer, Blip2Qformer, checkpoint)
-        processor, text = trainer.processor(), trainer.config.eval_dataset.text_transforms
+        processor = trainer.processor()
         check_vocabulary(trainer.model, processor.tokenizer)
-        cleaned = [BlipCaption(text.prompt, text.max_words)(caption) for caption in captions]
-        ids_TL = token_ids(trainer.model, processor.tokenizer, cleaned, text.max_length) if cleaned else None
+        ids_TL = caption_ids(trainer, processor, captions) if captions else None
         arrays = extract(trainer.model, processor.image_processor, pictures, ids_TL, batch_size)
         names = {"paths": [str(one) if isinstance(one, (str, Path)) else f"picture {i}" for i, one in enumerate(pictures)],
                  "captions": captions}
