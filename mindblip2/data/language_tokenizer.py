@@ -6,6 +6,7 @@ import numpy as np
 from mindblip2.data import tokenizer_files
 from mindblip2.data.encoding import SIDES, checked_length, encoding, joined, listed, texts_of
 from mindblip2.data.vocabulary import HuggingFace, SentencePieces
+from mindblip2.file_io import FileError
 
 RARE = "\U00013000"  # an Egyptian hieroglyph
 PADDED = 128        # a model's vocabulary may be larger than its tokenizer's by less than this: rounded up for the hardware
@@ -63,6 +64,9 @@ class LanguageTokenizer:
                             else SentencePieces(self.vocab_file, settings.get("legacy", True)))
         for token, (number, special) in sorted(added.items(), key=lambda item: item[1]):
             self._vocabulary.add(token, special, number)
+            if self._vocabulary.id_of(token) != number:
+                raise FileError(f"the added token {token!r} has id {number} in the files beside {self.vocab_file}, but "
+                                f"{self._vocabulary.id_of(token)} in the vocabulary: are the files of one model?  Get all of them again")
         for token in added_tokens:
             self._vocabulary.add(token, True)
         said = dict(zip(tokenizer_files.SPECIAL, (bos_token, eos_token, unk_token, pad_token)))

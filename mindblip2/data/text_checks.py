@@ -79,9 +79,9 @@ def check_labels(tokenizer: Any, labels: Sequence[str], texts: Sequence[str], en
     found = {label: known(tokenizer, label) for label in labels}
     nothing = [label for label, one in found.items() if one.unknown == one.tokens]
     if nothing:
-        raise ValueError(f"the tokenizer knows no token of {len(nothing)} of {len(labels)} labels ({_some(nothing)}), so their scores would "
-                         f"mean nothing: the vocabulary has {len(tokenizer)} tokens ({getattr(tokenizer, 'vocab_file', tokenizer)}).  Name "
-                         "labels in its words, or use a model with another vocabulary")
+        raise ValueError(f"the tokenizer knows no token of {len(nothing)} of {len(labels)} labels ({_some(nothing)}), so their scores "
+                         f"would mean nothing: its vocabulary has {len(tokenizer)} tokens ({getattr(tokenizer, 'vocab_file', tokenizer)}). "
+                         "Name labels in its words, or use a model with another vocabulary")
     ids_TL = encoded["input_ids"]
     cut = warn_truncated(tokenizer, texts, encoded["attention_mask"], ids_TL.shape[1], "max_length", "label texts")
     same: dict = {}

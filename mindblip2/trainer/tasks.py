@@ -66,8 +66,8 @@ class ZeroShot:
         batch = options.pop("batch_size")
         classifier = _classifier(trainer, checkpoint, options)
         if classifier.use_itm or classifier.temperature is not None:
-            raise ValueError("the exported classifier divides ITC similarities by the learnt temperature: leave use_itm and temperature out "
-                             "(the ITM head is exported by the task image_to_text_retrieval)")
+            raise ValueError("the exported classifier divides ITC similarities by the learnt temperature: leave use_itm and temperature "
+                             "out (the ITM head is exported by the task image_to_text_retrieval)")
         return (export.classifier(trainer.model, batch, classifier.ids_LT),
                 {"labels": classifier.labels, "label_ids": classifier.ids_LT.asnumpy().tolist()})
 

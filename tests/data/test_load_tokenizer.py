@@ -93,7 +93,7 @@ def test_merges_must_lie_beside_the_vocabulary(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "placeholder .* git lfs pull"),
+    ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "a Git LFS pointer; run `git lfs pull`"),
     ("tokenizer.model", b"\x00" * 99, "not a sentencepiece model .99 bytes"), ("tokenizer.json", b"{]", "not a JSON file"),
     ("tokenizer.json", b'{"version": "1.0"}', "not a tokenizer.json that the tokenizers library can read")])
 def test_files_of_another_format(tmp_path, name, content, words):
