@@ -6,9 +6,9 @@ rows per picture without an id.  Other keys are left alone.  COCO's own files (`
 ``{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}``, and are read as one row per picture.
 
 The same rows may be JSON Lines (a row per line) or a CSV or TSV table whose first line names the columns, and the two keys may be
-``file_name`` and ``text``, as in Hugging Face's ``metadata.jsonl``.  Text is UTF-8, or UTF-16 with its byte order mark.
+``file_name`` and ``text``, as in Hugging Face's ``metadata.jsonl``.  Text is UTF-8, UTF-16 or UTF-32.
 """
-import codecs
+import contextlib
 import csv
 import io
 import json
@@ -23,7 +23,6 @@ from mindblip2.file_io import MAX_TEXT_BYTES, FileError, parse_json, regular_fil
 
 KEYS = {"file_name": "image", "text": "caption"}        # Hugging Face's name → LAVIS's
 EXPECTED = 'a list of {"image", "caption", "image_id"?}'
-MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 LEGACY_ENCODINGS = ("gb18030", "shift_jis", "cp1252")   # tried in this order only to name what a file may be
 DELIMITERS = {",": "CSV", "\t": "TSV", ";": "CSV with semicolons", "|": "table with bars"}
 _short = reprlib.Repr()
@@ -141,24 +140,16 @@ def shown(value: Any) -> str:
 
 
 def _text(data, name):
-    """The text of a file; AnnotationError that says in which encoding it may be where it is not UTF-8 or marked UTF-16."""
-    mark = next((MARKS[mark] for mark in MARKS if data.startswith(mark)), None)
+    """The text of a file in UTF-8, UTF-16 or UTF-32; AnnotationError that says in which encoding another may be."""
     try:
-        return data.decode(mark or "utf-8-sig")
+        return data.decode("utf-8-sig" if (encoding := json.detect_encoding(data)) == "utf-8" else encoding)
     except UnicodeDecodeError as error:
         at = error.start
-    if b"\0" not in data[:HEAD]:
-        for encoding in LEGACY_ENCODINGS:
-            try:
-                text = data.decode(encoding)
-            except UnicodeDecodeError:
-                continue
-            if all(sign.isprintable() or sign.isspace() for sign in text[:4096]):
+    for encoding in LEGACY_ENCODINGS if b"\0" not in data[:HEAD] else ():
+        with contextlib.suppress(UnicodeDecodeError):
+            if all(sign.isprintable() or sign.isspace() for sign in data.decode(encoding)[:4096]):
                 raise AnnotationError(f"{name} is text, but not in UTF-8 (byte {at}); it can be read as {encoding.upper()}.  Convert it: "
                                       f"iconv -f {encoding.upper()} -t UTF-8 FILE > NEW")
-    elif data[:400].count(b"\0") * 3 > len(data[:400]):
-        raise AnnotationError(f"{name} is text in UTF-16 or UTF-32 without a byte order mark.  Convert it: iconv -f UTF-16LE -t UTF-8 "
-                              "FILE > NEW")
     raise AnnotationError(f"{name} is no text: it is {looks_like(data[:HEAD])}; expected {EXPECTED}")
 
 

@@ -4,6 +4,7 @@ Unpickling calls whatever the file names; here every name it may use stands for 
 """
 import io
 import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def read_pickle(path):
     try:
         return _plain(_PlainUnpickler(data).load())
     except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError, LookupError, OverflowError, RecursionError,
-            MemoryError) as error:
+            MemoryError, struct.error) as error:
         raise FileError(f"{Path(path).absolute()} is not one of CIFAR-100's files: {str(error)[:200]}.  Nothing in it was run; get "
                         f"{ADDRESS} again") from None
 

@@ -45,8 +45,8 @@ def read_questions(files, image_dirs):
                               f"annotation_files, as {PAIR}")
     folders = [image_dirs[i] for i in asking] if len(image_dirs) == len(files) else image_dirs
     if len(folders) != len(asking):
-        raise AnnotationError(f"{len(files)} annotation_files, of questions {len(asking)}, and {len(image_dirs)} image_dirs: expected one "
-                              "folder for each file of questions")
+        raise AnnotationError(f"{', '.join(map(os.path.abspath, files))}: {len(files)} annotation_files, of questions {len(asking)}, and "
+                              f"{len(image_dirs)} image_dirs: expected one folder for each file of questions")
     found = [one for i, folder in zip(asking, folders) for one in _questions(files[i], contents[i], folder, answers)]
     unasked = set(answers) - {one.question_id for one in found}
     if unasked:

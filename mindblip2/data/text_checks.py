@@ -103,12 +103,13 @@ def check_labels(tokenizer: Any, labels: Sequence[str], texts: Sequence[str], en
 
 
 class UnknownCount:
-    """Counts the unknown tokens of training batches, and warns once, after ``enough`` texts or when told that there are no more."""
+    """Counts the unknown tokens of training batches, and warns once, after ``enough`` texts or when told that there are no more; of several
+    processes only one ``speaks``."""
 
-    def __init__(self, tokenizer: Any, enough: int = 100):
+    def __init__(self, tokenizer: Any, speaks: bool = True, enough: int = 100):
         self.unknown, self.enough = unknown_id(tokenizer), enough
         self.texts = self.tokens = self.found = 0
-        self.done = self.unknown is None
+        self.done = self.unknown is None or not speaks
 
     def add(self, ids_TL: np.ndarray, length_T: np.ndarray) -> None:
         """Count a batch: padded rows of ids, and how many of each are text."""

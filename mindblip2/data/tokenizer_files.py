@@ -51,7 +51,7 @@ def beside(path):
         settings.update(told)
     file = path.with_name("added_tokens.json")
     for token, number in _read(file).items():
-        added[token] = _number(number, file, token), False
+        added[_whole(token, file)] = _number(number, file, token), False
     file, known = path.with_name("tokenizer_config.json"), settings.pop("added_tokens_decoder", {})
     if not isinstance(known, dict):
         raise FileError(f"{file}: added_tokens_decoder is a {type(known).__name__}, expected an object {{id: token}}; {ADVICE}")
@@ -94,6 +94,15 @@ def _token(value, file, key):
     text = value.get("content") if isinstance(value, dict) else value
     if text is not None and not isinstance(text, str) or text is None and isinstance(value, dict):
         raise FileError(f"{file}: {key} is a {type(value).__name__}, expected a text, or an object with its \"content\"; {ADVICE}")
+    return text and _whole(text, file)
+
+
+def _whole(text, file):
+    """``text``, unless it holds half of a UTF-16 pair, which JSON can write and no vocabulary can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise FileError(f"{file}: {text[:40]!r} holds half of a UTF-16 pair; {ADVICE}") from None
     return text
 
 

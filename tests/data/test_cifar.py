@@ -162,7 +162,8 @@ def test_b4_a_small_pickle_takes_little_memory(tmp_path, content, words):
 
 @pytest.mark.parametrize("name, key, value", [
     ("test", "fine_labels", None), ("test", "fine_labels", 3), ("test", "fine_labels", [1, 0, 2, "1"]),
-    ("test", "fine_labels", [1, 0, 2, 3]), ("test", "data", 5), ("test", "data", np.zeros((), np.uint8)), ("test", "data", np.zeros((4, 3), np.uint8)), ("test", "data", None),
+    ("test", "fine_labels", [1, 0, 2, 3]), ("test", "data", 5), ("test", "data", np.zeros((), np.uint8)),
+    ("test", "data", np.zeros((4, 3), np.uint8)), ("test", "data", None),
     ("meta", "fine_label_names", [1, 2, 3]), ("meta", "fine_label_names", None), ("meta", "fine_label_names", "abc"),
     ("meta", "fine_label_names", []), ("meta", "fine_label_names", [["a"]])])
 def test_b12_values_of_another_type_name_the_file(folder, name, key, value):

@@ -44,7 +44,7 @@ def test_a8_a_vocabulary_of_bytes_has_no_unknown_token(llama, opt, copy):
 def test_a8_training_warns_once_of_unknown_tokens(digits, caplog):
     def count(*captions, enough=4):
         caplog.clear()
-        counter = UnknownCount(digits, enough)
+        counter = UnknownCount(digits, enough=enough)
         for caption in captions:
             row = digits([caption], max_length=8, return_tensors="np")
             counter.add(row["input_ids"], row["attention_mask"].sum(1))
