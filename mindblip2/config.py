@@ -324,6 +324,7 @@ class DatasetConfig(Section):
     k_test: Count = 128                 # candidates that the ITM head ranks again
     rerank: str = "itm+itc"             # score of a candidate: ITM logit + cosine as LAVIS, "itm", or "none" for the cosine alone
     add_extra_itm_score: bool = True    # MindFormers; false is rerank "none"
+    temperature: Positive | None = None  # zero-shot classification: divides the similarities; None: the learnt one, 1: transformers
     memory_budget: NonNegative = 8.0    # GB kept of the pictures in retrieval, see mindblip2.trainer.retrieval.Kept
 
 
@@ -350,6 +351,7 @@ class ProcessorConfig(Section):
     type: str = "Blip2Processor"
     image_processor: ImageProcessorConfig = field(default_factory=ImageProcessorConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    clean: bool | None = None           # texts as LAVIS cleans captions; None: with BERT's tokenizer, not with a language model's
 
     def __post_init__(self):
         one_of(self, "type", ("Blip2Processor",))

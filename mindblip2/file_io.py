@@ -259,17 +259,22 @@ def read_json(path: str | os.PathLike, kind: type | tuple[type, ...] | None = No
     """What a JSON file holds.  ``kind``: dict or list, of which it must be.
 
     Raises :class:`FileError` for text that is not JSON, is nested too deeply, or holds a number that is not finite."""
-    text = read_text(path, what, advice, max_bytes)
+    return parse_json(read_text(path, what, advice, max_bytes), str(path), kind, what, advice)
+
+
+def parse_json(text: str, name: str, kind: type | tuple[type, ...] | None = None, what: str = "a JSON file",
+               advice: str = "get it again") -> Any:
+    """What a JSON text holds; ``name`` says in messages where it is from, the rest is as for :func:`read_json`."""
     try:
         value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
     except RecursionError:
-        raise FileError(f"{path} is not {what}: it is nested too deeply; {advice}") from None
+        raise FileError(f"{name} is not {what}: it is nested too deeply; {advice}") from None
     except ValueError as error:
-        raise FileError(f"{path} is not {what}: {error if text.strip() else 'it is empty'}; {advice}") from None
+        raise FileError(f"{name} is not {what}: {error if text.strip() else 'it is empty'}; {advice}") from None
     if kind is not None and not isinstance(value, kind):
         names = {dict: "an object {…}", list: "a list […]"}
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        raise FileError(f"{path} is not {what}: it holds a {type(value).__name__}, expected "
+        raise FileError(f"{name} is not {what}: it holds a {type(value).__name__}, expected "
                         f"{' or '.join(names.get(one, one.__name__) for one in kinds)}; {advice}")
     return value
 

@@ -189,12 +189,12 @@ class Blip2Classifier(Blip2Qformer):
         memory = self.qformer.memory(self.ln_vision(self.vit(image)))
         return self.probabilities(self.image_features(memory), self.text_features(label_ids))
 
-    def probabilities(self, image_BQE, label_LE):
-        """softmax over labels of similarity / temp.  The best query counts, or with ``query_reduce: first`` the first, as
-        MindFormers did."""
+    def probabilities(self, image_BQE, label_LE, temperature=None):
+        """softmax over labels of similarity / temp, or / ``temperature`` where that is given.  The best query counts, or with
+        ``query_reduce: first`` the first, as MindFormers did."""
         if self.config.query_reduce == "first":
             image_BQE = image_BQE[:, :1]
-        return ops.softmax(losses.similarity(image_BQE, label_LE) / self.temp, -1)
+        return ops.softmax(losses.similarity(image_BQE, label_LE) / (self.temp if temperature is None else temperature), -1)
 
     def label_features(self, label_ids):
         """``text_features`` of any number of labels (L, T) → (L, E).  Called from outside of a graph."""
