@@ -136,7 +136,7 @@ class Blip2ImageToTextGeneration(Blip2Llm):
         text = self.config.text_config
         said = {"repetition_penalty": text.repetition_penalty, "eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
         if text.do_sample:      # only then: MindFormers' files hold top_k 1 everywhere
-            said |= {"do_sample": True, "top_k": text.top_k, "top_p": text.top_p}
+            said |= {"do_sample": True, "top_k": text.top_k, "top_p": text.top_p, "temperature": text.temperature}
         return LanguageDecoding.of(keywords, **said)
 
     def queries_of(self, image):
@@ -189,10 +189,15 @@ class Blip2ImageToTextGeneration(Blip2Llm):
         return moved.reshape(x_BLD.shape), Tensor((place_BL >= 0).astype(np.float32))
 
     def _counted(self, rows, how):
-        """The prompts, where the scores count them: LAVIS's OPT hands them to its beam search, -1 at padding."""
-        if how.scorer != "lavis" or not isinstance(self.config.text_config, OPTConfig):
-            return None
-        return _padded(rows, -1, left=True)
+        """The ids before the new tokens that penalty, n-grams and LAVIS's length of a caption see: (B, L) int32, or None.
+
+        ``transformers``: what its BLIP-2 gets from its processor, an image token for each query, then padding up to the longest
+        prompt, then the prompt; padding counts as a token there.  ``lavis``: of an OPT the prompts alone, of a Llama nothing."""
+        text = self.config.text_config
+        if how.scorer == "lavis":
+            return _padded(rows, -1, left=True) if isinstance(text, OPTConfig) else None
+        image_BQ = np.full((len(rows), self.queries), -1 if text.image_token_id is None else text.image_token_id, np.int32)
+        return np.concatenate([image_BQ, _padded(rows, text.pad_token_id, left=True)], 1)
 
 
 class _See(nn.Cell):
