@@ -15,6 +15,7 @@ from mindblip2.config import (
 )
 from mindblip2.data.image import load_image
 from mindblip2.data.pixels import CHANNELS, ImageError, array_to_rgb
+from mindblip2.data.prompted import without_image_tokens
 from mindblip2.data.tokenizer import BertTokenizer, load_tokenizer, save_tokenizer
 from mindblip2.data.transforms import EvalTransform
 from mindblip2.file_io import atomic_folder
@@ -132,6 +133,7 @@ class Blip2Processor:
         if images is None and text is None:
             raise ValueError("nothing to process: pass images=, text= or both")
         inputs = {}
+        text = _without_image_tokens(text)
         if images is not None:
             inputs["image"] = self.image_processor(images, return_tensors=return_tensors)
         if text is not None:
@@ -141,6 +143,13 @@ class Blip2Processor:
 
     def __repr__(self):
         return f"Blip2Processor(image_processor={self.image_processor!r}, tokenizer={self.tokenizer!r})"
+
+
+def _without_image_tokens(text):
+    """A text or a list of texts without the placeholders of image tokens; anything else as it is."""
+    if isinstance(text, (list, tuple)):
+        return [_without_image_tokens(one) for one in text]
+    return without_image_tokens(text) if isinstance(text, str) else text
 
 
 def rgb(picture, name):

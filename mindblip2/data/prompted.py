@@ -13,9 +13,9 @@ IMAGE_TOKEN = "<image>"     # transformers' placeholder of a query, of which its
 class PromptedText:
     """Captions and prompts to ids as the model of ``config`` (a ``Blip2Config``) reads them.
 
-    The end token is ``text_config.eos_token_id``, of several the first, which for OPT is a line end, as in LAVIS; bos is there if ``begins_with_bos`` says so,
-    whatever the tokenizer puts in front by itself.  ``max_length`` in tokens, all included: a longer caption loses its end, and
-    with it the end token, since it does not end there.
+    The end token is ``text_config.eos_token_id``, of several the first, which for OPT is a line end, as in LAVIS; bos is there if
+    ``begins_with_bos`` says so, whatever the tokenizer puts in front by itself.  ``max_length`` in tokens, all included: a longer caption
+    loses its end, and with it the end token, since it does not end there.
 
     Raises ValueError for a tokenizer of another model, a special id outside the vocabulary, and a prompt that leaves no room for a
     caption."""

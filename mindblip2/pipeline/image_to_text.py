@@ -4,9 +4,9 @@ from pathlib import Path
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
 from mindblip2.cells.decoding import merged
 from mindblip2.config import print_support_list
+from mindblip2.data.own_processor import own_processor
 from mindblip2.data.vqa import PROMPT
 from mindblip2.image_to_text import Writer
-from mindblip2.data.own_processor import own_processor
 
 DEFAULT = "itt_blip2_stage2_vit_g_opt_2_7b"     # of those that BLIP-2 published
 

@@ -39,7 +39,8 @@ def bridge(kind, seed, folder):
     ids = {name: IDS[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     sizes = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, **ids}
     if kind == "opt":
-        text = {"model_type": "opt", "num_attention_heads": 2, "ffn_dim": 24, "word_embed_proj_dim": 16, "max_position_embeddings": 64, **sizes}
+        text = {"model_type": "opt", "num_attention_heads": 2, "ffn_dim": 24, "word_embed_proj_dim": 16, "max_position_embeddings": 64,
+                **sizes}
     else:
         text = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24, "rms_norm_eps": 1e-6,
                 **sizes}
