@@ -33,7 +33,7 @@ from mindblip2.sections import (
     section,
     warn_ignored,
 )
-from mindblip2.text_config import LlamaConfig, OPTConfig
+from mindblip2.text_config import GENERATION_ALIASES, LlamaConfig, OPTConfig
 
 logger = logging.getLogger("mindblip2")
 
@@ -495,6 +495,7 @@ def load_config(name_or_path, overrides=None):
         raise ConfigError(f"{path} must hold a mapping of sections, but holds a {type(raw).__name__}")
     for dotted in BESIDE:
         _find_beside(path, raw, dotted)
+    _drop_other_names(raw, overrides or {})
     for dotted, value in (overrides or {}).items():
         _override(raw, dotted, value)
     ignored = []
@@ -721,6 +722,15 @@ def _find_beside(path, raw, dotted):
     found = path.parent / name      # a name without a suffix is one in the cache, unless it is the folder of a tokenizer
     if (found.suffix and found.is_file()) or (last == "vocab_file" and found.is_dir()):
         raw[last] = str(found.absolute())
+
+
+def _drop_other_names(raw, overrides):
+    """An override of ``generation.max_length`` goes over the file's ``max_new_tokens``, which is the same argument."""
+    own = raw.get("generation")
+    given = {GENERATION_ALIASES.get(name, name) for section, _, name in (dotted.partition(".") for dotted in overrides)
+             if section == "generation"}
+    if isinstance(own, dict) and given:
+        raw["generation"] = {name: value for name, value in own.items() if GENERATION_ALIASES.get(name, name) not in given}
 
 
 def _override(raw, dotted, value):

@@ -18,6 +18,7 @@ from mindblip2.data.encoding import listed, texts_of
 from mindblip2.data.image import load_image
 from mindblip2.data.language_tokenizer import LanguageTokenizer
 from mindblip2.data.pixels import CHANNELS, ImageError, array_to_rgb
+from mindblip2.data.prompted import without_image_tokens
 from mindblip2.data.text_checks import cleaned, warn_truncated
 from mindblip2.data.tokenizer import BertTokenizer, load_tokenizer, save_tokenizer
 from mindblip2.data.transforms import EvalTransform
@@ -142,6 +143,7 @@ class Blip2Processor:
         if images is None and text is None:
             raise ValueError("nothing to process: pass images=, text= or both")
         inputs = {}
+        text = _without_image_tokens(text)
         if images is not None:
             inputs["image"] = self.image_processor(images, return_tensors=return_tensors)
         if text is not None:
@@ -162,6 +164,13 @@ class Blip2Processor:
 
     def __repr__(self):
         return f"Blip2Processor(image_processor={self.image_processor!r}, tokenizer={self.tokenizer!r})"
+
+
+def _without_image_tokens(text):
+    """A text or a list of texts without the placeholders of image tokens; anything else as it is."""
+    if isinstance(text, (list, tuple)):
+        return [_without_image_tokens(one) for one in text]
+    return without_image_tokens(text) if isinstance(text, str) else text
 
 
 def rgb(picture, name):

@@ -3,8 +3,8 @@ from pathlib import Path
 
 from mindblip2.cells.blip2_qformer import Blip2Classifier
 from mindblip2.config import presets, print_support_list
+from mindblip2.data.own_processor import own_processor
 from mindblip2.data.text_checks import split_labels
-from mindblip2.pipeline.own_processor import own_processor
 from mindblip2.zero_shot import TEMPLATE, ZeroShotClassifier
 
 DEFAULT = "blip2_stage1_classification"
