@@ -150,3 +150,6 @@ class Joined(State):
         if axis is not None:
             shape[axis] = sum(part.shape(name)[axis] for part in self._parts)
         return tuple(shape)
+
+    def path_of(self, name):
+        return self._parts[0].path_of(name)

@@ -35,8 +35,8 @@ OTHER_TENSORS = {"_rebuild_sparse_tensor": "a sparse tensor", "_rebuild_sparse_c
                  "_rebuild_nested_tensor": "a nested tensor", "_rebuild_wrapper_subclass": "a tensor of another class",
                  "_rebuild_device_tensor_from_numpy": "a tensor of another device",
                  "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device"}
-PLAIN = {("torch", "Size"), ("torch", "device"), ("_codecs", "encode"), *((module, name) for module in ("builtins", "__builtin__")
-                                                                           for name in ("set", "frozenset", "bytearray", "complex"))}
+PLAIN = {("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout"), ("_codecs", "encode"),
+         *((module, name) for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "bytearray", "complex"))}
 
 
 class Storage(NamedTuple):
@@ -189,6 +189,8 @@ class TorchFile:
             stored = member.compress_type == zipfile.ZIP_STORED
             if stored and member.file_size != member.compress_size or member.file_size > DEFLATE_MOST * member.compress_size:
                 raise Damaged(f"{name} has {member.compress_size:,} bytes that stand for {member.file_size:,}")
+            if not 0 <= member.header_offset < directory:
+                raise Damaged(f"the directory of the zip file says that {name} begins at byte {member.header_offset:,}")
             starts[name] = self._local_header(member)
             if member.header_offset < end or starts[name] + member.compress_size > following:
                 raise Damaged(f"{name} overlaps what stands beside it in the file")
