@@ -1,6 +1,4 @@
 """The other direction: a .ckpt of ours as a torch file."""
-from pathlib import Path
-
 import torch
 from tqdm import tqdm
 
@@ -42,7 +40,8 @@ def to_torch(mindspore_path, torch_path, dtype=None, names=None, config=None):
     if "qformer.query_tokens" in stored:
         positions = stored.shapes.get("qformer.embeddings.position.embedding_table", (QFormerConfig().max_position_embeddings,))
         state["Qformer.bert.embeddings.position_ids"] = torch.arange(positions[0])[None]
-    _save({"model": state} if "qformer.query_tokens" in stored else state, Path(torch_path))
+    with atomic_file(torch_path, "wb", sum(value.nbytes for value in state.values())) as file:
+        torch.save({"model": state} if "qformer.query_tokens" in stored else state, file)
     return state
 
 
@@ -116,8 +115,3 @@ def _freq(stored):
 def _checked(stored, name, array):
     check_values(stored.path, name, array, stored.types[name], name == "temp")
     return array
-
-
-def _save(content, path):
-    with atomic_file(path, "wb") as file:
-        torch.save(content, file)

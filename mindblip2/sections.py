@@ -5,11 +5,17 @@ nearest field.
 """
 import dataclasses
 import difflib
+import logging
+import reprlib
 import types
 import typing
 from dataclasses import dataclass
 
 from mindblip2 import legacy
+
+logger = logging.getLogger("mindblip2")
+_REPR = reprlib.Repr()
+_REPR.maxstring, _REPR.maxlevel = 100, 2
 
 
 class ConfigError(ValueError):
@@ -42,8 +48,10 @@ def section(cls):
         for key in values:
             if key not in names:
                 raise ConfigError(_unknown_key(f"{cls.__name__}.{key}", key, names))
-        hints = typing.get_type_hints(cls)
-        init(self, **{key: _cast(hints[key], value, f"{cls.__name__}.{key}", []) for key, value in values.items()})
+        hints, ignored = typing.get_type_hints(cls), []
+        kept = {key: value for key, value in values.items() if not _has_no_effect(cls, "", key, value, f"{cls.__name__}.{key}", ignored)}
+        init(self, **{key: _cast(hints[key], value, f"{cls.__name__}.{key}", ignored) for key, value in kept.items()})
+        warn_ignored(ignored)
 
     def assign(self, name, value):
         if name != "checkpoint_name_or_path" or name not in names:
@@ -58,19 +66,25 @@ def section(cls):
 
 
 def build(cls, raw, where="", ignored=None):
-    """``cls`` from a mapping; ``where`` is the dotted path for messages, ``ignored`` collects MindFormers' dead keys."""
+    """``cls`` from a mapping; ``where`` is the dotted path for messages, ``ignored`` collects the keys that have no effect.  Without such
+    a list a warning names them."""
+    if ignored is None:
+        made = build(cls, raw, where, ignored := [])
+        warn_ignored(ignored)
+        return made
     if isinstance(raw, cls):
         return raw
     if not isinstance(raw, dict):
-        raise ConfigError(f"{where or cls.__name__} must be a mapping, got {raw!r}")
-    ignored = [] if ignored is None else ignored
+        raise ConfigError(f"{where or cls.__name__} must be a mapping, got {_short(raw)}")
     hints = typing.get_type_hints(cls)
     known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
     raw = legacy.translate(cls.__name__, raw)
     values = {}
     for key, value in raw.items():
         name = f"{where}.{key}" if where else str(key)
-        if key in legacy.IGNORED.get(where, ()) or value in legacy.IGNORED_VALUES.get(name, ()):
+        if _has_no_effect(cls, where, key, value, name, ignored):
+            continue
+        if value in legacy.IGNORED_VALUES.get(name, ()):
             ignored.append(name)
         elif key in known:
             values[key] = _cast(known[key], value, name, ignored)
@@ -81,6 +95,22 @@ def build(cls, raw, where="", ignored=None):
         else:
             raise ConfigError(_unknown_key(name, key, known))
     return cls(**values)
+
+
+def warn_ignored(names, source=""):
+    """One line that names keys without effect; ``source``: the file that holds them."""
+    if names:
+        logger.warning("%sthese keys have no effect in mindblip2 and are ignored: %s", f"{source}: " if source else "", ", ".join(names))
+
+
+def _has_no_effect(cls, where, key, value, name, ignored):
+    """Whether nothing reads a field, which then keeps its default; ``ignored`` gets the ``name`` of another value."""
+    if key not in legacy.WITHOUT_EFFECT.get(where, ()) and key not in legacy.WITHOUT_EFFECT.get(cls.__name__, ()):
+        return False
+    field, = (f for f in dataclasses.fields(cls) if f.name == key)
+    if value not in (field.default, _plain(field.default)):
+        ignored.append(name)
+    return True
 
 
 def positive(config, *names):
@@ -119,6 +149,11 @@ def _merge(base, changes):
     return merged
 
 
+def _short(value):
+    """A value in a message, on one line of at most some 200 characters: a YAML file may hold anything, at any size."""
+    return _REPR.repr(value)
+
+
 def _unknown_key(name, key, known):
     near = difflib.get_close_matches(str(key), list(known), 1, 0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
@@ -149,7 +184,7 @@ def _cast(hint, value, name, ignored):
             except (TypeError, ValueError, OverflowError):
                 continue
     wanted = " or ".join(o.__name__ for o in options if o is not type(None))
-    raise ConfigError(f"{name} = {value!r}: expected {wanted}, got {type(value).__name__}")
+    raise ConfigError(f"{name} = {_short(value)}: expected {wanted}, got {type(value).__name__}")
 
 
 def _which(sections, value, name):

@@ -112,12 +112,13 @@ def test_an_empty_section_means_its_defaults(load):
     ("model: {model_config: 3}", "model.model_config must be a mapping, got 3"),
     ("run_mode: fly", "run_mode = 'fly': expected one of 'train', 'finetune', 'eval', 'predict', 'export', 'check', 'plan'"),
     ("context: {mode: 2}", "ContextConfig.mode = 2: expected one of 0, 1"),
-    ("context: {device_target: TPU}", "expected one of '', 'CPU', 'GPU', 'Ascend'"),
+    ("context: {device_target: TPU}", "expected one of '', 'CPU', 'Ascend'"),
+    ("context: {device_target: GPU}", "context.device_target = 'GPU': expected 'CPU' or 'Ascend'"),
     ("model: {model_config: {compute_dtype: half}}", "expected one of 'float32', 'float16', 'bfloat16'"),
     ("model: {model_config: {softmax_dtype: float16}}", "softmax_dtype = 'float16': expected one of 'float32'"),
     ("processor: {image_processor: {image_size: [224, 196]}}", "[224, 196]: BLIP-2 pictures are square"),
     ("- a list", "must hold a mapping of sections, but holds a list"),
-    ("a: [1", "is not a YAML file"),
+    ("a: [1", "is not YAML: "),
 ])
 def test_an_unusable_value_is_named(load, text, complaint):
     with pytest.raises(ConfigError) as error:
