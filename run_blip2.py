@@ -1,6 +1,5 @@
 """The doorbell: ``python run_blip2.py --config PRESET|FILE --run_mode train|eval|predict …``; see README.md."""
 import argparse
-import functools
 import os
 import sys
 
@@ -38,6 +37,14 @@ def _count(text):
     return number
 
 
+def _yaml(text, name=""):
+    """What a text on the command line means, as YAML reads it."""
+    try:
+        return parse_yaml(text, name or repr(text[:50]))
+    except FileError as error:
+        raise argparse.ArgumentTypeError(" ".join(str(error).split())) from None
+
+
 def arguments(argv):
     """(options, overrides) of a command line.  Exits with a message on an unknown flag."""
     parser = argparse.ArgumentParser(prog="run_blip2.py", description=__doc__, allow_abbrev=False, epilog=(
@@ -68,7 +75,7 @@ def arguments(argv):
     for name in ("device_id", "seed", "epochs", "batch_size", "gradient_accumulation_steps"):
         parser.add_argument(f"--{name}", type=int)
     for name in ("use_parallel", "sink_mode", "resume_training", "do_eval"):
-        parser.add_argument(f"--{name}", type=functools.partial(parse_yaml, name=f"--{name}"))
+        parser.add_argument(f"--{name}", type=_yaml)
     parser.add_argument("--options", nargs="+", default=[], metavar="a.b.c=value", help="the same as --a.b.c value")
     for name in IGNORED:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
@@ -102,11 +109,10 @@ def _overrides(parser, options, rest):
 
 
 def _value(parser, flag, text):
-    """What a text on the command line means, as YAML reads it."""
     try:
-        return parse_yaml(text, flag)
-    except FileError as error:
-        parser.error(" ".join(str(error).split()))
+        return _yaml(text, flag)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
 
 
 def _check_used(options, overrides, config):
@@ -156,7 +162,7 @@ def run(argv=None):
         return trainer.evaluate(**{"use_itm": True} if options.use_itm else {})
     if config.run_mode != "predict":
         return {"train": trainer.train, "finetune": trainer.finetune}[config.run_mode]()
-    folder = config.output_dir if options.output_dir else "."
+    folder = config.output_dir if "output_dir" in overrides else "."
     name = os.path.join(folder, f"{trainer.task}_result")
     extra = {"save_picture": f"{name}.png", "top_k": options.top_k or 5, "use_itm": options.use_itm}
     if trainer.task == "feature_extraction":

@@ -5,6 +5,7 @@ from mindblip2.cells.blip2_qformer import Blip2Classifier
 from mindblip2.config import presets, print_support_list
 from mindblip2.data.own_processor import own_processor
 from mindblip2.data.text_checks import split_labels
+from mindblip2.hub import named_file
 from mindblip2.zero_shot import TEMPLATE, ZeroShotClassifier
 
 DEFAULT = "blip2_stage1_classification"
@@ -23,6 +24,8 @@ class ZeroShotImageClassificationPipeline:
                  max_length=None, use_itm=False, batch_size=8, temperature=None):
         self.model = (Blip2Classifier.from_pretrained(model or DEFAULT, checkpoint)
                       if isinstance(model, (str, Path, type(None))) else model)
+        if checkpoint and self.model is model:
+            model.load_checkpoint(named_file(checkpoint, "checkpoint"))
         self.processor = processor or own_processor(self.model)
         self.batch_size = batch_size
         self._options = {"candidate_labels": candidate_labels, "hypothesis_template": hypothesis_template,

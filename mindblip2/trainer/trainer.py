@@ -65,6 +65,10 @@ class Trainer:
         for name in ("candidate_labels", "hypothesis_template"):
             if getattr(self, name) is not None and self.task not in TEXT_ARGUMENTS[name]:
                 raise ValueError(f"{name} is not used by the task {self.task}, but by {', '.join(TEXT_ARGUMENTS[name])}")
+        if args is not None and hasattr(self.model, "config"):
+            own, said = self.model.config.to_dict(), self.config.model.model_config.to_dict()
+            warn_ignored([f"model.model_config.{key} (the model object has its own)" for key in said
+                          if said[key] != own[key] and key != "compute_dtype"], "args")       # which the device may change
         if isinstance(model, str) and model_name not in (None, "", model):
             logger.warning("model_name = %r has no effect: model = %r decides", model_name, model)
 
