@@ -328,6 +328,7 @@ class ImageProcessorConfig(Section):
     std: tuple[Positive, Positive, Positive] = CLIP_STD
     interpolation: str = "bicubic"
     is_hwc: bool = False
+    alpha: str = "drop"                 # transparency: "drop" as LAVIS (the colours under it show), "white" (background) as transformers
 
     def __post_init__(self):
         size = self.image_size
@@ -336,6 +337,7 @@ class ImageProcessorConfig(Section):
                 raise ConfigError(f"processor.image_processor.image_size = {list(size)}: BLIP-2 pictures are square")
             object.__setattr__(self, "image_size", int(size[0]))
         one_of(self, "interpolation", ("bicubic",))
+        one_of(self, "alpha", ("drop", "white"))
 
 
 @section
