@@ -9,8 +9,11 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
+from mindblip2 import comm
+from mindblip2.hub import save_whole
 from mindblip2.sections import ConfigError
 from mindblip2.trainer import lock, saving, stop
 from mindblip2.trainer.lock import training_lock
@@ -119,6 +122,41 @@ def test_b9_an_evaluation_that_a_signal_has_put_off_is_made_when_the_run_goes_on
     figures = [[(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry] for log in (undisturbed, again)]
     assert figures[0] == figures[1] and 5 in dict(figures[0])
     assert saving.best(folder) == saving.best(folder_of(tmp_path / "whole"))
+
+
+def on_a_mesh(monkeypatch, other):
+    """This process is one of two, of which the other gives ``other`` to every sum."""
+    monkeypatch.setattr(comm, "mesh", comm.Mesh(2, 1, 0))
+    monkeypatch.setattr(comm, "everywhere", lambda array: array + np.array(other, np.float32))
+
+
+def test_b9_a_signal_to_another_process_of_the_mesh_counts(monkeypatch):
+    signals = stop.StopSignals()
+    assert signals.agreed() is None
+    on_a_mesh(monkeypatch, [0, 1])
+    assert signals.agreed() == signal.SIGTERM and signals.received is None
+    on_a_mesh(monkeypatch, [0, 0])
+    assert signals.agreed() is None
+    signals.received = signal.SIGINT
+    assert signals.agreed() == signal.SIGINT
+
+
+def test_b10_all_processes_of_a_mesh_give_up_together(monkeypatch, tmp_path):
+    with comm.together():
+        pass
+    on_a_mesh(monkeypatch, [1])
+    with pytest.raises(RuntimeError, match="another process of the mesh has failed"), comm.together():
+        pass
+    made = []
+
+    def tensors():
+        for i in range(3):
+            made.append(i)
+            yield f"x{i}", "Float32", np.zeros(3, np.float64 if i == 1 else np.float32)     # the second cannot be written
+    on_a_mesh(monkeypatch, [0])
+    with pytest.raises(TypeError, match="x1: type Float32 needs"):
+        save_whole(tmp_path / "x.ckpt", tensors())
+    assert made == [0, 1, 2] and not list(tmp_path.iterdir())       # the others wait for the third in its collective
 
 
 RUN = """
