@@ -57,7 +57,9 @@ def arguments(argv):
     parser.add_argument("--predict_data", nargs="+", help="pictures: files, folders, URLs; for feature_extraction also .txt files "
                                                           "with a caption per line")
     parser.add_argument("--predict_batch_size", type=_count, help="default 8; export: how many pictures the graphs take, default 1")
-    parser.add_argument("--candidate_labels", nargs="+", help="the labels to choose from")
+    parser.add_argument("--candidate_labels", nargs="+", help=(
+        "the labels to choose from: one argument is split at its commas ('a red cat, dog'); several are one label each, with the commas "
+        "inside them"))
     parser.add_argument("--hypothesis_template", help="the label's text, with {} for the label; image_to_text_generation: the prompt.  "
                                                       "Its other arguments are --generation.num_beams 3 and so on")
     parser.add_argument("--answer_only", action="store_true", help="image_to_text_generation: texts without their prompt")
@@ -78,7 +80,15 @@ def arguments(argv):
     for name in IGNORED:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args(argv)
+    if options.candidate_labels:
+        options.candidate_labels = _labels(options.candidate_labels)
     return options, _overrides(parser, options, rest)
+
+
+def _labels(given):
+    """The labels of a command line, see --candidate_labels; of `cat, dog` the comma that ends an argument is no part of a label."""
+    parts = given[0].split(",") if len(given) == 1 else [one.strip().removesuffix(",") for one in given]
+    return [one.strip() for one in parts if one.strip()] or given
 
 
 def _overrides(parser, options, rest):
@@ -167,4 +177,6 @@ if __name__ == "__main__":
         result = run()
     except (ConfigError, CheckpointError, ValueError, OSError, FloatingPointError, NotImplementedError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:       # a training has said how it goes on
+        sys.exit(130)
     sys.exit(isinstance(result, dict) and result.get("ok") is False)     # of a check
