@@ -351,7 +351,7 @@ def test_c8_a_value_may_follow_an_equals_sign():
     (["--model.model_config.query_reduce"], "--model.model_config.query_reduce: expected a value after it"),
     (["--seeds=3"], "unknown argument '--seeds'; did you mean --seed?"),
     (["--a.b=[1"], "--a.b is not YAML: "), (["--options", "a.b=&x [*x]"], "--options a.b is not usable YAML: "),
-    (["--a.b", "[" * 3000 + "]" * 3000], "--a.b is not usable YAML: it is nested too deeply"),
+    (["--a.b", "[" * 60_000 + "]" * 60_000], "--a.b is not usable YAML: it is nested too deeply"),
     (["--use_parallel", "[1"], "argument --use_parallel: '[1' is not YAML: "),
     (["--device_target", "GPU"], "invalid choice: 'GPU'"),
 ])
@@ -370,7 +370,7 @@ def test_c8_predict_of_a_data_set_names_run_mode_eval():
 
 # ------------------------------------------------------------------------------------------------ B12, B4
 @pytest.mark.parametrize("text, words", [
-    ("a: " + "[" * 5000, "nested too deeply"), ("a: &a [*a]", "anchor refers to itself"),
+    ("a: " + "[" * 60_000 + "]" * 60_000, "nested too deeply"), ("a: &a [*a]", "anchor refers to itself"),
     ("a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)), "anchors expand to over"),
     ("callbacks: [abc]", "callbacks[0]: unknown type"), ("- a", "must hold a mapping"),
     ("train_dataset: {data_loader: {annotation_files: [a.json, 5]}}", "LoaderConfig.annotation_files holds 5: expected texts, got int"),
