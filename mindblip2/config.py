@@ -601,16 +601,13 @@ def without_effect(config):
 
 
 def _add_text_config(add, text):
-    name = "model.model_config.text_config."
-    if not text.do_sample:
-        for key, default in (("top_k", 1), ("top_p", 1.0)):
-            add(name + key, getattr(text, key), default, "do_sample is false")
-    if isinstance(text, LlamaConfig) and text.intermediate_size is not None:
-        for key, default in (("multiple_of", 256), ("ffn_dim_multiplier", None)):
-            add(name + key, getattr(text, key), default, "intermediate_size is given")
-    if isinstance(text, LlamaConfig) and text.position_embedding == "alibi":
-        for key, default in (("rope_theta", 10000.0), ("rope_scaling", None)):
-            add(name + key, getattr(text, key), default, "position_embedding is alibi")
+    is_llama, default = isinstance(text, LlamaConfig), type(text)()
+    for is_idle, reason, keys in (
+            (not text.do_sample, "do_sample is false", ("top_k", "top_p", "temperature")),
+            (is_llama and text.intermediate_size is not None, "intermediate_size is given", ("multiple_of", "ffn_dim_multiplier")),
+            (is_llama and text.position_embedding == "alibi", "position_embedding is alibi", ("rope_theta", "rope_scaling"))):
+        for key in keys if is_idle else ():
+            add(f"model.model_config.text_config.{key}", getattr(text, key, None), getattr(default, key, None), reason)
 
 
 def _add_tokenizer(add, tokenizer):
