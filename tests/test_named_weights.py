@@ -223,6 +223,8 @@ def test_a1_names_of_mindformers_say_how_to_get_the_file(made, here, tmp_path, n
     assert f"model.model_config.{NAME} = '{name}'" in str(error.value) and words in str(error.value)
     file = legacy.WEIGHT_ALIASES.get(name, name)
     (tmp_path / "model.ckpt").rename(tmp_path / f"{file}.ckpt")
+    (tmp_path / "here" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")            # a folder without weights is no file of weights
     assert blip2_qformer.Blip2Qformer(config)       # in the cache folder it is found by its name
 
 
