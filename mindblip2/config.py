@@ -421,7 +421,7 @@ class RunConfig(Section):
     model: ModelConfig = field(default_factory=ModelConfig)
     lr_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    callbacks: tuple = ()
+    callbacks: tuple[dict, ...] = ()
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     generation: dict = field(default_factory=dict)  # arguments of generate in eval and predict of stage 2, see docs/generation.md
     do_eval: bool = False               # in training: evaluate on eval_dataset, and choose the best checkpoint by that
@@ -453,7 +453,7 @@ class RunConfig(Section):
     def _check_callbacks(self):
         """MindFormers' callbacks are mappings with a ``type``."""
         for i, callback in enumerate(self.callbacks):
-            kind = callback.get("type") if isinstance(callback, dict) else None
+            kind = callback.get("type")
             if not isinstance(kind, str) or kind not in legacy.CALLBACKS:
                 raise ConfigError(f"callbacks[{i}]: unknown type {str(kind)[:100]!r}; expected a mapping such as "
                                   "{type: CheckpointMonitor, save_checkpoint_steps: 100}; known: " + ", ".join(legacy.CALLBACKS))
