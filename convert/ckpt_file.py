@@ -4,7 +4,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from convert import plan
-from convert.dimensions import Shapes, has_grouped_heads, read_config, read_text_config, unknown, yaml_line
+from convert.dimensions import Shapes, has_grouped_heads, read_config, read_text_config, unknown, yaml_line, yaml_value
 from convert.files import read
 from convert.hf_config import IDS, Said, read_said
 from convert.kinds import check_bridge, detect, holds_vit, is_bridge, is_language_model
@@ -114,7 +114,7 @@ def _plan_stage_2(main, kind, vit, llm, paths, config, image_size, said):
 
 def _numbers(config, said):
     """Remarks: the numbers of ViT, Q-Former and the model itself that a user's YAML must have, as they were read."""
-    eps = f"ln_vision_eps: {config.ln_vision_eps!r}".replace("e-", ".0e-") + (
+    eps = f"ln_vision_eps: {yaml_value(config.ln_vision_eps)}" + (
         " (transformers', as in its config.json; LAVIS has 1e-05)" if said.path and "" in said.sections else
         " (LAVIS's; transformers has 1e-06 on the same weights)")
     if not said.path:

@@ -61,7 +61,7 @@ def yaml_line(section):
 
 
 def _yaml_mapping(values):
-    return "{" + ", ".join(f"{key}: {_yaml(value)}" for key, value in values.items()) + "}"
+    return "{" + ", ".join(f"{key}: {yaml_value(value)}" for key, value in values.items()) + "}"
 
 
 class Shapes:
@@ -149,7 +149,7 @@ def unknown(width, llm):
     return (llm or LlamaConfig)(hidden_size=width, num_heads=1, num_layers=1)
 
 
-def _yaml(value):
+def yaml_value(value):
     """A value as YAML; 1e-05 would be text there."""
     text = json.dumps(value)
     return text.replace("e-", ".0e-") if isinstance(value, float) and "e" in text and "." not in text else text
