@@ -43,11 +43,12 @@ class Blip2Llm(Pretrained):
         if text is None:
             raise ValueError(f"{type(self).__name__} needs model_config.text_config, the language model: take a preset of stage 2, or "
                              "give a section of type LlamaConfig or OPTConfig")
-        self.vit = ViT(vision, dtype)
-        self.ln_vision = LayerNorm(vision.hidden_size, self.config.ln_vision_eps)
-        self.qformer = QFormer(qformer, dtype, text=False)
-        self.llm_proj = Linear(qformer.hidden_size, text.hidden_size, dtype)
-        self.llm = LANGUAGE_MODELS[type(text)](text, dtype, dtype if self.config.freeze_text else "float32")
+        with self.building():
+            self.vit = ViT(vision, dtype)
+            self.ln_vision = LayerNorm(vision.hidden_size, self.config.ln_vision_eps)
+            self.qformer = QFormer(qformer, dtype, text=False)
+            self.llm_proj = Linear(qformer.hidden_size, text.hidden_size, dtype)
+            self.llm = LANGUAGE_MODELS[type(text)](text, dtype, dtype if self.config.freeze_text else "float32")
         self.queries, self.most = qformer.query_length, text.positions
         self.noise = noise.bind(self)
         self._words = self.noise.given

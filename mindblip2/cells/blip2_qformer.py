@@ -3,6 +3,7 @@
 B batch · G batch over all cards · L labels · P image tokens · Q queries · T text · S buffer slots · W image width · D width · E embed
 V vocab · N rows = batch × beams
 """
+import logging
 from typing import NamedTuple
 
 import mindspore as ms
@@ -18,6 +19,7 @@ from mindblip2.cells.vit import ViT
 from mindblip2.config import Blip2Config
 from mindblip2.hub import Pretrained
 
+logger = logging.getLogger("mindblip2")
 LABELS = 32     # that are read at once
 
 
@@ -41,13 +43,16 @@ class Blip2Qformer(Pretrained):
 
     def __init__(self, config=None):
         super().__init__(config or Blip2Config())
+        if self.config.text_config is not None:
+            logger.warning("model.model_config.text_config has no effect: a %s has no language model", type(self).__name__)
         vision, qformer, dtype = self.config.vision_config, self.config.qformer_config, self.config.compute_dtype
-        self.vit = ViT(vision, dtype)
-        self.ln_vision = LayerNorm(vision.hidden_size, self.config.ln_vision_eps)
-        self.qformer = QFormer(qformer, dtype)
-        self.vision_proj = Linear(qformer.hidden_size, qformer.head_embed_dim, dtype)
-        self.text_proj = Linear(qformer.hidden_size, qformer.head_embed_dim, dtype)
-        self.itm_head = Linear(qformer.hidden_size, 2, dtype)
+        with self.building():
+            self.vit = ViT(vision, dtype)
+            self.ln_vision = LayerNorm(vision.hidden_size, self.config.ln_vision_eps)
+            self.qformer = QFormer(qformer, dtype)
+            self.vision_proj = Linear(qformer.hidden_size, qformer.head_embed_dim, dtype)
+            self.text_proj = Linear(qformer.hidden_size, qformer.head_embed_dim, dtype)
+            self.itm_head = Linear(qformer.hidden_size, 2, dtype)
         self.temp = Parameter(Tensor(self.config.temperature, ms.float32), name="temp")
         self._caption_step = (_CaptionStep(self.qformer),)  # kept, so that a graph is compiled once; in a tuple: it is no child
         self.noise = noise.bind(self)
@@ -207,12 +212,12 @@ class Blip2Classifier(Blip2Qformer):
         memory = self.qformer.memory(self.ln_vision(self.vit(image)))
         return self.probabilities(self.image_features(memory), self.text_features(label_ids))
 
-    def probabilities(self, image_BQE, label_LE):
-        """softmax over labels of similarity / temp.  The best query counts, or with ``query_reduce: first`` the first, as
-        MindFormers did."""
+    def probabilities(self, image_BQE, label_LE, temperature=None):
+        """softmax over labels of similarity / temp, or / ``temperature`` where that is given.  The best query counts, or with
+        ``query_reduce: first`` the first, as MindFormers did."""
         if self.config.query_reduce == "first":
             image_BQE = image_BQE[:, :1]
-        return ops.softmax(losses.similarity(image_BQE, label_LE) / self.temp, -1)
+        return ops.softmax(losses.similarity(image_BQE, label_LE) / (self.temp if temperature is None else temperature), -1)
 
     def label_features(self, label_ids):
         """``text_features`` of any number of labels (L, T) → (L, E).  Called from outside of a graph."""

@@ -6,6 +6,7 @@ from mindblip2.cells.decoding import merged
 from mindblip2.config import print_support_list
 from mindblip2.data.own_processor import own_processor
 from mindblip2.data.vqa import PROMPT
+from mindblip2.hub import named_file
 from mindblip2.image_to_text import Writer
 
 DEFAULT = "itt_blip2_stage2_vit_g_opt_2_7b"     # of those that BLIP-2 published
@@ -22,6 +23,8 @@ class ImageToTextGenerationPipeline:
     def __init__(self, model=None, processor=None, checkpoint=None, hypothesis_template="", batch_size=8, return_full_text=True, **options):
         self.model = (Blip2ImageToTextGeneration.from_pretrained(model or DEFAULT, checkpoint)
                       if isinstance(model, (str, Path, type(None))) else model)
+        if checkpoint and self.model is model:
+            model.load_checkpoint(named_file(checkpoint, "checkpoint"))
         self._writer = Writer(self.model, processor or own_processor(self.model))
         self.hypothesis_template, self.batch_size, self.return_full_text = hypothesis_template, batch_size, return_full_text
         self.model.decoding(options)        # wrong ones are an error here

@@ -80,7 +80,8 @@ def test_b13_a_classifier_takes_label_texts(given):
 @pytest.mark.parametrize("ask, complaint", [
     (lambda model, image, ids: model.generate(image, "a photo of"),
      "use_cache = 'a photo of': .*stage 1 writes captions without a prompt"),
-    (lambda model, image, ids: model.generate({"image": image, "prompt": "a"}), "samples has the keys 'image', 'prompt': expected 'image'$"),
+    (lambda model, image, ids: model.generate({"image": image, "prompt": "a"}),
+     "samples has the keys 'image', 'prompt': expected 'image'$"),
     (lambda model, image, ids: model.generate({}), "samples has the keys none: expected 'image'"),
     (lambda model, image, ids: model.itm_logits(image.asnumpy()[0], ids), r"image is float32 \(3, .*: expected float32 \(B, 3, S, S\)"),
     (lambda model, image, ids: model.itm_logits(image, ids.asnumpy()[0]),
