@@ -1,7 +1,4 @@
 """The other direction: a .ckpt of ours as a torch file."""
-import os
-from pathlib import Path
-
 import torch
 from tqdm import tqdm
 
@@ -14,6 +11,7 @@ from convert.plan import cast
 from convert.shapes import llm_shapes, model_shapes, stage_2_shapes
 from mindblip2.checkpoint import Checkpoint, CheckpointError
 from mindblip2.config import LlamaConfig, OPTConfig, QFormerConfig
+from mindblip2.file_io import atomic_file
 
 OPT_ONLY = 2560  # wide: no Llama that has a bridge is
 NAMES = {"transformers": LLAMA, "baichuan": BAICHUAN, "meta": META, "opt_proj": LAVIS_OPT, "llm_proj": LAVIS_LLM}
@@ -42,7 +40,8 @@ def to_torch(mindspore_path, torch_path, dtype=None, names=None, config=None):
     if "qformer.query_tokens" in stored:
         positions = stored.shapes.get("qformer.embeddings.position.embedding_table", (QFormerConfig().max_position_embeddings,))
         state["Qformer.bert.embeddings.position_ids"] = torch.arange(positions[0])[None]
-    _save({"model": state} if "qformer.query_tokens" in stored else state, Path(torch_path))
+    with atomic_file(torch_path, "wb", sum(value.nbytes for value in state.values())) as file:
+        torch.save({"model": state} if "qformer.query_tokens" in stored else state, file)
     return state
 
 
@@ -113,11 +112,3 @@ def _freq(stored):
     return crossing[1] if len(crossing) > 1 else 2
 
 
-def _save(content, path):
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save(content, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -7,11 +7,12 @@ the format can run code.
 import itertools
 import math
 import mmap
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from mindblip2.file_io import atomic_file
 
 # MindSpore's type names; bfloat16 has no NumPy type and travels as its 16 bits.
 NUMPY_TYPES = {"Float32": np.float32, "Float16": np.float16, "BFloat16": np.uint16, "Float64": np.float64, "Int32": np.int32,
@@ -128,20 +129,13 @@ class Checkpoint(Mapping):
         self._spans.setdefault(name, []).append(span)
 
 
-def write_checkpoint(path, tensors):
-    """Write ``tensors``, an iterable of (name, MindSpore type name, array), one at a time; the file appears only when whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            for name, kind, array in tensors:
-                _write_entry(file, name, kind, np.ascontiguousarray(array).reshape(np.shape(array)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_checkpoint(path, tensors, needed=None):
+    """Write ``tensors``, an iterable of (name, MindSpore type name, array), one at a time; the file appears only when whole.
+
+    ``needed``: the bytes of all of them, if they are known, for the message of a full disk.  Raises as ``file_io.atomic_file``."""
+    with atomic_file(path, "wb", needed) as file:
+        for name, kind, array in tensors:
+            _write_entry(file, name, kind, np.ascontiguousarray(array).reshape(np.shape(array)))
 
 
 def _write_entry(file, name, kind, array):

@@ -3,14 +3,17 @@
 Loadable without MindSpore: dtypes are strings.  A section name here is a section name of the YAML files.
 """
 import difflib
+import fnmatch
 import logging
 import os
+import re
 from dataclasses import field
 from pathlib import Path
 
 import yaml
 
 from mindblip2 import legacy
+from mindblip2.file_io import FileError, read_json, read_yaml, write_text
 from mindblip2.sections import (
     ConfigError,
     Count,
@@ -28,6 +31,7 @@ from mindblip2.sections import (
     divides,
     one_of,
     section,
+    warn_ignored,
 )
 from mindblip2.text_config import LlamaConfig, OPTConfig
 
@@ -36,6 +40,8 @@ logger = logging.getLogger("mindblip2")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 DTYPES = ("float32", "float16", "bfloat16")
+WEIGHTS = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
+STAGE_2 = ("Blip2Llm", "Blip2ImageToTextGeneration", "Blip2Llama")     # arch.type; the last is an older name of MindFormers
 
 
 # ------------------------------------------------------------------------------------------------ the model
@@ -198,7 +204,10 @@ class ContextConfig(Section):
 
     def __post_init__(self):
         one_of(self, "mode", (0, 1))
-        one_of(self, "device_target", ("", "CPU", "GPU", "Ascend"))
+        if self.device_target == "GPU":
+            raise ConfigError("context.device_target = 'GPU': expected 'CPU' or 'Ascend', on which mindblip2 runs; its MindSpore has no "
+                              "GPU.  Remove the key for what the host has")
+        one_of(self, "device_target", ("", "CPU", "Ascend"))
 
 
 @section
@@ -272,10 +281,9 @@ class TextTransformConfig(Section):
     prompt: str = ""                    # put before the cleaned caption, as LAVIS
     max_words: Count = 50
     max_length: Count = 32              # tokens; captions are never longer than the tokenizer's max_length either
-    padding: str = "max_length"
-    random_seed: Seed = 2022
-    truncation: bool = True
-    add_special_tokens: bool = True
+
+    def __post_init__(self):
+        one_of(self, "type", ("CaptionTransform",))
 
 
 @section
@@ -292,8 +300,7 @@ class TokenizerConfig(Section):
     add_bos_token: bool | None = None   # None: as the language model's own tokenizer does
     add_eos_token: bool | None = None
     padding: bool | str = "max_length"
-    truncation: bool = True
-    checkpoint_name_or_path: str = ""
+    checkpoint_name_or_path: str = ""   # where vocab_file is "": the tokenizer's file or folder, or its name in the cache
 
 
 @section
@@ -327,10 +334,10 @@ class ImageProcessorConfig(Section):
     mean: tuple[Fraction, Fraction, Fraction] = CLIP_MEAN       # of values in [0, 1], per channel
     std: tuple[Positive, Positive, Positive] = CLIP_STD
     interpolation: str = "bicubic"
-    is_hwc: bool = False
     alpha: str = "drop"                 # transparency: "drop" as LAVIS (the colours under it show), "white" (background) as transformers
 
     def __post_init__(self):
+        one_of(self, "type", ("Blip2ImageProcessor",))
         size = self.image_size
         if isinstance(size, tuple):     # MindFormers writes [224, 224]
             if len(set(size)) != 1:
@@ -346,10 +353,16 @@ class ProcessorConfig(Section):
     image_processor: ImageProcessorConfig = field(default_factory=ImageProcessorConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
 
+    def __post_init__(self):
+        one_of(self, "type", ("Blip2Processor",))
+
 
 @section
 class ArchConfig(Section):
-    type: str = "Blip2Qformer"
+    type: str = "Blip2Qformer"          # in training the stage; elsewhere the task says which class it is
+
+    def __post_init__(self):
+        one_of(self, "type", ("Blip2Qformer", "Blip2Classifier", "Blip2ItmEvaluator", *STAGE_2))
 
 
 @section
@@ -406,7 +419,7 @@ class RunConfig(Section):
     model: ModelConfig = field(default_factory=ModelConfig)
     lr_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    callbacks: tuple[dict, ...] = ()
+    callbacks: tuple = ()
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     generation: dict = field(default_factory=dict)  # arguments of generate in eval and predict of stage 2, see docs/generation.md
     do_eval: bool = False               # in training: evaluate on eval_dataset, and choose the best checkpoint by that
@@ -416,6 +429,7 @@ class RunConfig(Section):
     layer_decay: Factor | None = None   # learning rate of a trained ViT: times this per layer, from its end to its begin
 
     def __post_init__(self):
+        self._check_callbacks()
         one_of(self, "run_mode", ("train", "finetune", "eval", "predict", "export", "check", "plan", "split", "merge"))
         size = self.model.model_config.vision_config.image_size
         if self.runner_config.image_size not in (None, size):
@@ -423,6 +437,24 @@ class RunConfig(Section):
                               f"image_size = {size}, which decides: give both the same, or remove the first")
         for name in ("train_dataset", "eval_dataset"):
             self._check_tokenizer(name)
+
+    def unused(self, keys, more=None):
+        """Of dotted ``keys`` those that ``run_mode`` and the task do not use: {key: "--run_mode train, finetune"}, what does use them.
+        ``more``: what uses names that are no keys, as ``USED_BY`` has it."""
+        task, found = legacy.TASK_ALIASES.get(self.trainer.type, self.trainer.type), {}
+        for key in keys:
+            uses = (more or {}).get(key) or used_by(key)
+            if uses and not any(self.run_mode in modes and (not tasks or task in tasks) for modes, tasks in uses):
+                found[key] = "; ".join(f"--run_mode {', '.join(modes)}" + f" of {', '.join(tasks)}" * bool(tasks) for modes, tasks in uses)
+        return found
+
+    def _check_callbacks(self):
+        """MindFormers' callbacks are mappings with a ``type``."""
+        for i, callback in enumerate(self.callbacks):
+            kind = callback.get("type") if isinstance(callback, dict) else None
+            if not isinstance(kind, str) or kind not in legacy.CALLBACKS:
+                raise ConfigError(f"callbacks[{i}]: unknown type {str(kind)[:100]!r}; expected a mapping such as "
+                                  "{type: CheckpointMonitor, save_checkpoint_steps: 100}; known: " + ", ".join(legacy.CALLBACKS))
 
     def _check_tokenizer(self, name):
         """A data set that names a tokenizer names the one there is."""
@@ -434,7 +466,8 @@ class RunConfig(Section):
 
 # ------------------------------------------------------------------------------------------------ presets
 BESIDE = ("processor.tokenizer.vocab_file", "train_dataset.tokenizer.vocab_file", "eval_dataset.tokenizer.vocab_file",
-          "model.model_config.checkpoint_name_or_path", "model.model_config.text_config.checkpoint_name_or_path")
+          "processor.tokenizer.checkpoint_name_or_path", "model.model_config.checkpoint_name_or_path",
+          *(f"model.model_config.{part}.checkpoint_name_or_path" for part in ("vision_config", "qformer_config", "text_config")))
 
 
 def cache_folder():
@@ -455,9 +488,9 @@ def load_config(name_or_path, overrides=None):
     Raises :class:`ConfigError` where the file is missing, is not YAML, or holds an unknown key or unusable value."""
     path = _find(name_or_path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a YAML file: {error}") from None
+        raw = read_yaml(path) or {}
+    except FileError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, but holds a {type(raw).__name__}")
     for dotted in BESIDE:
@@ -469,25 +502,136 @@ def load_config(name_or_path, overrides=None):
         config = build(RunConfig, raw, "", ignored)
     except ConfigError as error:
         raise ConfigError(f"{path}{' with the values given besides' if overrides else ''}: {error}") from None
-    if ignored:
-        logger.warning("%s: these keys of MindFormers have no meaning in mindblip2 and are ignored: %s",
-                       path.name, ", ".join(ignored))
+    warn_ignored([*ignored, *without_effect(config)], path.name)
     config.model.model_config._from(str(path))
     return config
+
+
+# The keys of data_loader that each loader reads; candidate_labels and hypothesis_template belong to the task.
+_TASK_KEYS = ("type", "candidate_labels", "hypothesis_template")
+LOADER_KEYS = {
+    "MultiImgCapDataLoader": ("dataset_dir", "annotation_files", "image_dirs", "stage", "repeat_images", "shuffle", "ratios"),
+    "Flickr8kDataLoader": ("dataset_dir", "stage", "shuffle"), "Cifar100DataLoader": ("dataset_dir", "stage", "fine_label"),
+    "ImageFolder": ("dataset_dir",), "DigitScenes": ("scenes", "property_epochs")}
+
+
+# Which run modes, and of which tasks, use a key: the first pattern that fits counts.  () is all tasks.
+TRAIN, RUN = ("train", "finetune"), ("train", "finetune", "eval", "predict", "export")
+ZERO_SHOT, RETRIEVAL, FEATURES, GENERATION = (("zero_shot_image_classification",), ("image_to_text_retrieval",), ("feature_extraction",),
+                                              ("image_to_text_generation",))
+PRETRAIN = ("contrastive_language_image_pretrain",)
+USED_BY = {
+    "run_mode": [((*RUN, "check", "plan", "split", "merge"), ())],
+    "output_dir": [((*RUN, "check", "split", "merge"), ())],
+    "load_checkpoint": [((*RUN, "split", "merge"), ())],
+    "use_parallel": [(RUN, ())],
+    "context.device_target": [((*RUN, "plan"), ())],
+    "context.*": [(RUN, ())],
+    "trainer.*": [((*RUN, "split", "merge"), ())],
+    "model.*": [((*RUN, "plan", "split", "merge"), ())],
+    "processor.tokenizer.*": [((*RUN, "check", "plan"), ())],
+    "processor.*": [((*RUN, "check"), ())],
+    "runner_config.batch_size": [((*TRAIN, "plan"), ())],
+    "runner_config.accumulation_steps": [((*TRAIN, "plan"), ())],
+    "parallel_config.model_parallel": [((*TRAIN, "eval", "predict", "split", "merge"), ())],
+    "parallel_config.data_parallel": [((*TRAIN, "eval", "predict"), ())],
+    "generation*": [((*TRAIN, "eval", "predict", "export", "plan"), GENERATION), (("plan",), ())],
+    "train_dataset.text_transforms.prompt": [((*TRAIN, "check", "plan"), ()), (("eval", "predict", "export"), GENERATION)],
+    "train_dataset.*": [((*TRAIN, "check", "plan"), ())],
+    "eval_dataset.data_loader.candidate_labels": [(("predict", "export"), ZERO_SHOT)],
+    "eval_dataset.data_loader.hypothesis_template": [(("eval", "predict", "export"), (*ZERO_SHOT, *GENERATION)), (TRAIN, GENERATION)],
+    "eval_dataset.k_test": [(("eval",), RETRIEVAL), (TRAIN, PRETRAIN)],
+    "eval_dataset.rerank": [(("eval",), RETRIEVAL), (TRAIN, PRETRAIN)],
+    "eval_dataset.add_extra_itm_score": [(("eval",), RETRIEVAL), (TRAIN, PRETRAIN)],
+    "eval_dataset.memory_budget": [(("eval",), RETRIEVAL), (TRAIN, PRETRAIN)],
+    "eval_dataset.text_transforms.*": [((*TRAIN, "eval", "check"), ()), (("predict", "export"), FEATURES), (("export",), RETRIEVAL),
+                                       (("predict", "export"), GENERATION)],
+    "eval_dataset.batch_size": [((*TRAIN, "eval", "plan"), ())],
+    "eval_dataset.*": [((*TRAIN, "eval", "check"), ())],
+    **{key: [(TRAIN, ())] for key in ("seed", "resume_training", "do_eval", "eval_epoch_interval", "eval_step_interval", "metric.*",
+                                      "layer_decay", "callbacks", "lr_schedule.*", "optimizer.*", "runner_config.*", "recompute_config.*",
+                                      "parallel.*")}}
+
+
+def used_by(key):
+    """[(run modes, tasks)] that use a dotted key; [] for a key that is unknown here."""
+    return next((uses for pattern, uses in USED_BY.items() if fnmatch.fnmatchcase(key, pattern)), [])
+
+
+def without_effect(config):
+    """The keys of a RunConfig that differ from their defaults and that nothing reads because of what another key says, with this reason."""
+    model, found = config.model.model_config, []
+
+    def add(name, value, default, reason):
+        if value != default:
+            found.append(f"{name} ({reason})")
+
+    for place in ("train_dataset", "eval_dataset"):
+        loader = getattr(config, place).data_loader
+        for key, default in LoaderConfig().to_dict().items():
+            if loader.type in LOADER_KEYS and key not in (*_TASK_KEYS, *LOADER_KEYS[loader.type]):
+                add(f"{place}.data_loader.{key}", loader.to_dict()[key], default, f"{loader.type} does not read it")
+    if not config.context.save_graphs:
+        add("context.save_graphs_path", config.context.save_graphs_path, ContextConfig().save_graphs_path, "save_graphs is false")
+    add("optimizer.learning_rate", config.optimizer.learning_rate or config.lr_schedule.learning_rate, config.lr_schedule.learning_rate,
+        f"lr_schedule.learning_rate = {config.lr_schedule.learning_rate:g} decides")
+    if not config.use_parallel:
+        add("parallel_config.data_parallel", config.parallel_config.data_parallel, 1, "use_parallel is false")
+        if config.run_mode not in ("split", "merge", "plan"):
+            add("parallel_config.model_parallel", config.parallel_config.model_parallel, 1, "use_parallel is false")
+        add("parallel.enable_parallel_optimizer", config.parallel.enable_parallel_optimizer, False, "use_parallel is false")
+    if model.freeze_vision:
+        add("layer_decay", config.layer_decay, None, "model.model_config.freeze_vision is true")
+    if not model.prompt:
+        add("model.model_config.prompt_length", model.prompt_length, 0, "model.model_config.prompt is empty")
+    if model.text_config is not None:
+        _add_text_config(add, model.text_config)
+    for i, callback in enumerate(config.callbacks):
+        known = legacy.CALLBACKS[callback["type"]]
+        for key in callback:
+            if key not in ("type", *known):
+                found.append(f"callbacks[{i}].{key}")
+        if callback["type"] == "ObsMonitor":
+            found.append(f"callbacks[{i}] (ObsMonitor: nothing is uploaded)")
+    _add_tokenizer(add, config.processor.tokenizer)
+    return found
+
+
+def _add_text_config(add, text):
+    name = "model.model_config.text_config."
+    if not text.do_sample:
+        for key, default in (("top_k", 1), ("top_p", 1.0)):
+            add(name + key, getattr(text, key), default, "do_sample is false")
+    if isinstance(text, LlamaConfig) and text.intermediate_size is not None:
+        for key, default in (("multiple_of", 256), ("ffn_dim_multiplier", None)):
+            add(name + key, getattr(text, key), default, "intermediate_size is given")
+    if isinstance(text, LlamaConfig) and text.position_embedding == "alibi":
+        for key, default in (("rope_theta", 10000.0), ("rope_scaling", None)):
+            add(name + key, getattr(text, key), default, "position_embedding is alibi")
+
+
+def _add_tokenizer(add, tokenizer):
+    name = "processor.tokenizer."
+    if tokenizer.type == "BertTokenizer":
+        for key, fixed in (("pad_token", "[PAD]"), ("bos_token", "[DEC]"), ("eos_token", "[SEP]"), ("unk_token", "[UNK]"),
+                           ("added_tokens", ()), ("add_special_tokens", True), ("add_bos_token", None), ("add_eos_token", None)):
+            value = getattr(tokenizer, key)
+            add(name + key, fixed if value == "" else value, fixed, "BertTokenizer has its own")
+    if tokenizer.vocab_file:
+        add(name + "checkpoint_name_or_path", tokenizer.checkpoint_name_or_path, "", "vocab_file is given")
 
 
 def save_sections(folder, **sections):
     """Write sections into ``folder/config.yaml``, in place of those of the same name; others stay.  Returns its path."""
     path, known = Path(folder) / "config.yaml", saved_sections(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump({**known, **sections}, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(path, yaml.safe_dump({**known, **sections}, sort_keys=False, allow_unicode=True))
     return path
 
 
 def saved_sections(folder):
     """The sections of ``folder/config.yaml``, as a dict; empty without that file."""
     path = Path(folder) / "config.yaml"
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    return (read_yaml(path) or {}) if path.is_file() else {}
 
 
 def print_support_list(class_name, names):
@@ -505,6 +649,10 @@ def _config_folder():
 def _find(name_or_path):
     path = Path(name_or_path)
     if path.is_file():
+        if path.suffix in WEIGHTS:
+            raise ConfigError(f"{path} holds weights, expected a configuration: give it as checkpoint (--load_checkpoint), and as model "
+                              "(--config) the preset or YAML file that belongs to it; files of torch are converted before, see "
+                              "convert/README.md")
         return path
     if path.is_dir() and (path / "config.yaml").is_file():
         return path / "config.yaml"
@@ -512,9 +660,54 @@ def _find(name_or_path):
     packaged = _config_folder() / f"{name}.yaml"
     if packaged.is_file() and path.suffix in ("", ".yaml", ".yml"):
         return packaged
+    _refuse_foreign(name_or_path)
     near = difflib.get_close_matches(name, presets(), 1, 0.4)
     raise ConfigError(f"no configuration {str(name_or_path)!r}: it is neither a file ({path.absolute()}) nor a preset"
                       + (f"; did you mean {near[0]!r}?" if near else "") + f"  Presets: {', '.join(presets())}")
+
+
+# What the language model of a BLIP-2 of Hugging Face is called there, "" for a model of stage 1 → its preset here, and its tokenizer.
+HUGGING_FACE = {"": ("blip2_stage1_classification", ""), "opt": ("itt_blip2_stage2_vit_g_opt_2_7b", "opt_2_7b"),
+                "llama": ("itt_blip2_stage2_vit_g_vicuna_7b", "vicuna_7b")}
+
+
+def _refuse_foreign(name):
+    """Raise ConfigError that names the way for a model of Hugging Face: a folder with its config.json, or a name such as
+    "Salesforce/blip2-opt-2.7b"."""
+    name = str(name)
+    is_folder = (Path(name) / "config.json").is_file()
+    if is_folder:
+        kind, language = _described(Path(name) / "config.json")
+    elif re.fullmatch(r"[\w.-]+/[\w.-]*blip[\w.-]*", name, re.IGNORECASE) and not name.endswith((".yaml", ".yml")):
+        kind = "instructblip" if "instruct" in name.lower() else "blip-2" if "blip2" in name.lower().replace("blip-2", "blip2") else "blip"
+        language = next((model for mark, model in (("t5", "t5"), ("itm", ""), ("vicuna", "llama")) if mark in name), "opt")
+    else:
+        return
+    if not kind.startswith(("blip-2", "blip_2")) or language not in HUGGING_FACE:
+        raise ConfigError(f"{name} is a model of Hugging Face of type {kind!r}" + f" with {language}" * bool(language) + ", which mindblip2 "
+                          "does not have: there are BLIP-2's stage 1, and its stage 2 with OPT, Llama, Vicuna and Baichuan"
+                          + ("; a language model alone is a --torch_path or --llm_path of convert/convert_weight.py"
+                             if kind in HUGGING_FACE else ""))
+    preset, tokenizer = HUGGING_FACE[language]
+    get = "" if is_folder else f"mindblip2 downloads nothing: get it (huggingface-cli download {name} --local-dir FOLDER) and "
+    source = name if is_folder else "FOLDER"
+    raise ConfigError(
+        f"{name} is a BLIP-2 of Hugging Face, expected a preset, a YAML file or a folder of save_pretrained: {get}convert it once,\n"
+        f"  python convert/convert_weight.py --torch_path {source} --mindspore_path model.ckpt" + " --image_size 224" * ("coco" in name)
+        + f"\nand give model='{preset}' with checkpoint='model.ckpt' (--config {preset} --load_checkpoint model.ckpt)"
+        + (f"; its tokenizer is in the same folder: copy that to {cache_folder() / tokenizer}, or give it as "
+           f"processor.tokenizer.vocab_file" if language else ""))
+
+
+def _described(file):
+    """(type, type of the language model) by a config.json of Hugging Face."""
+    about = read_json(file, dict, "the config.json of a model")
+    text, architectures = about.get("text_config"), about.get("architectures") or ()
+    language = str(text.get("model_type", "opt")) if isinstance(text, dict) else "opt"
+    kind = str(about.get("model_type"))
+    if any("Retrieval" in str(one) for one in architectures) or not kind.startswith("blip"):
+        language = ""
+    return kind, language
 
 
 def _find_beside(path, raw, dotted):

@@ -6,7 +6,7 @@ import shutil
 
 import mindspore as ms
 
-from mindblip2.sections import ConfigError
+from mindblip2.sections import ConfigError, warn_ignored
 
 logger = logging.getLogger("mindblip2")
 HALF = ("float16", "bfloat16")
@@ -25,8 +25,12 @@ def use(context):
             raise ConfigError(f"context.device_target = {context.device_target!r}, device_id {context.device_id}: MindSpore "
                               f"{ms.__version__} cannot use it here ({reason}); leave --device_target out for what the host has, or see "
                               "docs/ascend.md") from None
+    elif context.device_id and target() != "CPU":
+        ms.set_device(target(), context.device_id)
     if context.max_device_memory and target() != "CPU":
         ms.set_context(max_device_memory=context.max_device_memory)
+    if target() == "CPU":
+        warn_ignored([f"context.{key} (a CPU has none)" for key in ("device_id", "max_device_memory") if getattr(context, key)])
     if context.enable_graph_kernel:
         _fuse(context)
     if context.save_graphs:

@@ -5,13 +5,19 @@ nearest field.
 """
 import dataclasses
 import difflib
+import logging
 import math
+import reprlib
 import types
 import typing
 from dataclasses import dataclass
 from typing import Annotated
 
 from mindblip2 import legacy
+
+logger = logging.getLogger("mindblip2")
+_REPR = reprlib.Repr()
+_REPR.maxstring, _REPR.maxlevel = 100, 2
 
 
 class ConfigError(ValueError):
@@ -85,8 +91,10 @@ def section(cls):
         for key in values:
             if key not in names:
                 raise ConfigError(_unknown_key(f"{cls.__name__}.{key}", key, names))
-        hints = typing.get_type_hints(cls, include_extras=True)
-        init(self, **{key: _cast(hints[key], value, f"{cls.__name__}.{key}", []) for key, value in values.items()})
+        hints, ignored = typing.get_type_hints(cls, include_extras=True), []
+        kept = {key: value for key, value in values.items() if not _has_no_effect(cls, "", key, value, f"{cls.__name__}.{key}", ignored)}
+        init(self, **{key: _cast(hints[key], value, f"{cls.__name__}.{key}", ignored) for key, value in kept.items()})
+        warn_ignored(ignored)
 
     def assign(self, name, value):
         if name != "checkpoint_name_or_path" or name not in names:
@@ -101,11 +109,16 @@ def section(cls):
 
 
 def build(cls, raw, where="", ignored=None):
-    """``cls`` from a mapping; ``where`` is the dotted path for messages, ``ignored`` collects MindFormers' dead keys."""
+    """``cls`` from a mapping; ``where`` is the dotted path for messages, ``ignored`` collects the keys that have no effect.  Without such
+    a list a warning names them."""
+    if ignored is None:
+        made = build(cls, raw, where, ignored := [])
+        warn_ignored(ignored)
+        return made
     if isinstance(raw, cls):
         return raw
     if not isinstance(raw, dict):
-        raise ConfigError(f"{where or cls.__name__} must be a mapping, got {raw!r}")
+        raise ConfigError(f"{where or cls.__name__} must be a mapping, got {_short(raw)}")
     ignored = [] if ignored is None else ignored
     hints = typing.get_type_hints(cls, include_extras=True)
     known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
@@ -113,7 +126,9 @@ def build(cls, raw, where="", ignored=None):
     values = {}
     for key, value in raw.items():
         name = f"{where}.{key}" if where else str(key)
-        if key in legacy.IGNORED.get(where, ()) or value in legacy.IGNORED_VALUES.get(name, ()):
+        if _has_no_effect(cls, where, key, value, name, ignored):
+            continue
+        if value in legacy.IGNORED_VALUES.get(name, ()):
             ignored.append(name)
         elif key in known:
             values[key] = _cast(known[key], value, name, ignored)
@@ -130,8 +145,24 @@ def argument(hint, value, name):
     """``value`` of a function's argument ``name`` as the type of ``hint``, checked as a field of a configuration is, but that a text is no
     number.  Raises ConfigError, which is a ValueError."""
     if isinstance(value, str | bytes):
-        raise ConfigError(f"{name} = {value!r}: expected a number, got {type(value).__name__}")
+        raise ConfigError(f"{name} = {_short(value)}: expected a number, got {type(value).__name__}")
     return _cast(hint, value, name, [])
+
+
+def warn_ignored(names, source=""):
+    """One line that names keys without effect; ``source``: the file that holds them."""
+    if names:
+        logger.warning("%sthese keys have no effect in mindblip2 and are ignored: %s", f"{source}: " if source else "", ", ".join(names))
+
+
+def _has_no_effect(cls, where, key, value, name, ignored):
+    """Whether nothing reads a field, which then keeps its default; ``ignored`` gets the ``name`` of another value."""
+    if key not in legacy.WITHOUT_EFFECT.get(where, ()) and key not in legacy.WITHOUT_EFFECT.get(cls.__name__, ()):
+        return False
+    field, = (f for f in dataclasses.fields(cls) if f.name == key)
+    if value not in (field.default, _plain(field.default)):
+        ignored.append(name)
+    return True
 
 
 def positive(config, *names):
@@ -162,6 +193,11 @@ def _merge(base, changes):
         nested = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = _merge(base[key], value) if nested else value
     return merged
+
+
+def _short(value):
+    """A value in a message, on one line of at most some 200 characters: a YAML file may hold anything, at any size."""
+    return _REPR.repr(value)
 
 
 def _unknown_key(name, key, known):
@@ -198,7 +234,7 @@ def _cast(hint, value, name, ignored):
                 continue
             return _checked(option, cast, name, ignored)
     wanted = " or ".join(kind.__name__ for kind in plain if kind is not type(None))
-    raise ConfigError(f"{name} = {value!r}: expected {wanted}, got {type(value).__name__}")
+    raise ConfigError(f"{name} = {_short(value)}: expected {wanted}, got {type(value).__name__}")
 
 
 def _plain_type(hint):
@@ -220,7 +256,7 @@ def _checked(hint, value, name, ignored):
     if elements[-1] is ...:
         elements = elements[:1] * len(value)
     if len(elements) != len(value):
-        raise ConfigError(f"{name} = {list(value)}: expected {len(elements)} values, got {len(value)}")
+        raise ConfigError(f"{name} = {_short(list(value))}: expected {len(elements)} values, got {len(value)}")
     return tuple(_cast(element, one, f"{name}[{i}]", ignored) for i, (element, one) in enumerate(zip(elements, value)))
 
 

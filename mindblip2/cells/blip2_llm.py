@@ -29,6 +29,7 @@ class Blip2Llm(Pretrained):
 
     presets, task = ("blip2_stage2_*",), "image_to_text_generation"
     new_parts = ("llm_proj.*",)         # a training that starts from stage 1 begins with these …
+    begins_training = True
     unused_parts = ("vision_proj.*", "text_proj.*", "itm_head.*", "temp", "qformer.embeddings.*", "qformer.lm_head.*",
                     "qformer.encoder.layers.*.text_*")     # … and leaves these out
 
@@ -52,10 +53,7 @@ class Blip2Llm(Pretrained):
         if self.config.freeze_text:
             self.freeze("llm.*")
         self.freeze(*self.config.frozen)
-
-    def elsewhere(self):
-        """The language model may lie in a file of its own."""
-        return {"llm.": self.config.text_config.checkpoint_name_or_path}
+        self.load_named()
 
     def construct(self, image, input_ids, prompt_length=None, length=None):
         """The mean loss of the tokens that follow the prompt.
@@ -101,7 +99,7 @@ class Blip2Llm(Pretrained):
 class Blip2ImageToTextGeneration(Blip2Llm):
     """The same model, to be asked: ``generate`` writes after a picture and a prompt."""
 
-    presets = ("itt_*",)
+    presets, begins_training = ("itt_*",), False
 
     def __init__(self, config=None):
         super().__init__(config)

@@ -52,6 +52,7 @@ class Blip2Qformer(Pretrained):
         if self.config.freeze_vision:
             self.freeze("vit.*")
         self.freeze(*self.config.frozen)
+        self.load_named()
 
     def construct(self, image, input_ids, image_id=None, negatives=None, return_tuple=False):
         """Stage-1 losses of matching pictures and captions.

@@ -1,7 +1,6 @@
 """Look at a data set before training on it: every file opened, every caption read, every oddity listed.
 
 Needs no model and no MindSpore."""
-import json
 import os
 import statistics
 from collections import Counter
@@ -16,6 +15,7 @@ from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.loaders import CAPTIONED, LABELLED, captioned, labelled_sets
 from mindblip2.data.pairs import Pairs
 from mindblip2.data.processor import Blip2Processor
+from mindblip2.file_io import write_json
 from mindblip2.sections import ConfigError
 
 WRONG = ("missing", "unreadable", "empty_captions", "image_id_collisions")     # what the exit code is for; the rest is for people
@@ -43,8 +43,7 @@ def check_data(config, train_dataset=None, eval_dataset=None):
                           "--train_dataset_dir or --eval_dataset_dir, or set data_loader.annotation_files")
     report["ok"] = not any(part.get(key) for part in report.values() for key in WRONG)
     path = Path(config.output_dir) / "check.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_json(path, report)
     print(f"check: {'all is well' if report['ok'] else 'something is wrong'}; the whole report is saved at: {path}")
     return report
 

@@ -1,5 +1,6 @@
 """``Blip2ImageProcessor`` and ``Blip2Processor``: what a user holds in hand to feed the model."""
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ from mindblip2.data.image import load_image
 from mindblip2.data.pixels import ImageError, array_of, array_to_rgb
 from mindblip2.data.tokenizer import BertTokenizer, load_tokenizer, save_tokenizer
 from mindblip2.data.transforms import EvalTransform
+from mindblip2.file_io import atomic_folder
 from mindblip2.sections import Count, argument
 
 
@@ -110,10 +112,12 @@ class Blip2Processor:
         image = self.image_processor
         if not isinstance(image, Blip2ImageProcessor):
             raise TypeError(f"a {type(image).__name__} cannot be saved: expected a Blip2ImageProcessor")
-        tokenizer = save_tokenizer(self.tokenizer, folder)
-        tokenizer = tokenizer.replace(max_length=self.max_length or tokenizer.max_length, padding=self.padding or False)
-        image = ImageProcessorConfig(image_size=image.image_size, mean=image.mean, std=image.std, alpha=image.alpha)
-        return save_sections(folder, processor=ProcessorConfig(image_processor=image, tokenizer=tokenizer).to_dict())
+        with atomic_folder(folder) as partial:
+            tokenizer = save_tokenizer(self.tokenizer, partial)
+            tokenizer = tokenizer.replace(max_length=self.max_length or tokenizer.max_length, padding=self.padding or False)
+            image = ImageProcessorConfig(image_size=image.image_size, mean=image.mean, std=image.std, alpha=image.alpha)
+            path = save_sections(partial, processor=ProcessorConfig(image_processor=image, tokenizer=tokenizer).to_dict())
+        return Path(folder) / path.name
 
     @classmethod
     def show_support_list(cls):

@@ -1,5 +1,4 @@
 """The task of stage 2: train the bridge, write about pictures, and measure captions and answers."""
-import json
 from pathlib import Path
 
 from mindblip2 import comm
@@ -11,6 +10,7 @@ from mindblip2.data.image import load_image
 from mindblip2.data.questions import asks, question
 from mindblip2.data.sheet import text_sheet
 from mindblip2.data.vqa import PROMPT, vqa_accuracy
+from mindblip2.file_io import atomic_file, write_json
 from mindblip2.trainer import export
 from mindblip2.trainer.captions import ask, asking_prompt, options_of, score, write, writer_of
 from mindblip2.trainer.inputs import load, pictures_of
@@ -127,8 +127,7 @@ def _write(trainer, what, rows):
     path = Path(trainer.config.output_dir) / f"{trainer.task}_{what}.json"
     if not comm.first():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_json(path, rows)
     print(f"texts are saved at: {path}")
 
 
@@ -137,7 +136,9 @@ def _draw(trainer, what, pictures, texts, title):
     path = Path(trainer.config.output_dir) / f"{trainer.task}_{what}.png"
     if not comm.first():
         return
-    text_sheet([load_image(picture) for picture in pictures[:SHEET_LIMIT]], texts[:SHEET_LIMIT], title).save(path)
+    page = text_sheet([load_image(picture) for picture in pictures[:SHEET_LIMIT]], texts[:SHEET_LIMIT], title)
+    with atomic_file(path, "wb") as file:
+        page.save(file, "PNG")
     print(f"picture is saved at: {path}")
 
 
