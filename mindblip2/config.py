@@ -33,7 +33,7 @@ from mindblip2.sections import (
     section,
     warn_ignored,
 )
-from mindblip2.text_config import LlamaConfig, OPTConfig
+from mindblip2.text_config import GENERATION_ALIASES, LlamaConfig, OPTConfig
 
 logger = logging.getLogger("mindblip2")
 
@@ -324,6 +324,7 @@ class DatasetConfig(Section):
     k_test: Count = 128                 # candidates that the ITM head ranks again
     rerank: str = "itm+itc"             # score of a candidate: ITM logit + cosine as LAVIS, "itm", or "none" for the cosine alone
     add_extra_itm_score: bool = True    # MindFormers; false is rerank "none"
+    temperature: Positive | None = None  # zero-shot classification: divides the similarities; None: the learnt one, 1: transformers
     memory_budget: NonNegative = 8.0    # GB kept of the pictures in retrieval, see mindblip2.trainer.retrieval.Kept
 
 
@@ -352,6 +353,7 @@ class ProcessorConfig(Section):
     type: str = "Blip2Processor"
     image_processor: ImageProcessorConfig = field(default_factory=ImageProcessorConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    clean: bool | None = None           # texts as LAVIS cleans captions; None: with BERT's tokenizer, not with a language model's
 
     def __post_init__(self):
         one_of(self, "type", ("Blip2Processor",))
@@ -495,6 +497,7 @@ def load_config(name_or_path, overrides=None):
         raise ConfigError(f"{path} must hold a mapping of sections, but holds a {type(raw).__name__}")
     for dotted in BESIDE:
         _find_beside(path, raw, dotted)
+    _drop_other_names(raw, overrides or {})
     for dotted, value in (overrides or {}).items():
         _override(raw, dotted, value)
     ignored = []
@@ -684,8 +687,8 @@ def _refuse_foreign(name):
     else:
         return
     if not kind.startswith(("blip-2", "blip_2")) or language not in HUGGING_FACE:
-        raise ConfigError(f"{name} is a model of Hugging Face of type {kind!r}" + f" with {language}" * bool(language) + ", which mindblip2 "
-                          "does not have: there are BLIP-2's stage 1, and its stage 2 with OPT, Llama, Vicuna and Baichuan"
+        raise ConfigError(f"{name} is a model of Hugging Face of type {kind!r}" + f" with {language}" * bool(language) + ", which "
+                          "mindblip2 does not have: there are BLIP-2's stage 1, and its stage 2 with OPT, Llama, Vicuna and Baichuan"
                           + ("; a language model alone is a --torch_path or --llm_path of convert/convert_weight.py"
                              if kind in HUGGING_FACE else ""))
     preset, tokenizer = HUGGING_FACE[language]
@@ -721,6 +724,15 @@ def _find_beside(path, raw, dotted):
     found = path.parent / name      # a name without a suffix is one in the cache, unless it is the folder of a tokenizer
     if (found.suffix and found.is_file()) or (last == "vocab_file" and found.is_dir()):
         raw[last] = str(found.absolute())
+
+
+def _drop_other_names(raw, overrides):
+    """An override of ``generation.max_length`` goes over the file's ``max_new_tokens``, which is the same argument."""
+    own = raw.get("generation")
+    given = {GENERATION_ALIASES.get(name, name) for section, _, name in (dotted.partition(".") for dotted in overrides)
+             if section == "generation"}
+    if isinstance(own, dict) and given:
+        raw["generation"] = {name: value for name, value in own.items() if GENERATION_ALIASES.get(name, name) not in given}
 
 
 def _override(raw, dotted, value):

@@ -18,6 +18,10 @@ PRESET_ALIASES = {
     "run_blip2_stage2_vit_g_baichuan_7b_image_to_text_generation": "itt_blip2_stage2_vit_g_baichuan_7b",
     "blip2_stage1_pretrained": "blip2_stage1_vit_g",          # MindFormers' name of the weights
 }
+WEIGHT_ALIASES = {      # its files name weights by the preset; several presets have the same
+    **{name: "blip2_stage1_vit_g" for name in ("blip2_stage1_pretrained", "blip2_stage1_classification", "blip2_stage1_evaluator")},
+    **{f"itt_{name}": name for name in ("blip2_stage2_vit_g_llama_7b", "blip2_stage2_vit_g_baichuan_7b")},
+}
 
 TASK_ALIASES = {
     "ContrastiveLanguageImagePretrainTrainer": "contrastive_language_image_pretrain",

@@ -119,7 +119,6 @@ def build(cls, raw, where="", ignored=None):
         return raw
     if not isinstance(raw, dict):
         raise ConfigError(f"{where or cls.__name__} must be a mapping, got {_short(raw)}")
-    ignored = [] if ignored is None else ignored
     hints = typing.get_type_hints(cls, include_extras=True)
     known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
     raw = legacy.translate(cls.__name__, raw)
@@ -156,10 +155,12 @@ def warn_ignored(names, source=""):
 
 
 def _has_no_effect(cls, where, key, value, name, ignored):
-    """Whether nothing reads a field, which then keeps its default; ``ignored`` gets the ``name`` of another value."""
+    """Whether nothing reads a field, which then keeps its default; ``ignored`` gets the ``name`` of another value.
+    Raises ConfigError for a value that the field cannot have."""
     if key not in legacy.WITHOUT_EFFECT.get(where, ()) and key not in legacy.WITHOUT_EFFECT.get(cls.__name__, ()):
         return False
     field, = (f for f in dataclasses.fields(cls) if f.name == key)
+    _cast(typing.get_type_hints(cls, include_extras=True)[key], value, name, [])
     if value not in (field.default, _plain(field.default)):
         ignored.append(name)
     return True

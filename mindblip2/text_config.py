@@ -17,6 +17,9 @@ from mindblip2.sections import (
     section,
 )
 
+# Other names of generation arguments, of LAVIS and MindFormers.  All lengths count generated tokens only.
+GENERATION_ALIASES = {"max_length": "max_new_tokens", "min_length": "min_new_tokens", "num_captions": "num_return_sequences",
+                      "use_nucleus_sampling": "do_sample"}
 LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -42,18 +45,21 @@ class LlamaConfig(Section):
     normalized_head: bool = False       # Baichuan2: the rows of the head are divided by their length
     initializer_range: NonNegative | None = 0.02  # as the ViT's
     bos_token_id: TokenId = 1
-    eos_token_id: TokenId = 2
+    eos_token_id: TokenId | tuple[TokenId, ...] = 2     # or several ids, each of which ends a text; training learns the first
     pad_token_id: TokenId = 0
+    image_token_id: TokenId | None = None   # transformers' placeholder of a query, where the model comes from there, see docs/generation.md
     repetition_penalty: Positive = 1.0
     max_decode_length: Count = 512
-    top_k: Natural = 1
+    top_k: Natural = 1                  # this and the next two act with do_sample
     top_p: Factor = 1.0
+    temperature: Positive = 1.0
     do_sample: bool = False
     checkpoint_name_or_path: str = ""
 
     def __post_init__(self):
         one_of(self, "type", ("LlamaConfig",))
         one_of(self, "position_embedding", ("rope", "alibi"))
+        _check_ends(self)
         positive(self, "feed_forward_size")
         divides(self, "num_heads", "hidden_size", "each head needs a whole number of channels")
         if self.num_heads % self.kv_heads:
@@ -63,6 +69,8 @@ class LlamaConfig(Section):
             raise ConfigError(f"hidden_size = {self.hidden_size} over num_heads = {self.num_heads} gives heads of "
                               f"{self.hidden_size // self.num_heads} channels: rotary positions turn pairs, so make it even")
         _check_scaling(self.rope_scaling)
+
+    end_token_ids = property(lambda self: _ends(self), doc="The ids that end a text, as a tuple; training learns the first.")
 
     @property
     def kv_heads(self):
@@ -101,16 +109,19 @@ class OPTConfig(Section):
     do_layer_norm_before: bool = True   # OPT-350m's: false
     initializer_range: NonNegative | None = 0.02  # as the ViT's
     bos_token_id: TokenId = 2
-    eos_token_id: TokenId = 50118       # "\n", with which LAVIS ends a caption; OPT's own is 2
+    eos_token_id: TokenId | tuple[TokenId, ...] = 50118     # "\n", as LAVIS ends a caption; OPT's own is 2.  Several: as LlamaConfig
     pad_token_id: TokenId = 1
+    image_token_id: TokenId | None = None   # transformers' 50265; see LlamaConfig
     repetition_penalty: Positive = 1.0
-    top_k: Natural = 1
+    top_k: Natural = 1                  # this and the next two act with do_sample
     top_p: Factor = 1.0
+    temperature: Positive = 1.0
     do_sample: bool = False
     checkpoint_name_or_path: str = ""
 
     def __post_init__(self):
         one_of(self, "type", ("OPTConfig",))
+        _check_ends(self)
         divides(self, "num_heads", "hidden_size", "each head needs a whole number of channels")
         if self.word_embed_proj_dim not in (None, self.hidden_size) or not self.do_layer_norm_before:
             raise ConfigError(f"OPTConfig: word_embed_proj_dim = {self.word_embed_proj_dim} with hidden_size = {self.hidden_size}, "
@@ -120,6 +131,21 @@ class OPTConfig(Section):
     positions = property(lambda self: self.max_position_embeddings)     # for queries, prompt and new tokens together
     kv_heads = property(lambda self: self.num_heads)
     feed_forward_size = property(lambda self: self.intermediate_size)
+    end_token_ids = property(lambda self: _ends(self), doc="As LlamaConfig's.")
+
+
+def _ends(config):
+    return config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
+
+
+def _check_ends(config):
+    """One id or several different ones; a list of one is that one."""
+    ends = _ends(config)
+    if not ends or any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in ends) or len(set(ends)) < len(ends):
+        raise ConfigError(f"{type(config).__name__}.eos_token_id = {config.eos_token_id!r}: expected a token id of at least 0, or a list "
+                          "of different ones")
+    if len(ends) == 1:
+        object.__setattr__(config, "eos_token_id", ends[0])
 
 
 def _check_scaling(scaling):

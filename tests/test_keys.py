@@ -9,18 +9,22 @@ import functools
 import inspect
 import logging
 import re
+import textwrap
 import types
 import typing
 from pathlib import Path
 
+import mindspore as ms
 import pytest
 import yaml
 
+import mindblip2
 import run_blip2
 from mindblip2 import config as configuration
-from mindblip2 import legacy
+from mindblip2 import device, legacy
 from mindblip2.config import Blip2Config, ConfigError, RunConfig, load_config, presets, without_effect
 from mindblip2.sections import Section, build, section
+from mindblip2.trainer import pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = [one for one in vars(configuration).values() if isinstance(one, type) and issubclass(one, Section) and one is not Section]
@@ -347,7 +351,8 @@ def test_c8_a_value_may_follow_an_equals_sign():
     (["--model.model_config.query_reduce"], "--model.model_config.query_reduce: expected a value after it"),
     (["--seeds=3"], "unknown argument '--seeds'; did you mean --seed?"),
     (["--a.b=[1"], "--a.b is not YAML: "), (["--options", "a.b=&x [*x]"], "--options a.b is not usable YAML: "),
-    (["--a.b", "[" * 3000], "--a.b is not usable YAML: it is nested too deeply"),
+    (["--a.b", "[" * 3000 + "]" * 3000], "--a.b is not usable YAML: it is nested too deeply"),
+    (["--use_parallel", "[1"], "argument --use_parallel: '[1' is not YAML: "),
     (["--device_target", "GPU"], "invalid choice: 'GPU'"),
 ])
 def test_c8_what_cannot_be_read_is_a_usage_error(argv, words, capsys):
@@ -367,7 +372,11 @@ def test_c8_predict_of_a_data_set_names_run_mode_eval():
 @pytest.mark.parametrize("text, words", [
     ("a: " + "[" * 5000, "nested too deeply"), ("a: &a [*a]", "anchor refers to itself"),
     ("a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)), "anchors expand to over"),
-    ("callbacks: [abc]", "callbacks[0]: unknown type"), ("- a", "must hold a mapping"), ("seed: 2001-99-99", "is not YAML"),
+    ("callbacks: [abc]", "callbacks[0]: unknown type"), ("- a", "must hold a mapping"),
+    ("train_dataset: {data_loader: {annotation_files: [a.json, 5]}}", "LoaderConfig.annotation_files holds 5: expected texts, got int"),
+    ("eval_dataset: {data_loader: {candidate_labels: [yes]}}", "LoaderConfig.candidate_labels holds True: expected texts"),
+    ("processor: {tokenizer: {added_tokens: [[x]]}}", "TokenizerConfig.added_tokens holds ['x']"),
+    ("model: {model_config: {frozen: [null]}}", "Blip2Config.frozen holds None"), ("seed: 2001-99-99", "is not YAML"),
     ("model: " + "x" * 100_000, "model must be a mapping, got 'xxx"),
     ("context: {mode: [" + "1, " * 50_000 + "]}", "context.mode = [1, 1, "),
     ("seed: {" + ", ".join(f"k{i}: 1" for i in range(9999)) + "}", "seed = {"),
@@ -385,3 +394,57 @@ def test_a1_no_preset_holds_a_key_without_effect(caplog):
     with caplog.at_level(logging.WARNING, "mindblip2"):
         assert [name for name in presets() if without_effect(load_config(name))] == [] and not caplog.records
     assert isinstance(run_blip2, types.ModuleType)
+
+
+# ------------------------------------------------------------------------------------------------ arguments of Python
+def public_functions():
+    """(name, function) of what users call: the functions of ``mindblip2.__all__``, and the public methods of its classes."""
+    found = {}
+    for name in mindblip2.__all__:
+        value = getattr(mindblip2, name)
+        if inspect.isclass(value):
+            for cls in value.__mro__:
+                if cls.__module__.startswith("mindblip2."):
+                    found |= {f"{cls.__name__}.{key}": method for key, method in vars(cls).items()
+                              if not key.startswith("_") or key in ("__init__", "__call__")}
+        elif callable(value):
+            found[name] = value
+    found = {name: inspect.unwrap(getattr(value, "__func__", value)) for name, value in found.items()}
+    return {name: value for name, value in found.items() if inspect.isfunction(value) and value.__module__.startswith("mindblip2.")
+            and value.__name__ not in ("checked_init", "<lambda>") and not value.__code__.co_filename.startswith("<")}
+
+
+def idle_arguments(function):
+    """The parameters of a function that its body never reads."""
+    node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+    names = {one.arg for one in every if one is not None} - {"self", "cls"}
+    return names - {one.id for statement in node.body for one in ast.walk(statement) if isinstance(one, ast.Name)}
+
+
+def test_a1_every_argument_of_a_public_function_is_read():
+    functions = public_functions()
+    assert len(functions) > 60
+    assert {"Trainer.predict", "pipeline", "Blip2Qformer.construct", "MultiImgCapDataLoader.__init__"} <= set(functions)
+    assert {name: idle for name, function in functions.items() if (idle := idle_arguments(function))} == {}
+
+    def silent(image, padding=True, **more):
+        """The control: ``padding`` in a docstring is not read."""
+        return [image for _ in more]
+    assert idle_arguments(silent) == {"padding"}
+
+
+def test_a1_keys_that_a_cpu_cannot_use_are_named(caplog):
+    before = ms.get_context("mode")
+    device.use(configuration.ContextConfig(mode=1, max_device_memory="12GB", device_id=1))
+    assert "ignored: context.device_id (a CPU has none), context.max_device_memory (a CPU has none)" in caplog.text
+    caplog.clear()
+    device.use(configuration.ContextConfig(mode=before))
+    assert not caplog.records
+
+
+def test_a1_keys_of_an_evaluation_that_there_is_not_are_named(capsys):
+    pretrain._say_unused_evaluation(RunConfig(metric={"type": "CIDEr"}, eval_step_interval=3))
+    assert capsys.readouterr().out.startswith("no effect: metric, eval_step_interval, since nothing is evaluated in training")
+    pretrain._say_unused_evaluation(RunConfig())
+    assert capsys.readouterr().out == ""

@@ -15,8 +15,13 @@ from mindblip2.config import (
     print_support_list,
     save_sections,
 )
+from mindblip2.data.captions import BlipCaption
+from mindblip2.data.encoding import listed, texts_of
 from mindblip2.data.image import load_image
+from mindblip2.data.language_tokenizer import LanguageTokenizer
 from mindblip2.data.pixels import ImageError, array_of, array_to_rgb
+from mindblip2.data.prompted import without_image_tokens
+from mindblip2.data.text_checks import cleaned, warn_truncated
 from mindblip2.data.tokenizer import BertTokenizer, load_tokenizer, save_tokenizer
 from mindblip2.data.transforms import EvalTransform
 from mindblip2.file_io import atomic_folder
@@ -85,13 +90,18 @@ class Blip2Processor:
     """An image processor and a tokenizer together; without arguments those of BLIP-2 at 224 pixels.
 
     ``max_length`` (tokens) overrides the tokenizer's own if given.  ``padding`` is the tokenizer's option.
+
+    ``clean``: whether texts are cleaned as captions (:class:`~mindblip2.data.captions.BlipCaption`: lower case, without punctuation, 50
+    words), as LAVIS does before it extracts features and as the task ``feature_extraction`` does.  None: with BERT's tokenizer, whose
+    texts the Q-Former reads, and not with a language model's, to which LAVIS gives prompts as they are.
     """
 
-    def __init__(self, image_processor=None, tokenizer=None, max_length=None, padding="max_length"):
+    def __init__(self, image_processor=None, tokenizer=None, max_length=None, padding="max_length", clean=None):
         self.image_processor = Blip2ImageProcessor() if image_processor is None else image_processor
         self.tokenizer = BertTokenizer() if tokenizer is None else tokenizer
         self.max_length = max_length
         self.padding = padding
+        self.clean = clean
 
     @classmethod
     def from_pretrained(cls, name_or_path):
@@ -103,7 +113,7 @@ class Blip2Processor:
         """The processor that a ``processor:`` section (``ProcessorConfig``) describes."""
         image = config.image_processor
         return cls(Blip2ImageProcessor(image.image_size, image.mean, image.std, image.alpha), load_tokenizer(config.tokenizer),
-                   padding=config.tokenizer.padding)
+                   padding=config.tokenizer.padding, clean=config.clean)
 
     def save_pretrained(self, folder):
         """Write the tokenizer's files and the section ``processor`` of ``config.yaml`` into a folder, perhaps that of a model.
@@ -116,7 +126,7 @@ class Blip2Processor:
             tokenizer = save_tokenizer(self.tokenizer, partial)
             tokenizer = tokenizer.replace(max_length=self.max_length or tokenizer.max_length, padding=self.padding or False)
             image = ImageProcessorConfig(image_size=image.image_size, mean=image.mean, std=image.std, alpha=image.alpha)
-            path = save_sections(partial, processor=ProcessorConfig(image_processor=image, tokenizer=tokenizer).to_dict())
+            path = save_sections(partial, processor=ProcessorConfig(image_processor=image, tokenizer=tokenizer, clean=self.clean).to_dict())
         return Path(folder) / path.name
 
     @classmethod
@@ -127,23 +137,43 @@ class Blip2Processor:
     def __call__(self, images=None, text=None, max_length=None, return_tensors="ms"):
         """A dict for the model: ``image`` (B, 3, S, S) float32, ``input_ids`` and ``attention_mask`` (B, T) int32.
 
-        ``images``: as for :class:`Blip2ImageProcessor`; ``text``: a string or a list of strings, tokenized as it is
-        (clean captions with ``BlipCaption``).  Only the keys of what is given are present.
+        ``images``: as for :class:`Blip2ImageProcessor`; ``text``: a string or a list of strings, cleaned where ``clean`` says so.  Only
+        the keys of what is given are present.  Warns of texts that are cut at ``max_length``.
 
-        Raises as the image processor and the tokenizer; ValueError if neither pictures nor text are given.
+        Raises as the image processor and the tokenizer; ValueError if neither pictures nor text are given, and for a text of which
+        cleaning leaves nothing.
         """
         if images is None and text is None:
             raise ValueError("nothing to process: pass images=, text= or both")
         inputs = {}
+        text = _without_image_tokens(text)
         if images is not None:
             inputs["image"] = self.image_processor(images, return_tensors=return_tensors)
         if text is not None:
-            inputs.update(self.tokenizer(text, max_length=self.max_length if max_length is None else max_length,
-                                         padding=self.padding, return_tensors=return_tensors))
+            texts = cleaned(texts_of(text), BlipCaption()) if self.cleans else texts_of(text)
+            length = self.max_length if max_length is None else max_length
+            encoded = self.tokenizer(texts[0] if np.ndim(text) == 0 else texts, max_length=length, padding=self.padding,
+                                     return_tensors=return_tensors)
+            masks = listed(encoded["attention_mask"])
+            masks = masks if isinstance(masks[0], list) else [masks]        # a single text, without tensors
+            warn_truncated(self.tokenizer, texts, masks, length or self.tokenizer.max_length, "max_length")
+            inputs.update(encoded)
         return inputs
+
+    @property
+    def cleans(self):
+        """Whether texts are cleaned as captions."""
+        return self.clean if self.clean is not None else not isinstance(self.tokenizer, LanguageTokenizer)
 
     def __repr__(self):
         return f"Blip2Processor(image_processor={self.image_processor!r}, tokenizer={self.tokenizer!r})"
+
+
+def _without_image_tokens(text):
+    """A text or a list of texts without the placeholders of image tokens; anything else as it is."""
+    if isinstance(text, (list, tuple)):
+        return [_without_image_tokens(one) for one in text]
+    return without_image_tokens(text) if isinstance(text, str) else text
 
 
 def rgb(picture, name, alpha="drop"):
