@@ -15,7 +15,8 @@ from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.loaders import CAPTIONED, LABELLED, captioned, labelled_sets
 from mindblip2.data.pairs import Pairs
 from mindblip2.data.processor import Blip2Processor
-from mindblip2.data.questions import asks, read_questions
+from mindblip2.data.prompted import plain_ids
+from mindblip2.data.questions import asks, question, read_questions
 from mindblip2.data.text_checks import MAX_UNKNOWN, check_labels, known
 from mindblip2.file_io import write_json
 from mindblip2.sections import ConfigError
@@ -71,25 +72,26 @@ def check_pairs(data, config, section):
         "image_id_collisions": [files for files in by_id.values() if len(files) > 1],
         "repeated_rows": [{"image": path, "caption": caption, "rows": count}
                           for (path, caption), count in rows.items() if count > 1],
-        **check_texts(texts, tokenizer, text.prompt, min(text.max_length, tokenizer.max_length))}
+        **check_texts(texts, _length_with(config, text.prompt, tokenizer), tokenizer, min(text.max_length, tokenizer.max_length))}
 
 
 def check_questions(data, config):
     """The report on questions about pictures, as a dict."""
     clean, tokenizer = BlipQuestion(), Blip2Processor.from_config(config.processor).tokenizer
+    data = [question(one, f"sample {i}") for i, one in enumerate(data)]
     texts = ((f"question {i}: {one.question!r}", clean(one.question)) for i, one in enumerate(data))
     paths = list(dict.fromkeys(one.image for one in data if isinstance(one.image, (str, os.PathLike))))
     return {"pictures": len(paths), "questions": len(data), "without_answers": sum(not one.answers for one in data), **look(paths),
-            **check_texts(texts, tokenizer, "", tokenizer.max_length)}
+            **check_texts(texts, _length_with(config, "", tokenizer), tokenizer, tokenizer.max_length)}
 
 
-def check_texts(texts, tokenizer, prompt, limit):
-    """What is to be said of texts, (where, cleaned text) each: their lengths with the prompt, what is cut, and what the tokenizer does not
-    know."""
+def check_texts(texts, length_of, tokenizer, limit):
+    """What is to be said of texts, (where, cleaned text) each: their lengths in tokens by ``length_of``, how many are above ``limit``, and
+    what the tokenizer does not know."""
     lengths, words, nothing, tokens, unknown = Counter(), Counter(), [], 0, 0
     for where, text in texts:
         found = known(tokenizer, text)
-        lengths[len(tokenizer(prompt + text, padding=False, truncation=False)["input_ids"])] += 1
+        lengths[length_of(text)] += 1
         tokens, unknown = tokens + found.tokens, unknown + found.unknown
         words.update(found.words)
         if found.unknown and found.unknown == found.tokens:
@@ -152,6 +154,15 @@ def summary(name, report):
         most = max(report["caption_tokens"].values())
         lines += [f"    {length:4d} {'#' * -(-count * BAR // most)} {count}" for length, count in report["caption_tokens"].items()]
     return "\n".join(lines)
+
+
+def _length_with(config, prompt, tokenizer):
+    """How many tokens the model reads of a cleaned text: with [CLS] and [SEP] in stage 1, in stage 2 with what ``PromptedText`` adds."""
+    model = config.model.model_config
+    if model.text_config is None:
+        return lambda text: len(tokenizer(prompt + text, padding=False, truncation=False)["input_ids"])
+    prompt = prompt or (model.prompt if isinstance(model.prompt, str) else "")
+    return lambda text: model.begins_with_bos + len(plain_ids(tokenizer, prompt + text)) + 1
 
 
 def _from_files(config, loader, stage):

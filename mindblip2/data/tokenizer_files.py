@@ -51,6 +51,8 @@ def beside(path):
         settings.update(told)
     file = path.with_name("added_tokens.json")
     for token, number in _read(file).items():
+        if not token:
+            raise FileError(f"{file}: an added token is empty; {ADVICE}")
         added[_whole(token, file)] = _number(number, file, token), False
     file, known = path.with_name("tokenizer_config.json"), settings.pop("added_tokens_decoder", {})
     if not isinstance(known, dict):

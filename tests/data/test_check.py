@@ -146,7 +146,8 @@ def digits(**data):
 
 def test_a8_unknown_tokens_are_counted_and_many_are_wrong(folder, capsys):
     Path("english.json").write_text(json.dumps([{"image": "0.png", "caption": "a red seven"},
-                                                {"image": "1.png", "caption": "a blue one"}] * 5 + [{"image": "1.png", "caption": "one red lorry"}]))
+                                                {"image": "1.png", "caption": "a blue one"}] * 5
+                                               + [{"image": "1.png", "caption": "one red lorry"}]))
     Path("chinese.json").write_text(json.dumps([{"image": "0.png", "caption": "一只红色的猫"},
                                                 {"image": "1.png", "caption": "a red 猫"}]))
     Path("most.json").write_text(json.dumps([{"image": "0.png", "caption": "a red 猫"}, {"image": "1.png", "caption": "a red one"}]))
