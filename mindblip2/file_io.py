@@ -22,10 +22,12 @@ import yaml
 
 MAX_TEXT_BYTES = 2 << 30            # of a text file that is read whole: COCO's largest annotation file has 0.5 GB
 MAX_YAML_BYTES = 16 << 20
+MAX_YAML_DEPTH = 50                 # of nested values; MindFormers' files have 6
 MAX_YAML_NODES = 1_000_000          # with anchors followed: nine nested anchors of ten references each are a thousand million
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _counter = itertools.count()
+_open_folders = set()               # temporary folders of atomic_folder blocks that are being executed
 
 
 class FileError(ValueError):
@@ -38,11 +40,12 @@ class DiskFullError(OSError):
 
 # ------------------------------------------------------------------------------------------------ writing
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_file(path: str | os.PathLike, mode: str = "w", needed: int | None = None) -> Iterator[IO[Any]]:
     """An open file that takes the place of ``path`` when the block ends without an error; else ``path`` stays as it was.
 
-    ``mode``: "w" for text (UTF-8, line ends as given) or "wb".  Folders are made.  A device or a pipe (``/dev/stdout``) is written
-    directly.  Raises :class:`DiskFullError`, and OSError where the folder cannot be written."""
+    ``mode``: "w" for text (UTF-8, line ends as given) or "wb".  ``needed``: the bytes that the file will have, for the message of a full
+    disk.  Folders are made.  A device or a pipe (``/dev/stdout``) is written directly.  Raises :class:`DiskFullError`, and OSError where
+    the folder cannot be written."""
     if mode not in ("w", "wb"):
         raise ValueError(f"mode = {mode!r}: expected 'w' or 'wb'")
     text = {} if mode == "wb" else {"encoding": "utf-8", "newline": ""}
@@ -70,7 +73,7 @@ def atomic_file(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
     except OSError as error:
         if error.errno not in DISK_FULL or isinstance(error, DiskFullError):
             raise
-        raise _disk_full(path, partial, error) from error
+        raise _disk_full(path, partial, error, needed) from error
     finally:
         if file is not None:
             with contextlib.suppress(OSError):      # what its buffer holds may not fit on the disk either
@@ -92,7 +95,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
     """Write ``value`` as JSON, as :func:`atomic_file` does.  Raises ValueError before anything is written where it is no JSON."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
@@ -102,13 +105,18 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
     It begins with what ``folder`` holds (hard links, so write into it with :func:`atomic_file` only, which replaces files and never
     changes one in place).  Old and new are exchanged in one system call.  Where that cannot be done (a mount point, the working
     directory, a file system without it), the new files are renamed into ``folder`` one after the other: each is whole, and a kill within
-    these microseconds may leave files of both."""
+    these microseconds may leave files of both.  Within the block of another ``atomic_folder``, its temporary folder is given back: what
+    is written belongs to the outer one."""
     folder = Path(os.path.realpath(folder))
+    if folder in _open_folders:
+        yield folder
+        return
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "is a file, expected the name of a folder", str(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
     partial = _partial_name(folder)
+    _open_folders.add(partial)
     try:
         if folder.exists():
             shutil.copytree(folder, partial, copy_function=_link, symlinks=True)
@@ -123,12 +131,26 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
         elif _in_use(folder) or not _exchange(partial, folder):
             _rename_into(partial, folder)
         sync_folder(folder.parent)
+    except DiskFullError as error:
+        if error.filename and Path(error.filename).is_relative_to(partial):     # the name that the file was going to have
+            error.filename = str(folder / Path(error.filename).relative_to(partial))
+        raise
     except OSError as error:
-        if error.errno not in DISK_FULL or isinstance(error, DiskFullError):
+        if error.errno not in DISK_FULL:
             raise
         raise _disk_full(folder, partial, error) from error
     finally:
+        _open_folders.discard(partial)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync_file(path: str | os.PathLike) -> None:
+    """Write the content of a file that another library made to the disk, within an :func:`atomic_folder`."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
@@ -195,14 +217,15 @@ def _rename_into(partial, folder):
     sync_folder(folder)
 
 
-def _disk_full(path, partial, error):
-    """The error of a full disk, with the bytes that were written and those that are free."""
+def _disk_full(path, partial, error, needed=None):
+    """The error of a full disk, with the bytes that it needs, those that were written and those that are free."""
     files = [partial] if partial.is_file() else partial.rglob("*") if partial.is_dir() else []
     written = sum(one.stat().st_size for one in files if one.is_file())
     free = shutil.disk_usage(path.parent).free
-    return DiskFullError(error.errno, f"no space left on the disk ({error.strerror}): {written:,} bytes of it were written, {free:,} bytes "
-                         "are free besides; what was there before is unchanged.  Free some space, or choose a folder on another disk",
-                         str(path))
+    return DiskFullError(error.errno, f"no space left on the disk ({error.strerror}): "
+                         + (f"{needed:,} bytes are needed, " if needed is not None else "")
+                         + f"{written:,} bytes of it were written, {free:,} bytes are free besides; what was there before is unchanged.  "
+                         "Free some space, or choose a folder on another disk", str(path))
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -266,7 +289,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
     Raises :class:`FileError` for text that is not YAML, refers to itself, or whose anchors expand to more than a million values."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -281,7 +304,20 @@ def parse_yaml(text: str, name: str) -> Any:
     except FileError:
         raise
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:   # `2001-99-99` is a ValueError
-        raise FileError(f"{name} is not YAML: {error}; correct it") from None
+        raise FileError(f"{name} is not YAML: {' '.join(str(error).split())}; correct it") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what is nested too deeply, whatever the interpreter's limit of recursion is (MindSpore raises it)."""
+    depth = 0
+
+    def compose_node(self, parent, index):
+        self.depth += 1
+        if self.depth > MAX_YAML_DEPTH:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _expanded_size(node, known):

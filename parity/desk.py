@@ -1,13 +1,13 @@
 """What becomes of the comparisons that a stream hands over: they are compared at once, or written down for another host."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from mindblip2.file_io import atomic_file, write_text
 from mindblip2.sections import ConfigError
 from parity.compare import Row
 from parity.dumpfile import Writer
@@ -68,7 +68,7 @@ class Progress:
         text = json.dumps(key, sort_keys=True)
         if self.key.exists() and self.key.read_text() != text:
             raise ConfigError(f"{folder} holds the progress of another run ({self.key.read_text()}): give another folder, or remove it")
-        self.key.write_text(text)
+        write_text(self.key, text)
         self.rows = dict(map(self.parsed, self.whole_lines()))
 
     def whole_lines(self) -> list[str]:
@@ -76,7 +76,7 @@ class Progress:
         text = self.lines.read_text() if self.lines.exists() else ""
         whole = text[:text.rfind("\n") + 1]
         if whole != text:
-            self.lines.write_text(whole)
+            write_text(self.lines, whole)
         return whole.splitlines()
 
     @staticmethod
@@ -102,9 +102,8 @@ class Progress:
             return int(state["done"]), [state[name] for name in ("truth", "torch32", "ours")]
 
     def leave(self, done: int, sides) -> None:
-        partial = self.folder / "chain.partial.npz"
-        np.savez(partial, done=done, **dict(zip(("truth", "torch32", "ours"), sides, strict=True)))
-        os.replace(partial, self.state)
+        with atomic_file(self.state, "wb") as file:
+            np.savez(file, done=done, **dict(zip(("truth", "torch32", "ours"), sides, strict=True)))
 
 
 class Scribe(Desk):

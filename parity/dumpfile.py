@@ -4,14 +4,16 @@ An ordinary .npz (a zip of .npy files), so each array carries a checksum and a l
 are refused. An array that several cases share is there once, under the hash of its bytes. ``header`` is JSON as bytes.
 """
 
+import contextlib
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from mindblip2.file_io import atomic_file
 
 FORMAT = "mindblip2 parity dump 1"
 HEADER = "header"
@@ -22,13 +24,12 @@ class DumpError(ValueError):
 
 
 class Writer:
-    """Writes arrays as they come; the file appears when :meth:`close` has written the header."""
+    """Writes arrays as they come; the file appears when :meth:`close` has written the header. As a context it leaves nothing behind
+    when the block ends with an error."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        self.zip, self.there, self.entries = zipfile.ZipFile(self.partial, "w", zipfile.ZIP_STORED), set(), []
+        self.path, self.file = Path(path), atomic_file(path, "wb")
+        self.zip, self.there, self.entries = zipfile.ZipFile(self.file.__enter__(), "w", zipfile.ZIP_STORED), set(), []
         self.half = "vision"  # of a model that sees and speaks; "language" is the other
 
     def add(self, kind: str, name: str, torch32: Mapping, truth: Mapping, inputs: Mapping | None = None, **more) -> None:
@@ -54,7 +55,16 @@ class Writer:
         with self.zip.open(HEADER + ".npy", "w") as file:
             np.lib.format.write_array(file, np.frombuffer(text.encode(), np.uint8), allow_pickle=False)
         self.zip.close()
-        os.replace(self.partial, self.path)
+        self.file.__exit__(None, None, None)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if error is not None:
+            with contextlib.suppress(OSError, ValueError):      # its end may not fit on the disk either
+                self.zip.close()
+            self.file.__exit__(kind, error, trace)
 
 
 class DumpFile:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 
+from mindblip2.file_io import write_text
 from parity.compare import LOOK, PASS, Row
 from parity.curves import svg
 from parity.diagnosis import Diagnosis, diagnose
@@ -58,7 +59,7 @@ def write(result: str | Path, output: str | Path | None = None, mutations: str |
     rows = [row_of(record) for record in document["rows"]]
     caught = load(mutations, list) if mutations else []
     path = Path(output or Path(result).with_suffix(".html"))
-    path.write_text(page(rows, document["about"], caught))
+    write_text(path, page(rows, document["about"], caught))
     return str(path)
 
 

@@ -82,15 +82,15 @@ def halves(options: argparse.Namespace) -> list:
 
 def dump(options: argparse.Namespace) -> str:
     """Write the .npz; returns what to say."""
-    writer = Writer(options.output)
-    desk = Scribe(writer, selection(options))
-    for half in halves(options):
-        writer.half = half.__name__
-        for _ in half(desk):
-            pass
-    config = load_config(options.config).model.model_config
-    writer.close(config=config.to_dict(), seed=options.seed, dtype=options.dtype, fingerprints=desk.fingerprints,
-                 weights=weights_of(options), torch=torch.__version__)
+    with Writer(options.output) as writer:
+        desk = Scribe(writer, selection(options))
+        for half in halves(options):
+            writer.half = half.__name__
+            for _ in half(desk):
+                pass
+        config = load_config(options.config).model.model_config
+        writer.close(config=config.to_dict(), seed=options.seed, dtype=options.dtype, fingerprints=desk.fingerprints,
+                     weights=weights_of(options), torch=torch.__version__)
     return (f"{writer.path}: {len(writer.entries)} comparisons, {writer.path.stat().st_size / 2**20:,.1f} MB. On the other host: "
             f"python -m parity check {writer.path.name}" + (" --ckpt FILE" if options.weights else ""))
 

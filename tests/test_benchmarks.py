@@ -106,7 +106,7 @@ def killed(tmp_path):
     optimizer = AdamW(model.trainable_params(), OptimizerConfig())
     run = kills.Run(tmp_path / "run", 1)
     for step in (1, 2):
-        path = saving.save(run.checkpoints, model, optimizer, {"step": step})
+        path = saving.save(run.checkpoints, model, optimizer, {"step": step, "loss_scale": {"value": 1.0, "good": 0}, "frozen": None})
         saving.record_best(run.checkpoints, path, "loss", 0.5)
     return kills, run, {int(one.name[5:]): kills.contents(one) for one in saving.saved(run.checkpoints)}
 

@@ -48,7 +48,7 @@ class Feed:
 
     A picture that cannot be read is replaced by the sample at its place of the next batch (not by a neighbour: a batch shall not
     hold the same picture twice), and counted: ``skipped``, and the first ``skipped_names``.  UnreadableError is raised for more
-    than ``max_unreadable`` of the samples."""
+    than ``max_unreadable`` of the samples: looked at from 100 samples on, and before the last batch of every epoch."""
 
     def __init__(self, samples, processor, batch_size, seed, *, transforms=(), ratios=(), shuffle=True, prompt="", max_words=50,
                  max_length=None, text=None, rank=0, world=1, workers=0, processes=True, max_unreadable=0.01):
@@ -80,11 +80,12 @@ class Feed:
     def epoch(self, epoch, start_step=0):
         """The batches of an epoch from ``start_step`` on.  Closing or dropping the iterator ends what works for it."""
         made = self._from_list(epoch, start_step) if self.indexable else ahead(self._from_stream(epoch, start_step))
-        for batch in made:
-            self._count(batch["skipped"])
+        for step, batch in enumerate(made, start_step + 1):
+            self._count(batch["skipped"], is_last=hasattr(self.samples, "__len__") and step == len(self))
             self.unknown.add(batch["input_ids"], batch["length"])
             yield self._trimmed(batch)
         self.unknown.end()
+        self._check_unreadable()    # samples without a length: now the end is known
 
     # ------------------------------------------------------------------------------------------------ samples in any order
     def _from_list(self, epoch, start_step):
@@ -155,12 +156,16 @@ class Feed:
         raise UnreadableError(_in_a_row(tried))
 
     # ------------------------------------------------------------------------------------------------ batches
-    def _count(self, skipped):
+    def _count(self, skipped, is_last):
         self.seen += self.batch_size
         self.skipped += len(skipped)
         self.skipped_names += skipped[:max(NAMED - len(self.skipped_names), 0)]
-        share = self.skipped / (self.seen + self.skipped)
-        if self.seen >= SOON and share > self.max_unreadable:
+        if self.seen >= SOON or is_last:
+            self._check_unreadable()
+
+    def _check_unreadable(self):
+        share = self.skipped / max(self.seen + self.skipped, 1)
+        if share > self.max_unreadable:
             raise UnreadableError(f"{self.skipped} of {self.seen + self.skipped} pictures ({share:.1%}) could not be read, more "
                                   f"than max_unreadable = {self.max_unreadable:g}: {_some(self.skipped_names)}{ADVICE}")
 

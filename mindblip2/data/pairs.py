@@ -1,4 +1,5 @@
 """Loaders of pictures with captions, by the names that MindFormers gives them."""
+import logging
 import os
 from pathlib import Path
 
@@ -6,6 +7,8 @@ import numpy as np
 
 from mindblip2.data.annotations import AnnotationError, Picture, read_annotations
 from mindblip2.file_io import read_text
+
+logger = logging.getLogger("mindblip2")
 
 STAGES = ("train", "eval")
 FLICKR8K_PARTS = {"train": "trainImages", "dev": "devImages", "test": "testImages", "eval": "testImages"}
@@ -71,6 +74,8 @@ class MultiImgCapDataLoader(Pairs):
             raise ValueError(f"stage = {stage!r}: expected one of {', '.join(map(repr, STAGES))}")
         if len(column_names) != 2:
             raise ValueError(f"column_names = {list(column_names)}: expected two, of the picture and of the text")
+        if tuple(column_names) != ("image", "text"):
+            logger.warning("column_names = %s has no effect: samples are dicts with image, caption and image_id", list(column_names))
         if not annotation_files:
             raise AnnotationError(f"no annotation_files: name the JSON files under {os.path.abspath(dataset_dir)}, and for each "
                                   "its folder of pictures in image_dirs")

@@ -1,4 +1,6 @@
 """``Blip2ImageProcessor`` and ``Blip2Processor``: what a user holds in hand to feed the model."""
+from pathlib import Path
+
 import numpy as np
 
 from mindblip2.config import (
@@ -16,9 +18,11 @@ from mindblip2.data.encoding import listed, texts_of
 from mindblip2.data.image import load_image
 from mindblip2.data.language_tokenizer import LanguageTokenizer
 from mindblip2.data.pixels import CHANNELS, ImageError, array_to_rgb
+from mindblip2.data.prompted import without_image_tokens
 from mindblip2.data.text_checks import cleaned, warn_truncated
 from mindblip2.data.tokenizer import BertTokenizer, load_tokenizer, save_tokenizer
 from mindblip2.data.transforms import EvalTransform
+from mindblip2.file_io import atomic_folder
 
 
 class Blip2ImageProcessor:
@@ -115,10 +119,12 @@ class Blip2Processor:
         image = self.image_processor
         if not isinstance(image, Blip2ImageProcessor):
             raise TypeError(f"a {type(image).__name__} cannot be saved: expected a Blip2ImageProcessor")
-        tokenizer = save_tokenizer(self.tokenizer, folder)
-        tokenizer = tokenizer.replace(max_length=self.max_length or tokenizer.max_length, padding=self.padding or False)
-        image = ImageProcessorConfig(image_size=image.image_size, mean=image.mean, std=image.std)
-        return save_sections(folder, processor=ProcessorConfig(image_processor=image, tokenizer=tokenizer, clean=self.clean).to_dict())
+        with atomic_folder(folder) as partial:
+            tokenizer = save_tokenizer(self.tokenizer, partial)
+            tokenizer = tokenizer.replace(max_length=self.max_length or tokenizer.max_length, padding=self.padding or False)
+            image = ImageProcessorConfig(image_size=image.image_size, mean=image.mean, std=image.std)
+            path = save_sections(partial, processor=ProcessorConfig(image_processor=image, tokenizer=tokenizer, clean=self.clean).to_dict())
+        return Path(folder) / path.name
 
     @classmethod
     def show_support_list(cls):
@@ -137,6 +143,7 @@ class Blip2Processor:
         if images is None and text is None:
             raise ValueError("nothing to process: pass images=, text= or both")
         inputs = {}
+        text = _without_image_tokens(text)
         if images is not None:
             inputs["image"] = self.image_processor(images, return_tensors=return_tensors)
         if text is not None:
@@ -157,6 +164,13 @@ class Blip2Processor:
 
     def __repr__(self):
         return f"Blip2Processor(image_processor={self.image_processor!r}, tokenizer={self.tokenizer!r})"
+
+
+def _without_image_tokens(text):
+    """A text or a list of texts without the placeholders of image tokens; anything else as it is."""
+    if isinstance(text, (list, tuple)):
+        return [_without_image_tokens(one) for one in text]
+    return without_image_tokens(text) if isinstance(text, str) else text
 
 
 def rgb(picture, name):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from mindblip2.config import TokenizerConfig
+from mindblip2.config import TokenizerConfig, cache_folder
 from mindblip2.data.encoding import checked_length, encoding, joined, listed, texts_of
 from mindblip2.data.language_tokenizer import KIND_NAMES, LanguageTokenizer
 from mindblip2.data.tokenizer_files import ASSETS, MAX_BYTES, SPECIAL
@@ -23,23 +23,43 @@ def load_tokenizer(config):
     """The tokenizer that a ``tokenizer:`` section (``TokenizerConfig``) describes: :class:`BertTokenizer` for stage 1, or a
     :class:`LanguageTokenizer`.
 
-    A language model's comes from ``vocab_file``, or from ``checkpoint_name_or_path`` where that is a folder or a file; never from
-    another model.  ``add_special_tokens: false`` means neither bos nor eos, unless ``add_bos_token`` or ``add_eos_token`` is said.
+    It comes from ``vocab_file``, else from ``checkpoint_name_or_path``: a file or folder, or the name of one in the cache folder.  BERT's
+    default is the packaged vocabulary; a language model's tokenizer never comes from another model.  ``add_special_tokens: false``
+    means neither bos nor eos, unless ``add_bos_token`` or ``add_eos_token`` is said.
 
-    Raises ValueError for an unknown type, and as the two classes."""
+    Raises ValueError for an unknown type, FileNotFoundError that names the key where a file is not there, and as the two classes."""
+    try:
+        return _loaded(config)
+    except FileNotFoundError as error:
+        if config.vocab_file or not config.checkpoint_name_or_path:
+            raise
+        raise FileNotFoundError(f"processor.tokenizer.checkpoint_name_or_path = {config.checkpoint_name_or_path!r}: {error}") from None
+
+
+def _loaded(config):
     if config.type == "BertTokenizer":
-        return BertTokenizer(config.vocab_file or None, config.max_length)
+        return BertTokenizer(config.vocab_file or _bert_vocabulary(config.checkpoint_name_or_path), config.max_length)
     if config.type not in KIND_NAMES:
         near = difflib.get_close_matches(config.type, ("BertTokenizer", *KIND_NAMES), 1, 0.5)
         raise ValueError(f"tokenizer.type = {config.type!r}" + (f"; did you mean {near[0]!r}?" if near else "")
                          + f"  Known: BertTokenizer, {', '.join(KIND_NAMES)}")
-    folder = config.checkpoint_name_or_path
     silent = None if config.add_special_tokens else False
     return LanguageTokenizer(
-        config.vocab_file or (folder if folder and Path(folder).exists() else ""), config.type, config.max_length,
+        config.vocab_file or config.checkpoint_name_or_path, config.type, config.max_length,
         bos_token=config.bos_token, eos_token=config.eos_token, unk_token=config.unk_token, pad_token=config.pad_token,
         add_bos_token=silent if config.add_bos_token is None else config.add_bos_token,
         add_eos_token=silent if config.add_eos_token is None else config.add_eos_token, added_tokens=config.added_tokens)
+
+
+def _bert_vocabulary(name):
+    """The file that ``checkpoint_name_or_path`` means, None for the packaged one, which MindFormers calls bert_base_uncased."""
+    if name in ("", "bert_base_uncased", "bert-base-uncased"):
+        return None
+    for path in (Path(name), cache_folder() / name):
+        if path.exists():
+            return path / "vocab.txt" if path.is_dir() else path
+    raise FileNotFoundError(f"no tokenizer {Path(name).absolute()} or {cache_folder() / name}: give a vocab.txt, or the folder that holds "
+                            "it; or remove the key for the packaged vocabulary of bert-base-uncased")
 
 
 def save_tokenizer(tokenizer, folder):

@@ -2,7 +2,7 @@
 from pathlib import Path
 
 from mindblip2.config import cache_folder
-from mindblip2.file_io import FileError, read_json, regular_file, write_bytes
+from mindblip2.file_io import FileError, atomic_folder, read_json, regular_file, write_bytes
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 BESIDE = ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json")     # what is read with a vocabulary
@@ -70,15 +70,15 @@ def copy(path, folder):
 
     Raises FileExistsError where the folder holds a file of another tokenizer that would be read with it."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     if path.parent.resolve() == folder.resolve():
         return path
     for name in BESIDE:
         if (folder / name).exists() and not path.with_name(name).is_file():
             raise FileExistsError(f"{folder / name} is not of the tokenizer {path}, but would be read with it: save into another folder")
-    for source in (path, *map(path.with_name, (*BESIDE, "merges.txt"))):
-        if source.is_file():
-            write_bytes(folder / source.name, source.read_bytes())
+    with atomic_folder(folder) as partial:
+        for source in (path, *map(path.with_name, (*BESIDE, "merges.txt"))):
+            if source.is_file():
+                write_bytes(partial / source.name, source.read_bytes())
     return folder / path.name
 
 

@@ -12,6 +12,8 @@ from mindblip2.data.captioned import check_readable, pictures_and_texts
 from mindblip2.data.image import load_image
 from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.sheet import confusion_sheet, hit_sheet, score_sheet
+from mindblip2.file_io import atomic_file
+from mindblip2.legacy import TASK_ALIASES
 from mindblip2.trainer import export, retrieval
 from mindblip2.trainer.features import caption_ids, caption_lines, extract
 from mindblip2.trainer.generation import Generation
@@ -134,24 +136,19 @@ class Features:
         arrays = extract(trainer.model, processor.image_processor, pictures, ids_TL, batch_size)
         names = {"paths": [str(one) if isinstance(one, (str, Path)) else f"picture {i}" for i, one in enumerate(pictures)],
                  "captions": captions}
-        path.parent.mkdir(parents=True, exist_ok=True)
         if comm.first():
-            np.savez(path, **arrays, **{name: np.array(values) for name, values in names.items() if values})
+            with atomic_file(path, "wb") as file:
+                np.savez(file, **arrays, **{name: np.array(values) for name, values in names.items() if values})
         return {"file": str(path), **{name: list(array.shape) for name, array in arrays.items()}}
 
 
 TASKS = {"contrastive_language_image_pretrain": Pretrain, "zero_shot_image_classification": ZeroShot,
          "image_to_text_retrieval": Retrieval, "feature_extraction": Features, "image_to_text_generation": Generation}
-ALIASES = {"ContrastiveLanguageImagePretrainTrainer": "contrastive_language_image_pretrain",
-           "ZeroShotImageClassificationTrainer": "zero_shot_image_classification",
-           "ImageToTextRetrievalTrainer": "image_to_text_retrieval", "ImageToTextGenerationTrainer": "image_to_text_generation",
-           "zero_shot_image_to_text_generation": "image_to_text_generation", "blip2_retrieval": "image_to_text_retrieval",
-           "blip2_retireval": "image_to_text_retrieval"}     # the card's spelling
 
 
 def task_named(name):
     """The task of a name or of MindFormers' alias.  Raises ValueError, naming what there is."""
-    name = ALIASES.get(name, name)
+    name = TASK_ALIASES.get(name, name)
     if name in TASKS:
         return name
     raise ValueError(f"no task {name!r}; there is: {', '.join(TASKS)}")
@@ -191,6 +188,6 @@ def _shown(picture):
 def _save(page, path):
     if not comm.first():
         return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    page.save(path)
+    with atomic_file(path, "wb") as file:
+        page.save(file, Image.registered_extensions().get(Path(path).suffix.lower(), "PNG"))
     print(f"picture of the result is saved at: {path}")

@@ -1,4 +1,6 @@
 """A language model's tokenizer comes from its own files and the configuration; what does not fit is said."""
+import shutil
+
 import pytest
 
 from mindblip2.config import TokenizerConfig
@@ -180,3 +182,23 @@ def test_b12_a_vocab_txt_that_is_not_utf_8(tmp_path):
         BertTokenizer(tmp_path / "vocab.txt")
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n猫\n", encoding="utf-8")
     assert len(BertTokenizer(tmp_path / "vocab.txt")) == 6
+# ------------------------------------------------------------------------------------------------ A1
+def test_a1_a_tokenizer_is_found_by_checkpoint_name_or_path(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINDBLIP2_CACHE", str(tmp_path))
+    shutil.copytree(folder / "gpt2", tmp_path / "opt_2_7b")
+    by_name = load_tokenizer(TokenizerConfig(type="GPT2Tokenizer", checkpoint_name_or_path="opt_2_7b"))
+    assert by_name.vocab_file.parent == tmp_path / "opt_2_7b"
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\ncat\n")
+    for name in ("words", str(tmp_path / "words"), str(tmp_path / "words" / "vocab.txt")):
+        assert len(load_tokenizer(TokenizerConfig(checkpoint_name_or_path=name))) == 6
+    assert len(load_tokenizer(TokenizerConfig(checkpoint_name_or_path="bert_base_uncased"))) == 30523       # MindFormers' name
+    given = TokenizerConfig(vocab_file=str(tmp_path / "words" / "vocab.txt"), checkpoint_name_or_path="nowhere")
+    assert len(load_tokenizer(given)) == 6      # named as without effect, see tests/test_keys.py
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizer", "LlamaTokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast"])
+def test_a1_a_tokenizer_that_is_not_there_names_the_key(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINDBLIP2_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"processor.tokenizer.checkpoint_name_or_path = 'nowhere': .*{tmp_path}/nowhere"):
+        load_tokenizer(TokenizerConfig(type=kind, checkpoint_name_or_path="nowhere"))
