@@ -177,4 +177,6 @@ if __name__ == "__main__":
         result = run()
     except (ConfigError, CheckpointError, ValueError, OSError, FloatingPointError, NotImplementedError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:       # a training has said how it goes on
+        sys.exit(130)
     sys.exit(isinstance(result, dict) and result.get("ok") is False)     # of a check

@@ -1,4 +1,5 @@
 """Foreign files to a .ckpt of ours: which of them belong together, and what is written."""
+import math
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -58,9 +59,21 @@ def to_mindspore(torch_path, mindspore_path=None, vit_path=None, config=None, im
 def _write(rows, path, llm_path, dtype):
     """One file, or with ``llm_path`` two."""
     if llm_path:
-        write_checkpoint(llm_path, _converted([row for row in rows if row.ours.startswith("llm.")], dtype))
+        own = [row for row in rows if row.ours.startswith("llm.")]
+        write_checkpoint(llm_path, _converted(own, dtype), _bytes(own, dtype))
         rows = [row for row in rows if not row.ours.startswith("llm.")]
-    write_checkpoint(path, _converted(rows, dtype))
+    write_checkpoint(path, _converted(rows, dtype), _bytes(rows, dtype))
+
+
+def _bytes(rows, dtype):
+    """The size of what is written, for the message of a full disk; without ``dtype`` all tensors count as the first one that is read."""
+    rows = [row for row in rows if row.ours]
+    if dtype is None:
+        first = next((row.state[row.theirs] for row in rows if row.state is not None), None)
+        matrix = vector = 4 if first is None else first.element_size()
+    else:
+        matrix, vector = plan.NARROW[dtype].itemsize, 4
+    return sum(math.prod(row.shape) * (matrix if len(row.shape) == 2 else vector) for row in rows)
 
 
 def _plan_llm(state, kind, path, config):

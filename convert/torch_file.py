@@ -36,11 +36,12 @@ def to_torch(mindspore_path, torch_path, dtype=None, names=None, config=None):
             value = interleave(value, text_config.hidden_size // text_config.num_heads)
         value = cast(value, dtype, theirs)
         state[theirs] = value.reshape(_foreign_shape(group, stored))
+    needed = sum(value.nbytes for value in state.values())
     state |= {name: state[owner] for name, (owner, _) in source.tied.items()}
     if "qformer.query_tokens" in stored:
         positions = stored.shapes.get("qformer.embeddings.position.embedding_table", (QFormerConfig().max_position_embeddings,))
         state["Qformer.bert.embeddings.position_ids"] = torch.arange(positions[0])[None]
-    with atomic_file(torch_path, "wb", sum(value.nbytes for value in state.values())) as file:
+    with atomic_file(torch_path, "wb", needed) as file:
         torch.save({"model": state} if "qformer.query_tokens" in stored else state, file)
     return state
 

@@ -335,6 +335,7 @@ class ImageProcessorConfig(Section):
     mean: tuple[Fraction, Fraction, Fraction] = CLIP_MEAN       # of values in [0, 1], per channel
     std: tuple[Positive, Positive, Positive] = CLIP_STD
     interpolation: str = "bicubic"
+    alpha: str = "drop"                 # transparency: "drop" as LAVIS (the colours under it show), "white" (background) as transformers
 
     def __post_init__(self):
         one_of(self, "type", ("Blip2ImageProcessor",))
@@ -344,6 +345,7 @@ class ImageProcessorConfig(Section):
                 raise ConfigError(f"processor.image_processor.image_size = {list(size)}: BLIP-2 pictures are square")
             object.__setattr__(self, "image_size", int(size[0]))
         one_of(self, "interpolation", ("bicubic",))
+        one_of(self, "alpha", ("drop", "white"))
 
 
 @section

@@ -158,6 +158,14 @@ def _has_no_effect(cls, where, key, value, name, ignored):
     return True
 
 
+def argument(hint, value, name):
+    """``value`` of a function's argument ``name`` as the type of ``hint``, checked as a field of a configuration is, but that a text is no
+    number.  Raises ConfigError, which is a ValueError."""
+    if isinstance(value, str | bytes):
+        raise ConfigError(f"{name} = {value!r}: expected a number, got {type(value).__name__}")
+    return _cast(hint, value, name, [])
+
+
 def positive(config, *names):
     """Check that the named properties, which are computed from several fields, are at least 1."""
     for name in names:

@@ -192,7 +192,7 @@ OTHER_WRITERS = {
     ("mindblip2/trainer/export.py", "ms.export(part.cell, *part.inputs.values(), file_name=str(path), file_format='MINDIR')"):
         "into the temporary folder of an atomic_folder",
     ("mindblip2/data/tokenizer.py", "tokenizer.save(folder)"): "of our tokenizers, which write by file_io",
-    ("mindblip2/trainer/loop.py", "saving.save(folder, model, step_of.optimizer, state, runner.keep_checkpoint_max)"):
+    ("mindblip2/trainer/loop.py", "saving.save(folder, model, step_of.optimizer, made, runner.keep_checkpoint_max)"):
         "our own function, which writes by file_io",
     ("parity/desk.py", "open(self.lines, 'a')"): "a log that grows line by line; a line that a kill cuts is dropped",
     ("parity/dumpfile.py", "zipfile.ZipFile(self.file.__enter__(), 'w', zipfile.ZIP_STORED)"): "into the file of atomic_file",

@@ -110,13 +110,16 @@ class Feed:
             raise ValueError(f"a training sample is a dict with 'image' and 'caption', this one has {got}")
         if self.transforms:
             rng = np.random.default_rng([self.seed, epoch, place])
-            image = self.transforms[number if len(self.transforms) > 1 else 0](rgb(sample["image"], "the picture"), rng)
+            image = self.transforms[number if len(self.transforms) > 1 else 0](self._rgb(sample["image"]), rng)
         else:
             image = self.processor.image_processor([sample["image"]], return_tensors="np")[0]
         caption = sample["caption"]
         if isinstance(caption, (list, tuple)) and caption:      # one of them, the same whenever this place is made again
             caption = caption[np.random.default_rng([self.seed, epoch, place, 1]).integers(len(caption))]
         return image, *self._ids(self.clean(caption), sample.get("prompt")), _checked_id(sample.get("image_id", -1))
+
+    def _rgb(self, picture):
+        return rgb(picture, "the picture", self.processor.image_processor.alpha)
 
     def _ids(self, caption, prompt):
         if self.text is not None:
