@@ -86,12 +86,12 @@ def check_questions(data, config):
 
 
 def check_texts(texts, length_of, tokenizer, limit):
-    """What is to be said of texts, (where, cleaned text) each: their lengths in tokens by ``length_of``, how many are above ``limit``, and
+    """What is to be said of texts, (where, cleaned text) each: their lengths by ``length_of`` (text, its tokens), how many are above ``limit``, and
     what the tokenizer does not know."""
     lengths, words, nothing, tokens, unknown = Counter(), Counter(), [], 0, 0
     for where, text in texts:
         found = known(tokenizer, text)
-        lengths[length_of(text)] += 1
+        lengths[length_of(text, found.tokens)] += 1
         tokens, unknown = tokens + found.tokens, unknown + found.unknown
         words.update(found.words)
         if found.unknown and found.unknown == found.tokens:
@@ -157,12 +157,13 @@ def summary(name, report):
 
 
 def _length_with(config, prompt, tokenizer):
-    """How many tokens the model reads of a cleaned text: with [CLS] and [SEP] in stage 1, in stage 2 with what ``PromptedText`` adds."""
+    """How many tokens the model reads of a cleaned text that has ``tokens`` itself: the prompt, in stage 1 [CLS] and [SEP], in stage 2 the
+    end and perhaps bos."""
     model = config.model.model_config
-    if model.text_config is None:
-        return lambda text: len(tokenizer(prompt + text, padding=False, truncation=False)["input_ids"])
-    prompt = prompt or (model.prompt if isinstance(model.prompt, str) else "")
-    return lambda text: model.begins_with_bos + len(plain_ids(tokenizer, prompt + text)) + 1
+    around = 2 if model.text_config is None else model.begins_with_bos + 1
+    if model.text_config is not None and isinstance(model.prompt, str):
+        prompt = prompt or model.prompt
+    return lambda text, tokens: around + (len(plain_ids(tokenizer, prompt + text)) if prompt else tokens)
 
 
 def _from_files(config, loader, stage):
