@@ -86,8 +86,8 @@ def check_questions(data, config):
 
 
 def check_texts(texts, length_of, tokenizer, limit):
-    """What is to be said of texts, (where, cleaned text) each: their lengths by ``length_of`` (text, its tokens), how many are above ``limit``, and
-    what the tokenizer does not know."""
+    """What is to be said of texts, (where, cleaned text) each: their lengths by ``length_of`` (text, its tokens), how many are above
+    ``limit``, and what the tokenizer does not know."""
     lengths, words, nothing, tokens, unknown = Counter(), Counter(), [], 0, 0
     for where, text in texts:
         found = known(tokenizer, text)
