@@ -176,7 +176,7 @@ def _llm(path, main, kind, torch_path):
 def _converted(rows, dtype):
     wanted = plan.in_file_order(rows)
     for row in tqdm(wanted, desc="to MindSpore", unit="tensor", disable=None):
-        kind, array = plan.to_numpy(plan.cast(plan.tensor(row, rows), dtype))
+        kind, array = plan.to_numpy(plan.cast(plan.tensor(row), dtype, row.theirs or row.ours))
         yield row.ours, kind, array
 
 

@@ -1,5 +1,4 @@
 """Which files make one model: an index, numbered shards, Meta's model-parallel parts."""
-import json
 import re
 from pathlib import Path
 
@@ -7,10 +6,12 @@ import torch
 
 from convert.state import State
 from mindblip2.checkpoint import CheckpointError
+from mindblip2.file_io import read_json
 
 INDEX = ".index.json"
 NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
 CONSOLIDATED = re.compile(r"consolidated\.(\d\d)\.pth")
+MAX_INDEX_BYTES = 64 << 20
 MOST_NAMED = 8     # missing files in one message; Meta's models have no more parts
 WHOLE = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 
@@ -55,13 +56,12 @@ def _in_folder(folder):
 
 
 def _indexed(index):
-    try:
-        weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        promised = {name: index.parent / Path(file).name for name, file in weights.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of shards ({type(error).__name__}): get it again") from None
-    if not promised:
+    weights = read_json(index, dict, "an index of shards", max_bytes=MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(file, str) and Path(file).name for file in weights.values()):
+        raise CheckpointError(f"{index} is no index of shards: its weight_map must map names of tensors to names of files; get it again")
+    if not weights:
         raise CheckpointError(f"{index} names no shards: get it again")
+    promised = {name: index.parent / Path(file).name for name, file in weights.items()}
     return _present(sorted(set(promised.values())), f"{index.name} names"), promised
 
 
@@ -150,3 +150,6 @@ class Joined(State):
         if axis is not None:
             shape[axis] = sum(part.shape(name)[axis] for part in self._parts)
         return tuple(shape)
+
+    def path_of(self, name):
+        return self._parts[0].path_of(name)

@@ -22,6 +22,7 @@ import yaml
 
 MAX_TEXT_BYTES = 2 << 30            # of a text file that is read whole: COCO's largest annotation file has 0.5 GB
 MAX_YAML_BYTES = 16 << 20
+MAX_YAML_DEPTH = 50                 # of nested values; MindFormers' files have 6
 MAX_YAML_NODES = 1_000_000          # with anchors followed: nine nested anchors of ten references each are a thousand million
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -275,17 +276,22 @@ def read_json(path: str | os.PathLike, kind: type | tuple[type, ...] | None = No
     """What a JSON file holds.  ``kind``: dict or list, of which it must be.
 
     Raises :class:`FileError` for text that is not JSON, is nested too deeply, or holds a number that is not finite."""
-    text = read_text(path, what, advice, max_bytes)
+    return parse_json(read_text(path, what, advice, max_bytes), str(path), kind, what, advice)
+
+
+def parse_json(text: str, name: str, kind: type | tuple[type, ...] | None = None, what: str = "a JSON file",
+               advice: str = "get it again") -> Any:
+    """What a JSON text holds; ``name`` says in messages where it is from, the rest is as for :func:`read_json`."""
     try:
         value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
     except RecursionError:
-        raise FileError(f"{path} is not {what}: it is nested too deeply; {advice}") from None
+        raise FileError(f"{name} is not {what}: it is nested too deeply; {advice}") from None
     except ValueError as error:
-        raise FileError(f"{path} is not {what}: {error if text.strip() else 'it is empty'}; {advice}") from None
+        raise FileError(f"{name} is not {what}: {error if text.strip() else 'it is empty'}; {advice}") from None
     if kind is not None and not isinstance(value, kind):
         names = {dict: "an object {…}", list: "a list […]"}
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        raise FileError(f"{path} is not {what}: it holds a {type(value).__name__}, expected "
+        raise FileError(f"{name} is not {what}: it holds a {type(value).__name__}, expected "
                         f"{' or '.join(names.get(one, one.__name__) for one in kinds)}; {advice}")
     return value
 
@@ -300,7 +306,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
     Raises :class:`FileError` for text that is not YAML, refers to itself, or whose anchors expand to more than a million values."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -315,7 +321,20 @@ def parse_yaml(text: str, name: str) -> Any:
     except FileError:
         raise
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:   # `2001-99-99` is a ValueError
-        raise FileError(f"{name} is not YAML: {error}; correct it") from None
+        raise FileError(f"{name} is not YAML: {' '.join(str(error).split())}; correct it") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what is nested too deeply, whatever the interpreter's limit of recursion is (MindSpore raises it)."""
+    depth = 0
+
+    def compose_node(self, parent, index):
+        self.depth += 1
+        if self.depth > MAX_YAML_DEPTH:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _expanded_size(node, known):

@@ -2,11 +2,14 @@
 
 B pictures of one batch · L labels · E embed
 """
+import math
+
 import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
 from mindblip2 import comm
+from mindblip2.data.text_checks import check_labels, split_labels
 
 TEMPLATE = "a picture of {}."    # MindFormers' default
 
@@ -14,19 +17,27 @@ TEMPLATE = "a picture of {}."    # MindFormers' default
 class ZeroShotClassifier:
     """A ``Blip2Classifier``, its processor, and the labels to choose from.
 
-    The features of the label texts are computed once.  ``use_itm`` asks the ITM head instead of the ITC similarity:
-    slower, every
-    picture meets every label in the Q-Former.  Raises ValueError for no, empty or repeated labels and for a template
-    without {}."""
+    ``candidate_labels``: a list of texts, or one string with commas between them.  The features of the label texts are computed once.
+    ``use_itm`` asks the ITM head instead of the ITC similarity: slower, every picture meets every label in the Q-Former.
+    ``temperature`` divides the similarities before the softmax; None is the learnt one (about 0.01 in published weights), 1 gives the
+    probabilities of transformers' pipeline, which has none.  The order of the labels does not depend on it.
 
-    def __init__(self, model, processor, candidate_labels, hypothesis_template=TEMPLATE, max_length=None, use_itm=False):
+    Raises ValueError for no, empty or repeated labels, for labels whose tokens the vocabulary does not have or that have the same
+    tokens, for a template without {}, and for a temperature that is not finite and above 0, or is given with ``use_itm``, which has
+    none."""
+
+    def __init__(self, model, processor, candidate_labels, hypothesis_template=TEMPLATE, max_length=None, use_itm=False,
+                 temperature=None):
         check_vocabulary(model, processor.tokenizer)
         self.model = model
         self.processor = processor
+        self.temperature = checked_temperature(temperature, use_itm)
         self.labels = checked_labels(candidate_labels)
         self.texts = hypotheses(self.labels, hypothesis_template)
-        self.ids_LT = processor.tokenizer(self.texts, max_length=max_length or model.config.max_txt_len,
-                                          padding="max_length", return_tensors="ms")["input_ids"]
+        encoded = processor.tokenizer(self.texts, max_length=max_length or model.config.max_txt_len, padding="max_length",
+                                      return_tensors="np")
+        check_labels(processor.tokenizer, self.labels, self.texts, encoded, hypothesis_template)
+        self.ids_LT = Tensor(encoded["input_ids"])
         self.use_itm = use_itm
         self._label_LE = None
 
@@ -54,7 +65,7 @@ class ZeroShotClassifier:
         if self.use_itm:
             return self.model.match_probabilities(image, self.ids_LT).asnumpy()
         features = self.model.extract_features({"image": image}, "image").image_embeds_proj
-        return self.model.probabilities(features, self.label_features()).asnumpy()
+        return self.model.probabilities(features, self.label_features(), self.temperature).asnumpy()
 
     def label_features(self):
         """Unit vectors of the label texts (L, E), computed once."""
@@ -91,7 +102,7 @@ def accuracy(classifier, pictures, truths, batch_size=8):
 
 def checked_labels(labels):
     """The labels as a list; raises ValueError where a user would get scores that mean nothing."""
-    labels = [labels] if isinstance(labels, str) else list(labels or ())
+    labels = split_labels(labels)
     if not labels:
         raise ValueError("no labels: pass candidate_labels=['cat', 'dog', …] (command line: --candidate_labels cat dog)")
     wrong = [label for label in labels if not isinstance(label, str) or not label.strip()]
@@ -109,6 +120,19 @@ def hypotheses(labels, template):
     if "{}" not in template:
         raise ValueError(f"hypothesis_template = {template!r}: expected {{}} where the label goes, e.g. {TEMPLATE!r}")
     return [template.replace("{}", label) for label in labels]
+
+
+def checked_temperature(temperature, use_itm=False):
+    """The temperature as a float, or None for the learnt one; raises ValueError for what cannot divide similarities."""
+    if temperature is None:
+        return None
+    if use_itm:
+        raise ValueError(f"temperature = {temperature!r} with use_itm: a temperature divides ITC similarities, of which the ITM head makes "
+                         "none; leave one of them out")
+    number = isinstance(temperature, (int, float, np.number)) and not isinstance(temperature, bool)
+    if not number or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature = {temperature!r}: expected a finite number above 0, or None for the learnt one")
+    return float(temperature)
 
 
 def _checked_top_k(top_k):

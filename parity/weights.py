@@ -91,7 +91,7 @@ class Weights:
         """A parameter of ours."""
         if self.stored is not None:
             return self.stored.float32(name)
-        return plan.tensor(self.rows[name], list(self.rows.values())).float().numpy()
+        return plan.tensor(self.rows[name]).float().numpy()
 
 
 def resized(pos_embed_1PW: torch.Tensor, tokens: int) -> torch.Tensor:

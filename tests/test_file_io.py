@@ -192,7 +192,7 @@ def test_damaged_yaml_is_an_error_with_the_name(tmp_path, text, complaint):
     start = time.monotonic()
     with pytest.raises(FileError, match="a.yaml") as caught:
         read_yaml(tmp_path / "a.yaml")
-    assert complaint in str(caught.value) and time.monotonic() - start < 5
+    assert complaint in str(caught.value) and "\n" not in str(caught.value) and time.monotonic() - start < 5
 
 
 def test_anchors_are_followed():

@@ -12,6 +12,22 @@ def text(**section):
     return Blip2Config(text_config=section).text_config
 
 
+@pytest.mark.parametrize("kind", ["LlamaConfig", "OPTConfig"])
+def test_a3_a_language_model_may_have_several_end_tokens(kind, tmp_path):
+    config = Blip2Config(text_config={"type": kind, "eos_token_id": [2, 9], "image_token_id": 77, "temperature": 0.9})
+    own = config.text_config
+    assert (own.eos_token_id, own.end_token_ids) == ((2, 9), (2, 9))
+    config.save_pretrained(tmp_path)
+    assert "eos_token_id:\n      - 2\n      - 9" in (tmp_path / "config.yaml").read_text()
+    assert Blip2Config.from_pretrained(tmp_path).text_config == own
+    assert text(type=kind, eos_token_id=[9]) == text(type=kind, eos_token_id=9) and text(type=kind, eos_token_id=9).end_token_ids == (9,)
+    for wrong in ([], [2, -1], [2, "9"], [2, 2], [2, True], -1):
+        with pytest.raises(ConfigError, match=r"eos_token_id = .*: expected a token id of at least 0, or a list of different ones"):
+            text(type=kind, eos_token_id=wrong)
+    with pytest.raises(ConfigError, match="eos_token_id = 'x': expected int or tuple"):
+        text(type=kind, eos_token_id="x")
+
+
 def test_the_type_says_which_section_it_is():
     assert Blip2Config().text_config is None
     assert text() == text(type="LlamaConfig") == LlamaConfig()

@@ -1,6 +1,7 @@
 """Captions and answers that a model of stage 2 writes, and their scores: in an evaluation, and on the way in training."""
 from mindblip2 import comm
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
+from mindblip2.cells.decoding import merged
 from mindblip2.data.caption_metrics import NAMES, caption_scores
 from mindblip2.data.captioned import check_readable, pictures_and_captions
 from mindblip2.data.captions import BlipQuestion
@@ -56,7 +57,7 @@ class HeldOutAnswers:
                               f"eval_dataset.data_loader.hypothesis_template, e.g. to {PROMPT!r}")
         longest = max(len(self.writer.prompt_ids(self.prompt.replace("{}", one))) for one in self.questions)
         decoding = {name: value for name, value in self.options.items() if name != "batch_size"}
-        model.room(longest, model.decoding({**ANSWER, **decoding}).max_new_tokens)
+        model.room(longest, model.decoding(merged(ANSWER, decoding)).max_new_tokens)
 
     def __str__(self):
         return f"answers to {len(self.questions)} questions, each as {self.prompt!r}"

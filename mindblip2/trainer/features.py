@@ -5,7 +5,30 @@ I pictures · T texts · Q queries · D width · E embed · L tokens
 import numpy as np
 from tqdm import tqdm
 
+from mindblip2.data.captions import BlipCaption
+from mindblip2.data.text_checks import cleaned
+from mindblip2.file_io import read_text
+from mindblip2.trainer.loaders import text_arguments, token_ids
 from mindblip2.trainer.retrieval import text_features
+
+
+def caption_lines(path):
+    """The captions of a text file, one per line; empty lines are left out.  Raises FileError for what is not UTF-8."""
+    return [line for line in read_text(path, "a text file with a caption per line", "save it as UTF-8").splitlines() if line.strip()]
+
+
+def caption_ids(trainer, processor, captions):
+    """Captions as the Q-Former reads them: (T, L) int32, by the rule of ``Blip2Processor``, which for a preset gives the same ids.
+
+    Unless ``processor.clean`` is false they are cleaned as LAVIS's feature extraction does (``blip_caption``), with at most
+    ``eval_dataset.text_transforms.max_words`` words; its ``prompt`` goes in front; L is the lesser of its ``max_length`` and the
+    processor's.  Warns of captions that are cut."""
+    text = text_arguments(trainer.config, trainer.config.eval_dataset.text_transforms, processor)
+    if processor.cleans:
+        texts = cleaned(captions, BlipCaption(text["prompt"], text["max_words"]))
+    else:
+        texts = [text["prompt"] + caption for caption in captions]
+    return token_ids(trainer.model, processor.tokenizer, texts, text["max_length"])
 
 
 def extract(model, image_processor, pictures, ids_TL=None, batch_size=8):

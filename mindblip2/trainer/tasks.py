@@ -9,13 +9,13 @@ from PIL import Image
 from mindblip2 import comm
 from mindblip2.cells.blip2_qformer import Blip2Classifier, Blip2Qformer
 from mindblip2.data.captioned import check_readable, pictures_and_texts
-from mindblip2.data.captions import BlipCaption
 from mindblip2.data.image import load_image
 from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.sheet import confusion_sheet, hit_sheet, score_sheet
 from mindblip2.file_io import atomic_file
+from mindblip2.legacy import TASK_ALIASES
 from mindblip2.trainer import export, retrieval
-from mindblip2.trainer.features import extract
+from mindblip2.trainer.features import caption_ids, caption_lines, extract
 from mindblip2.trainer.generation import Generation
 from mindblip2.trainer.inputs import load, pictures_of
 from mindblip2.trainer.loaders import captioned_pictures, labelled_sets, token_ids
@@ -67,6 +67,9 @@ class ZeroShot:
         """Parts, and what else ``mindir.json`` says."""
         batch = options.pop("batch_size")
         classifier = _classifier(trainer, checkpoint, options)
+        if classifier.use_itm or classifier.temperature is not None:
+            raise ValueError("the exported classifier divides ITC similarities by the learnt temperature: leave use_itm and temperature "
+                             "out (the ITM head is exported by the task image_to_text_retrieval)")
         return (export.classifier(trainer.model, batch, classifier.ids_LT),
                 {"labels": classifier.labels, "label_ids": classifier.ids_LT.asnumpy().tolist()})
 
@@ -121,15 +124,14 @@ class Features:
         pictures = []
         for one in pictures_of(input_data):
             if isinstance(one, (str, Path)) and Path(one).suffix.lower() == ".txt":
-                captions += [line for line in Path(one).read_text(encoding="utf-8").splitlines() if line.strip()]
+                captions += caption_lines(one)
             else:
                 pictures.append(one)
         check_readable(pictures)
         load(trainer, Blip2Qformer, checkpoint)
-        processor, text = trainer.processor(), trainer.config.eval_dataset.text_transforms
+        processor = trainer.processor()
         check_vocabulary(trainer.model, processor.tokenizer)
-        cleaned = [BlipCaption(text.prompt, text.max_words)(caption) for caption in captions]
-        ids_TL = token_ids(trainer.model, processor.tokenizer, cleaned, text.max_length) if cleaned else None
+        ids_TL = caption_ids(trainer, processor, captions) if captions else None
         arrays = extract(trainer.model, processor.image_processor, pictures, ids_TL, batch_size)
         names = {"paths": [str(one) if isinstance(one, (str, Path)) else f"picture {i}" for i, one in enumerate(pictures)],
                  "captions": captions}
@@ -141,16 +143,11 @@ class Features:
 
 TASKS = {"contrastive_language_image_pretrain": Pretrain, "zero_shot_image_classification": ZeroShot,
          "image_to_text_retrieval": Retrieval, "feature_extraction": Features, "image_to_text_generation": Generation}
-ALIASES = {"ContrastiveLanguageImagePretrainTrainer": "contrastive_language_image_pretrain",
-           "ZeroShotImageClassificationTrainer": "zero_shot_image_classification",
-           "ImageToTextRetrievalTrainer": "image_to_text_retrieval", "ImageToTextGenerationTrainer": "image_to_text_generation",
-           "zero_shot_image_to_text_generation": "image_to_text_generation", "blip2_retrieval": "image_to_text_retrieval",
-           "blip2_retireval": "image_to_text_retrieval"}     # the card's spelling
 
 
 def task_named(name):
     """The task of a name or of MindFormers' alias.  Raises ValueError, naming what there is."""
-    name = ALIASES.get(name, name)
+    name = TASK_ALIASES.get(name, name)
     if name in TASKS:
         return name
     raise ValueError(f"no task {name!r}; there is: {', '.join(TASKS)}")
@@ -163,6 +160,7 @@ def _classifier(trainer, checkpoint, options):
     options["candidate_labels"] = options.get("candidate_labels") or trainer.candidate_labels or data.candidate_labels
     options["hypothesis_template"] = (options.get("hypothesis_template") or trainer.hypothesis_template
                                       or data.hypothesis_template or TEMPLATE)
+    options.setdefault("temperature", trainer.config.eval_dataset.temperature)
     return ZeroShotClassifier(trainer.model, trainer.processor(), **options)
 
 

@@ -149,12 +149,35 @@ def test_an_iterable_is_not_kept_in_memory(processor):
 
 # ------------------------------------------------------------------------------------------------ wrong samples
 @pytest.mark.parametrize("more, words", [
-    ({"image_id": "coco_1"}, "image_id = 'coco_1': expected a whole number"), ({"image_id": 2**31}, "image_id = 2147483648"),
+    ({"image_id": 1.5}, "image_id = 1.5: expected a text, or a whole number"), ({"image_id": 2**31}, "image_id = 2147483648"),
     ({"caption": 3}, "text must be a string, got int"), ({"caption": []}, "text must be a string, got list")])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sample_that_cannot_be_used_is_an_error(processor, more, words, workers):
     with pytest.raises((ValueError, TypeError), match=words):
         list(Feed(samples(4, **more), processor, 2, 0, workers=workers).epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_c7_image_ids_may_be_texts_as_in_files(processor, workers):
+    """The same text has the same number, whoever makes the sample; another text another."""
+    rows = samples(8)
+    for i, row in enumerate(rows):
+        row["image_id"] = f"coco_{i // 2}"
+    feeds = [list(Feed(given, processor, 8, 0, shuffle=False, workers=workers).epoch(0)) for given in (rows, iter(rows))]
+    numbers = feeds[0][0]["image_id"]
+    assert [(numbers == one).sum() for one in numbers] == [2] * 8 and numbers.dtype == np.int32 and numbers.min() >= 0
+    np.testing.assert_array_equal(numbers, feeds[1][0]["image_id"])
+    rows[0]["image_id"] = ""
+    assert list(Feed(rows, processor, 8, 0, shuffle=False).epoch(0))[0]["image_id"].tolist().count(int(numbers[0])) == 1    # the control
+
+
+def test_a8_training_warns_of_unknown_tokens(processor, caplog):
+    list(Feed(samples(6, caption="一只红色的猫"), processor, 2, 0).epoch(0))
+    assert "does not know 75.0 % of the tokens of the first 6 captions" in caplog.text
+    assert caplog.text.count("does not know") == 1
+    caplog.clear()
+    list(Feed(samples(6), processor, 2, 0).epoch(0))
+    assert caplog.text == ""
 
 
 def test_of_several_captions_one_is_drawn_and_always_the_same(processor):
