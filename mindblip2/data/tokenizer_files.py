@@ -74,7 +74,8 @@ def copy(path, folder):
         return path
     for name in BESIDE:
         if (folder / name).exists() and not path.with_name(name).is_file():
-            raise FileExistsError(f"{folder / name} is not of the tokenizer {path}, but would be read with it: save into another folder")
+            raise FileExistsError(f"the folder holds {name}, which is not of the tokenizer {path}, but would be read with it: save into "
+                                  "another folder")
     with atomic_folder(folder) as partial:
         for source in (path, *map(path.with_name, (*BESIDE, "merges.txt"))):
             if source.is_file():
