@@ -101,8 +101,7 @@ class BertTokenizer:
         """``{"input_ids", "attention_mask"}`` of a string or a list of strings.
 
         ``padding``: "max_length", "longest" (or True), or False.  ``truncation``: text is cut so that [SEP] is the
-        last of ``max_length`` tokens.  Both are on by default, unlike transformers': LAVIS forgot them in places
-        (D-41, D-42).
+        last of ``max_length`` tokens.  Both are on by default, unlike transformers': LAVIS forgot them in places.
         ``return_tensors``: None gives lists, 1-D for a string and 2-D for a list; "np" int32 arrays and
         "ms" int32 Tensors (B, T), also for a single string.
 
