@@ -1,6 +1,5 @@
 """The doorbell: ``python run_blip2.py --config PRESET|FILE --run_mode train|eval|predict …``; see README.md."""
 import argparse
-import functools
 import os
 import sys
 
@@ -38,6 +37,14 @@ def _count(text):
     return number
 
 
+def _yaml(text, name=""):
+    """What a text on the command line means, as YAML reads it."""
+    try:
+        return parse_yaml(text, name or repr(text[:50]))
+    except FileError as error:
+        raise argparse.ArgumentTypeError(" ".join(str(error).split())) from None
+
+
 def arguments(argv):
     """(options, overrides) of a command line.  Exits with a message on an unknown flag."""
     parser = argparse.ArgumentParser(prog="run_blip2.py", description=__doc__, allow_abbrev=False, epilog=(
@@ -50,7 +57,9 @@ def arguments(argv):
     parser.add_argument("--predict_data", nargs="+", help="pictures: files, folders, URLs; for feature_extraction also .txt files "
                                                           "with a caption per line")
     parser.add_argument("--predict_batch_size", type=_count, help="default 8; export: how many pictures the graphs take, default 1")
-    parser.add_argument("--candidate_labels", nargs="+", help="the labels to choose from")
+    parser.add_argument("--candidate_labels", nargs="+", help=(
+        "the labels to choose from: one argument is split at its commas ('a red cat, dog'); several are one label each, with the commas "
+        "inside them"))
     parser.add_argument("--hypothesis_template", help="the label's text, with {} for the label; image_to_text_generation: the prompt.  "
                                                       "Its other arguments are --generation.num_beams 3 and so on")
     parser.add_argument("--answer_only", action="store_true", help="image_to_text_generation: texts without their prompt")
@@ -66,12 +75,20 @@ def arguments(argv):
     for name in ("device_id", "seed", "epochs", "batch_size", "gradient_accumulation_steps"):
         parser.add_argument(f"--{name}", type=int)
     for name in ("use_parallel", "sink_mode", "resume_training", "do_eval"):
-        parser.add_argument(f"--{name}", type=functools.partial(parse_yaml, name=f"--{name}"))
+        parser.add_argument(f"--{name}", type=_yaml)
     parser.add_argument("--options", nargs="+", default=[], metavar="a.b.c=value", help="the same as --a.b.c value")
     for name in IGNORED:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args(argv)
+    if options.candidate_labels:
+        options.candidate_labels = _labels(options.candidate_labels)
     return options, _overrides(parser, options, rest)
+
+
+def _labels(given):
+    """The labels of a command line, see --candidate_labels; of `cat, dog` the comma that ends an argument is no part of a label."""
+    parts = given[0].split(",") if len(given) == 1 else [one.strip().removesuffix(",") for one in given]
+    return [one.strip() for one in parts if one.strip()] or given
 
 
 def _overrides(parser, options, rest):
@@ -92,11 +109,10 @@ def _overrides(parser, options, rest):
 
 
 def _value(parser, flag, text):
-    """What a text on the command line means, as YAML reads it."""
     try:
-        return parse_yaml(text, flag)
-    except FileError as error:
-        parser.error(" ".join(str(error).split()))
+        return _yaml(text, flag)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
 
 
 def _check_used(options, overrides, config):
@@ -146,7 +162,7 @@ def run(argv=None):
         return trainer.evaluate(**{"use_itm": True} if options.use_itm else {})
     if config.run_mode != "predict":
         return {"train": trainer.train, "finetune": trainer.finetune}[config.run_mode]()
-    folder = config.output_dir if options.output_dir else "."
+    folder = config.output_dir if "output_dir" in overrides else "."
     name = os.path.join(folder, f"{trainer.task}_result")
     extra = {"save_picture": f"{name}.png", "top_k": options.top_k or 5, "use_itm": options.use_itm}
     if trainer.task == "feature_extraction":
@@ -161,4 +177,6 @@ if __name__ == "__main__":
         result = run()
     except (ConfigError, CheckpointError, ValueError, OSError, FloatingPointError, NotImplementedError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:       # a training has said how it goes on
+        sys.exit(130)
     sys.exit(isinstance(result, dict) and result.get("ok") is False)     # of a check

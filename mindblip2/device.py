@@ -83,6 +83,23 @@ def _fuse(context):
     ms.set_context(enable_graph_kernel=True)
 
 
+@contextlib.contextmanager
+def no_init():
+    """Context in which constructors neither draw random values nor load what the configuration names, for a model that is loaded at
+    once.  It may be entered within itself; MindSpore's own ends the outer one too."""
+    before = draws_values()
+    try:
+        with ms.nn.utils.no_init_parameters():
+            yield
+    finally:
+        ms.Parameter.init_param = before
+
+
+def draws_values():
+    """Whether parameters that are made now get their initial values: not within ``no_init``."""
+    return getattr(ms.Parameter, "init_param", True)
+
+
 def runnable(config):
     """The model's configuration as this device can compute it: on CPU half precision is slower than float32 or missing, so
     the products are float32 there whatever the weights are stored in."""

@@ -7,18 +7,18 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Tensor, nn
 from mindspore.common.initializer import Normal, Zero, initializer
 
 from mindblip2 import comm
 from mindblip2 import config as configuration
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.config import WEIGHTS, Blip2Config, cache_folder
-from mindblip2.device import runnable
+from mindblip2.device import draws_values, runnable
+from mindblip2.device import no_init as no_init
 from mindblip2.file_io import atomic_folder, read_json
-from mindblip2.legacy import PRESET_ALIASES
+from mindblip2.legacy import WEIGHT_ALIASES
 from mindblip2.mismatch import check_names, check_shapes
 from mindblip2.pieces import found, opened
 from mindblip2.sections import ConfigError, build
@@ -40,8 +40,8 @@ def named_file(name, key=MODEL_KEY):
 
     Raises FileNotFoundError that names the key, the places and the next step; nothing is downloaded."""
     path = Path(name)
-    if path.exists():
-        return path
+    if path.is_file() or any(one.is_file() for pattern in ("*.ckpt", "*/*.ckpt") for one in path.glob(pattern)):
+        return path             # another folder of that name may hold a tokenizer
     if path.suffix in WEIGHTS or len(path.parts) > 1:
         raise FileNotFoundError(f"{key} = {str(name)!r}: no checkpoint at {path.absolute()}: give the path of a .ckpt, or remove the key; "
                                 "convert/convert_weight.py makes one from published weights")
@@ -51,7 +51,7 @@ def named_file(name, key=MODEL_KEY):
 def find_weights(name, key=""):
     """The .ckpt of a name: packaged with mindblip2 (the embedded demo) or put into the cache folder by the user.  ``key``: the
     configuration key that named it, for the message.  Raises FileNotFoundError that says how to get it."""
-    known = PRESET_ALIASES.get(name, name)
+    known = WEIGHT_ALIASES.get(name, name)
     places = [Path(__file__).resolve().parent / "assets" / f"{known}.ckpt", cache_folder() / f"{known}.ckpt"]
     for path in places:
         if path.is_file():
@@ -127,6 +127,11 @@ class Pretrained(nn.Cell):
         """The presets that are meant for this class."""
         return _matching(configuration.presets(), cls.presets)
 
+    def building(self):
+        """The context in which a constructor makes its parts: without values where the configuration names the model's file, which
+        ``load_named`` loads then."""
+        return no_init() if self.config.checkpoint_name_or_path else contextlib.nullcontext()
+
     def load_named(self):
         """Load the weights that the configuration names; constructors end with it.  Nothing happens within ``no_init``, and where
         nothing is named the values stay random.
@@ -135,7 +140,7 @@ class Pretrained(nn.Cell):
         ``qformer_config`` and ``text_config`` name.  Without a file of the model these parts alone are loaded, and a warning says that
         the others have random values.  Raises FileNotFoundError that names the key where a file is not there, and as
         ``load_checkpoint``."""
-        if not getattr(Parameter, "init_param", True):
+        if not draws_values():
             return
         name = self.config.checkpoint_name_or_path
         if not name:
@@ -152,7 +157,6 @@ class Pretrained(nn.Cell):
         for begin in _named_parts(self):
             names = [name for name in parameters if name.startswith(begin)]
             files.update(_part(self, begin, names) if names else {})
-        self._say_unread(files)
         if files:
             check_shapes(files, {name: parameters[name] for name in files})
             self._load(files, " and ".join(sorted({str(file.path) for file in files.values()})))
@@ -253,13 +257,11 @@ class Pretrained(nn.Cell):
             parameters[name].set_data(Tensor.from_numpy(own_piece(parameters[name], file.float32(name))).astype(parameters[name].dtype))
         logger.info("%s: %d of %d parameters", path, len(files), len(parameters))
 
-    def _say_unread(self, files, path=None):
-        """Name the parts whose own files are not read, because ``path`` holds these parts, or because this model has none."""
+    def _say_unread(self, files, path):
+        """Name the parts whose own files are not read, because ``path`` holds these parts itself."""
         for begin, (key, name) in _named_parts(self).items():
             own = [file for parameter, file in files.items() if parameter.startswith(begin)]
-            if not any(parameter.startswith(begin) for parameter in self.parameters_dict()):
-                logger.warning("%s = %r has no effect: a %s has no such part", key, name, type(self).__name__)
-            elif path and own and all(str(file.path) == str(path) for file in own):
+            if own and all(str(file.path) == str(path) for file in own):
                 logger.warning("%s = %r is not read: %s holds this part itself", key, name, path)
 
 
@@ -305,12 +307,6 @@ def save_whole(path, tensors, needed=None):
         finally:
             for _ in tensors if comm.mesh.size > 1 else ():
                 pass
-
-
-def no_init():
-    """Context in which constructors neither draw random values nor load what the configuration names, for a model that is loaded at
-    once."""
-    return ms.nn.utils.no_init_parameters()
 
 
 def fingerprint(names, read):

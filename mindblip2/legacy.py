@@ -18,6 +18,10 @@ PRESET_ALIASES = {
     "run_blip2_stage2_vit_g_baichuan_7b_image_to_text_generation": "itt_blip2_stage2_vit_g_baichuan_7b",
     "blip2_stage1_pretrained": "blip2_stage1_vit_g",          # MindFormers' name of the weights
 }
+WEIGHT_ALIASES = {      # its files name weights by the preset; several presets have the same
+    **{name: "blip2_stage1_vit_g" for name in ("blip2_stage1_pretrained", "blip2_stage1_classification", "blip2_stage1_evaluator")},
+    **{f"itt_{name}": name for name in ("blip2_stage2_vit_g_llama_7b", "blip2_stage2_vit_g_baichuan_7b")},
+}
 
 TASK_ALIASES = {
     "ContrastiveLanguageImagePretrainTrainer": "contrastive_language_image_pretrain",
@@ -58,7 +62,7 @@ WITHOUT_EFFECT = {
     "Blip2Config": {"batch_size", "is_training"},       # users of the card read them; any batch is taken, set_train decides
     "LoaderConfig": {"column_names"},       # samples are dicts here
     "train_dataset": {"batch_size", "k_test", "rerank", "add_extra_itm_score",      # MindFormers too takes runner_config.batch_size
-                      "memory_budget"},
+                      "memory_budget", "temperature"},
     "train_dataset.data_loader": {"candidate_labels", "hypothesis_template"},
     "eval_dataset": {"transforms", "repeat", "num_parallel_workers", "python_multiprocessing"},     # the processor's resize
     "eval_dataset.data_loader": {"scenes", "property_epochs"},      # what DigitScenes is examined with is fixed

@@ -121,7 +121,7 @@ class Weights:
         """A parameter of ours."""
         if self.stored is not None and (name in self.stored or not self.rows):
             return self.stored.float32(name)
-        return plan.tensor(self.rows[name], list(self.rows.values())).float().numpy()
+        return plan.tensor(self.rows[name]).float().numpy()
 
 
 def ckpt_of(options: argparse.Namespace) -> str | None:

@@ -9,18 +9,22 @@ import functools
 import inspect
 import logging
 import re
+import textwrap
 import types
 import typing
 from pathlib import Path
 
+import mindspore as ms
 import pytest
 import yaml
 
+import mindblip2
 import run_blip2
 from mindblip2 import config as configuration
-from mindblip2 import legacy
+from mindblip2 import device, legacy
 from mindblip2.config import Blip2Config, ConfigError, RunConfig, load_config, presets, without_effect
 from mindblip2.sections import Section, build, section
+from mindblip2.trainer import pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = [one for one in vars(configuration).values() if isinstance(one, type) and issubclass(one, Section) and one is not Section]
@@ -201,7 +205,7 @@ def test_a1_a_key_that_another_one_makes_idle_is_named_with_the_reason(tmp_path,
 def test_a1_a_callback_s_keys_are_named(caplog):
     config = RunConfig(callbacks=[{"type": "CheckpointMonitor", "prefix": "x", "save_checkpoint_steps": 5}, {"type": "ObsMonitor"}])
     assert without_effect(config) == ["callbacks[0].prefix", "callbacks[1] (ObsMonitor: nothing is uploaded)"]
-    for wrong in (["abc"], [{"kind": 1}], [{"type": ["x"]}], [None]):     # B12
+    for wrong in ([{"kind": 1}], [{"type": ["x"]}], [{"type": "x"}], [None]):     # B12
         with pytest.raises(ConfigError, match=r"callbacks\[0\]: unknown type .*; expected a mapping such as .* known: CheckpointMointor"):
             RunConfig(callbacks=wrong)
 
@@ -276,34 +280,34 @@ def value_of(action):
             "train_dataset_dir": ["x"], "eval_dataset_dir": ["x"], "predict_data": ["x.png"]}.get(action.dest, ["3"])
 
 
-PRESET = {"contrastive_language_image_pretrain": "blip2_stage1_vit_g", "zero_shot_image_classification": "blip2_digits",
-          "image_to_text_retrieval": "blip2_stage1_evaluator", "feature_extraction": "blip2_stage1_vit_g",
-          "image_to_text_generation": "itt_blip2_digits"}
+TASKS = ("contrastive_language_image_pretrain", "zero_shot_image_classification", "image_to_text_retrieval", "feature_extraction",
+         "image_to_text_generation")
 
 
-@pytest.mark.parametrize("action", actions(), ids=lambda action: action.dest)
-def test_a18_a_flag_is_used_or_an_error_or_a_printed_line(action, capsys, caplog):
-    """With every run mode and task; what comes after the check is another test's."""
+@functools.cache
+def run_of(mode, task):
+    return RunConfig(run_mode=mode, trainer={"type": task})
+
+
+@pytest.mark.parametrize("action", [one for one in actions() if one.dest != "run_mode"], ids=lambda action: action.dest)
+def test_a18_a_flag_is_used_or_an_error_or_a_printed_line(action, capsys):
+    """With every run mode and task."""
     flag, outcomes = action.dest, set()
+    options, overrides = run_blip2.arguments(["--config", "x", f"--{flag}", *value_of(action)])
+    uses = run_blip2.USED_BY.get(flag) or configuration.used_by(run_blip2.KEYS.get(flag, ""))
     for mode in MODES:
-        for task, preset in PRESET.items():
-            argv = ["--config", preset, "--run_mode", mode, "--trainer.type", task, f"--{flag}", *value_of(action)]
-            if flag == "run_mode":
-                continue
-            options, overrides = run_blip2.arguments(argv)
-            config = load_config(preset, overrides)
-            uses = run_blip2.USED_BY.get(flag) or configuration.used_by(run_blip2.KEYS.get(flag, ""))
-            used = flag in run_blip2.IGNORED or any(mode in modes and (not tasks or task in tasks) for modes, tasks in uses)
+        for task in TASKS:
+            config = run_of(mode, task)
+            used = not uses or any(mode in modes and (not tasks or task in tasks) for modes, tasks in uses)    # none: load_config names it
             if not used and flag in (*run_blip2.USED_BY, *run_blip2.TASK_FLAGS):
                 with pytest.raises(ValueError, match=f"--{flag} is not used by --run_mode {mode} .task {task}., but by --run_mode"):
                     run_blip2._check_used(options, overrides, config)
                 outcomes.add("error")
                 continue
             run_blip2._check_used(options, overrides, config)
-            said = capsys.readouterr().err
-            assert (f"--{flag}" in said) is not used, (mode, task)
+            assert (f"--{flag}" in capsys.readouterr().err) is not used, (mode, task)
             outcomes.add("used" if used else "line")
-    assert outcomes <= {"used", "error", "line"} and (flag == "run_mode" or "used" in outcomes)
+    assert "used" in outcomes and (outcomes != {"used"} or not uses)
 
 
 @pytest.mark.parametrize("argv, words", [
@@ -347,7 +351,8 @@ def test_c8_a_value_may_follow_an_equals_sign():
     (["--model.model_config.query_reduce"], "--model.model_config.query_reduce: expected a value after it"),
     (["--seeds=3"], "unknown argument '--seeds'; did you mean --seed?"),
     (["--a.b=[1"], "--a.b is not YAML: "), (["--options", "a.b=&x [*x]"], "--options a.b is not usable YAML: "),
-    (["--a.b", "[" * 3000], "--a.b is not usable YAML: it is nested too deeply"),
+    (["--a.b", "[" * 60_000 + "]" * 60_000], "--a.b is not usable YAML: it is nested too deeply"),
+    (["--use_parallel", "[1"], "argument --use_parallel: '[1' is not YAML: "),
     (["--device_target", "GPU"], "invalid choice: 'GPU'"),
 ])
 def test_c8_what_cannot_be_read_is_a_usage_error(argv, words, capsys):
@@ -365,9 +370,10 @@ def test_c8_predict_of_a_data_set_names_run_mode_eval():
 
 # ------------------------------------------------------------------------------------------------ B12, B4
 @pytest.mark.parametrize("text, words", [
-    ("a: " + "[" * 5000, "nested too deeply"), ("a: &a [*a]", "anchor refers to itself"),
+    ("a: " + "[" * 60_000 + "]" * 60_000, "nested too deeply"), ("a: &a [*a]", "anchor refers to itself"),
     ("a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)), "anchors expand to over"),
-    ("callbacks: [abc]", "callbacks[0]: unknown type"), ("- a", "must hold a mapping"), ("seed: 2001-99-99", "is not YAML"),
+    ("callbacks: [abc]", "callbacks[0] = 'abc': expected dict, got str"), ("- a", "must hold a mapping"),
+    ("seed: 2001-99-99", "is not YAML"),
     ("model: " + "x" * 100_000, "model must be a mapping, got 'xxx"),
     ("context: {mode: [" + "1, " * 50_000 + "]}", "context.mode = [1, 1, "),
     ("seed: {" + ", ".join(f"k{i}: 1" for i in range(9999)) + "}", "seed = {"),
@@ -385,3 +391,58 @@ def test_a1_no_preset_holds_a_key_without_effect(caplog):
     with caplog.at_level(logging.WARNING, "mindblip2"):
         assert [name for name in presets() if without_effect(load_config(name))] == [] and not caplog.records
     assert isinstance(run_blip2, types.ModuleType)
+
+
+# ------------------------------------------------------------------------------------------------ arguments of Python
+def public_functions():
+    """(name, function) of what users call: the functions of ``mindblip2.__all__``, and the public methods of its classes."""
+    found = {}
+    for name in mindblip2.__all__:
+        value = getattr(mindblip2, name)
+        value = getattr(value, name) if inspect.ismodule(value) else value      # of the callable package mindblip2.pipeline
+        if inspect.isclass(value):
+            for cls in value.__mro__:
+                if cls.__module__.startswith("mindblip2."):
+                    found |= {f"{cls.__name__}.{key}": method for key, method in vars(cls).items()
+                              if not key.startswith("_") or key in ("__init__", "__call__")}
+        elif callable(value):
+            found[name] = value
+    found = {name: inspect.unwrap(getattr(value, "__func__", value)) for name, value in found.items()}
+    return {name: value for name, value in found.items() if inspect.isfunction(value) and value.__module__.startswith("mindblip2.")
+            and value.__name__ not in ("checked_init", "<lambda>") and not value.__code__.co_filename.startswith("<")}
+
+
+def idle_arguments(function):
+    """The parameters of a function that its body never reads."""
+    node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+    names = {one.arg for one in every if one is not None} - {"self", "cls"}
+    return names - {one.id for statement in node.body for one in ast.walk(statement) if isinstance(one, ast.Name)}
+
+
+def test_a1_every_argument_of_a_public_function_is_read():
+    functions = public_functions()
+    assert len(functions) > 60
+    assert {"Trainer.predict", "pipeline", "Blip2Qformer.construct", "MultiImgCapDataLoader.__init__"} <= set(functions)
+    assert {name: idle for name, function in functions.items() if (idle := idle_arguments(function))} == {}
+
+    def silent(image, padding=True, **more):
+        """The control: ``padding`` in a docstring is not read."""
+        return [image for _ in more]
+    assert idle_arguments(silent) == {"padding"}
+
+
+def test_a1_keys_that_a_cpu_cannot_use_are_named(caplog):
+    before = ms.get_context("mode")
+    device.use(configuration.ContextConfig(mode=1, max_device_memory="12GB", device_id=1))
+    assert "ignored: context.device_id (a CPU has none), context.max_device_memory (a CPU has none)" in caplog.text
+    caplog.clear()
+    device.use(configuration.ContextConfig(mode=before))
+    assert not caplog.records
+
+
+def test_a1_keys_of_an_evaluation_that_there_is_not_are_named(capsys):
+    pretrain._say_unused_evaluation(RunConfig(metric={"type": "CIDEr"}, eval_step_interval=3))
+    assert capsys.readouterr().out.startswith("no effect: metric, eval_step_interval, since nothing is evaluated in training")
+    pretrain._say_unused_evaluation(RunConfig())
+    assert capsys.readouterr().out == ""

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 import run_blip2
-from mindblip2 import Trainer, hub, pipeline
+from mindblip2 import Trainer, hub, legacy, pipeline
 from mindblip2.cells import blip2_llm, blip2_qformer
-from mindblip2.checkpoint import CheckpointError, write_checkpoint
+from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config, load_config
 from mindblip2.data import digits
 from mindblip2.sections import Section
@@ -128,7 +128,9 @@ WAYS = {
     "pipeline of a name": lambda path, made, cls, patch: pipeline(TASKS[cls.__name__], path).model,
     "command line": by_command_line,
 }
-CASES = [(cls, key, way) for cls in classes() for key in keys() for way in WAYS
+QUICK = ("constructor", "from_pretrained", "Trainer of a configuration")        # of the parts; the other ways go through these
+CASES = [pytest.param(cls, key, way, marks=[pytest.mark.slow] * (key.startswith(("vision", "qformer")) and way not in QUICK))
+         for cls in classes() for key in keys() for way in WAYS
          if not ("text_config" in key and not issubclass(cls, blip2_llm.Blip2Llm))
          and not ("pipeline" in way and cls not in (blip2_qformer.Blip2Classifier, blip2_llm.Blip2ImageToTextGeneration))]
 
@@ -164,6 +166,23 @@ def test_a1_without_a_file_of_the_model_the_parts_are_loaded_and_the_rest_is_sai
     assert not caplog.records
 
 
+@pytest.mark.parametrize("key", [f"vision_config.{NAME}", f"qformer_config.{NAME}"])
+def test_a1_stage_1_training_starts_from_the_parts_that_are_named(made, here, tmp_path, monkeypatch, capsys, key):
+    """As MindFormers' file has it: vit_g_p16 and bert_base_uncased, and no file of the model."""
+    monkeypatch.setattr(pretrain, "fit", lambda model, *arguments, **options: [])
+    path, wanted = written(made, blip2_qformer.Blip2Qformer, key, tmp_path, whole="")
+    keys = {"trainer.type": "contrastive_language_image_pretrain"}
+    trainer = Trainer(args=load_config(path, keys), train_dataset=made.samples)
+    trainer.train()
+    begin, = (begin for begin, section in hub.PARTS.items() if key.startswith(section))
+    same = {name: np.array_equal(p.asnumpy(), wanted[name]) for name, p in trainer.model.parameters_dict().items()}
+    assert all(same[name] for name in same if name.startswith(begin)) and not same["vision_proj.weight"]
+    assert ("the frozen ViT has random weights" in capsys.readouterr().out) is key.startswith("qformer")
+    path, _ = written(made, blip2_qformer.Blip2Qformer, key, tmp_path, whole="", part="vit_g_p16")
+    with pytest.raises(FileNotFoundError, match=f"{key} = 'vit_g_p16': no weights for"):
+        Trainer(args=load_config(path, keys), train_dataset=made.samples).train()
+
+
 def test_a1_a_part_that_does_not_fit_is_an_error(made, here, tmp_path):
     cls = blip2_qformer.Blip2Qformer
     path, wanted = written(made, cls, f"vision_config.{NAME}", tmp_path)
@@ -187,14 +206,14 @@ def test_a1_a_name_that_is_not_read_is_said(made, here, tmp_path, caplog):
     text = config.replace(text_config={"type": "OPTConfig", NAME: "opt_2_7b"})
     caplog.clear()
     cls(text)
-    assert "text_config.checkpoint_name_or_path = 'opt_2_7b' has no effect: a Blip2Classifier has no such part" in caplog.text
+    assert "model.model_config.text_config has no effect: a Blip2Classifier has no language model" in caplog.text
 
 
 @pytest.mark.parametrize("name, words", [
     ("vit_g_p16", "--vit_path eva_vit_g.pth --mindspore_path start.ckpt"),
     ("bert_base_uncased", "ViT and BERT are converted into one file"),
     ("llama_7b", "--torch_path FOLDER_OF_THE_LANGUAGE_MODEL"), ("blip2_stage1_pretrained", "blip2_pretrained.pth"),
-    ("blip2_stage2_vit_g_baichuan_7b", "no published stage 2 for Baichuan-7B")])
+    ("itt_blip2_stage2_vit_g_baichuan_7b", "no published stage 2 for Baichuan-7B")])
 def test_a1_names_of_mindformers_say_how_to_get_the_file(made, here, tmp_path, name, words, monkeypatch):
     monkeypatch.setenv("MINDBLIP2_CACHE", str(tmp_path))
     config = Blip2Config.from_pretrained(written(made, blip2_qformer.Blip2Qformer, NAME, tmp_path)[0])
@@ -202,8 +221,10 @@ def test_a1_names_of_mindformers_say_how_to_get_the_file(made, here, tmp_path, n
     with pytest.raises(FileNotFoundError) as error:
         blip2_qformer.Blip2Qformer(config)
     assert f"model.model_config.{NAME} = '{name}'" in str(error.value) and words in str(error.value)
-    file = "blip2_stage1_vit_g" if name == "blip2_stage1_pretrained" else name
+    file = legacy.WEIGHT_ALIASES.get(name, name)
     (tmp_path / "model.ckpt").rename(tmp_path / f"{file}.ckpt")
+    (tmp_path / "here" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")            # a folder without weights is no file of weights
     assert blip2_qformer.Blip2Qformer(config)       # in the cache folder it is found by its name
 
 
@@ -229,6 +250,25 @@ def test_a1_stage_2_begins_with_a_file_of_stage_1_in_training_only(made, here, t
         blip2_llm.Blip2ImageToTextGeneration(config)
 
 
+def test_a1_a_resumed_training_does_not_need_the_file_that_it_began_with_by_name(made, here, tmp_path):
+    path, wanted = written(made, blip2_qformer.Blip2Qformer, f"vision_config.{NAME}", tmp_path)
+    keys = {"trainer.type": "contrastive_language_image_pretrain", "runner_config.save_trainable_only": False, "runner_config.epochs": 1}
+    Trainer(args=load_config(path, keys), train_dataset=made.samples).train()
+    assert np.array_equal(_saved(tmp_path)["vit.pos_embed"], wanted["vit.pos_embed"])
+    assert not np.array_equal(_saved(tmp_path)["qformer.query_tokens"], wanted["qformer.query_tokens"])
+    for name in ("model.ckpt", "part.ckpt"):
+        (tmp_path / name).unlink()
+    resumed = load_config(path, {**keys, "resume_training": True})
+    Trainer(args=resumed, train_dataset=made.samples).train()
+    assert np.array_equal(_saved(tmp_path)["vit.pos_embed"], wanted["vit.pos_embed"])
+    with pytest.raises(FileNotFoundError, match="no checkpoint at .*model.ckpt"):       # the control: a new run needs it
+        Trainer(args=load_config(path, {**keys, "output_dir": "new"}), train_dataset=made.samples).train()
+
+
+def _saved(folder):
+    return Checkpoint(sorted((folder / "output" / "checkpoint" / "rank_0").glob("step_*"))[-1] / "model.ckpt")
+
+
 def test_a1_the_snippets_of_the_card_give_the_captions_of_the_preset(here, tmp_path):
     pictures = [digits.render(scene, 48) for scene in digits.held_out("told")[:2]]
     wanted = pipeline("image_to_text_generation", model="itt_blip2_digits", max_new_tokens=8)(pictures)
@@ -247,3 +287,17 @@ def test_a1_the_snippets_of_the_card_give_the_captions_of_the_preset(here, tmp_p
     config.checkpoint_name_or_path = ""
     other = blip2_llm.Blip2ImageToTextGeneration(config)        # the control: the language model alone does not see
     assert pipeline("image_to_text_generation", model=other, max_new_tokens=8)(pictures) != wanted
+
+
+@pytest.mark.parametrize("cls", classes())
+def test_a1_a_model_that_is_loaded_at_once_reads_nothing_in_its_constructor(made, cls, here, tmp_path, monkeypatch):
+    path, wanted = written(made, cls, f"vision_config.{NAME}", tmp_path)
+    read, real = [], hub.Pretrained._load
+    monkeypatch.setattr(hub.Pretrained, "_load", lambda self, files, path: read.append(path) or real(self, files, path))
+    cls.from_pretrained(path)
+    assert len(read) == 1       # and not once more by the constructor
+    with hub.no_init():
+        with hub.no_init():
+            pass
+        empty = cls(Blip2Config.from_pretrained(path).replace(**{NAME: "nowhere.ckpt"}))
+    assert len(read) == 1 and len(empty.parameters_dict()) == len(wanted)

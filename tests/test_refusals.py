@@ -1,4 +1,5 @@
 """C1, C2, C3, C9, A17: what is refused names the way, and what is given is read as what it is."""
+import functools
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from mindblip2 import Blip2Classifier, Blip2Config, Blip2ImageToTextGeneration, 
 from mindblip2.config import ConfigError, presets
 from mindblip2.pipeline import image_to_text
 from mindblip2.trainer.inputs import DEFAULT_MODEL
+from mindblip2.trainer.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONVERT = "python convert/convert_weight.py --torch_path "
@@ -29,7 +31,8 @@ def entries(name):
 
 @pytest.mark.parametrize("name, words", [
     ("Salesforce/blip2-opt-2.7b", ["huggingface-cli download Salesforce/blip2-opt-2.7b", CONVERT + "FOLDER --mindspore_path model.ckpt\n",
-                                   "itt_blip2_stage2_vit_g_opt_2_7b", "--load_checkpoint model.ckpt", "its tokenizer is in the same folder"]),
+                                   "itt_blip2_stage2_vit_g_opt_2_7b", "--load_checkpoint model.ckpt",
+                                   "its tokenizer is in the same folder"]),
     ("Salesforce/blip2-opt-2.7b-coco", ["--image_size 224"]),
     ("Salesforce/blip2-itm-vit-g", ["blip2_stage1_classification"]),
     ("Salesforce/blip2-flan-t5-xl", ["type 'blip-2' with t5, which mindblip2 does not have"]),
@@ -123,6 +126,29 @@ def test_c9_a_model_object_brings_its_own_processor(here):
     assert len(published.processor.tokenizer) == 30523 and published.processor.image_processor.image_size == 64
 
 
+def test_a18_a_checkpoint_that_a_pipeline_is_given_is_loaded_into_a_model_object(small, here, tmp_path):
+    model = Blip2ImageToTextGeneration(Blip2Config.from_pretrained(small.yaml))
+    picture, short = small.pictures["red"], {"max_new_tokens": 4, "num_beams": 1}
+    wanted = pipeline("image_to_text_generation", model=small.yaml, checkpoint=small.ckpt)(picture, **short)
+    assert pipeline("image_to_text_generation", model=model)(picture, **short) != wanted
+    assert pipeline("image_to_text_generation", model=model, checkpoint=small.ckpt)(picture, **short) == wanted
+    with pytest.raises(FileNotFoundError, match="checkpoint = 'none.ckpt': no checkpoint at"):
+        pipeline("image_to_text_generation", model=model, checkpoint="none.ckpt")
+
+
+@pytest.mark.parametrize("task, verb", [(task, verb) for task, functions in TASKS.items() for verb in ("predict", "evaluate")
+                                        if hasattr(functions, verb)])
+def test_a18_an_option_that_a_task_does_not_have_is_an_error(small, here, task, verb):
+    stage2 = task == "image_to_text_generation"
+    trainer = Trainer(task=task, model=small.yaml if stage2 else "blip2_digits", eval_dataset=None if not stage2 else [
+        {"image": small.pictures["red"], "captions": ["a red square"]}])
+    given = {"predict_checkpoint" if verb == "predict" else "eval_checkpoint": small.ckpt} if stage2 else {}
+    given |= {"candidate_labels": ["three", "seven"]} if task.startswith("zero_shot") else {}
+    work = functools.partial(trainer.predict, small.pictures["red"]) if verb == "predict" else trainer.evaluate
+    with pytest.raises((TypeError, ValueError), match="frobnicate"):
+        work(frobnicate=3, **given)
+
+
 # ------------------------------------------------------------------------------------------------ A17
 @pytest.fixture
 def pairs(small, tmp_path):
@@ -167,6 +193,11 @@ def test_a18_arguments_of_another_task_are_an_error(pairs, here, caplog):
         Trainer(args=pairs, candidate_labels=["a"])
     with pytest.raises(ValueError, match="hypothesis_template is not used by the task image_to_text_retrieval"):
         Trainer(task="image_to_text_retrieval", model="blip2_digits", hypothesis_template="a {}")
+    Trainer(args=pairs, model=Blip2ImageToTextGeneration(pairs.model.model_config))
+    assert not caplog.records
+    named = pairs.replace(model={"model_config": {"checkpoint_name_or_path": "x.ckpt"}})
+    Trainer(args=named, model=Blip2ImageToTextGeneration(pairs.model.model_config))
+    assert "args: these keys have no effect in mindblip2 and are ignored: model.model_config.checkpoint_name_or_path (" in caplog.text
     Trainer(model="blip2_digits", model_name="other")
     assert "model_name = 'other' has no effect: model = 'blip2_digits' decides" in caplog.text
     assert Trainer(args=pairs, hypothesis_template="a photo of").hypothesis_template == "a photo of"

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mindblip2.data.annotations import AnnotationError, Picture, read_annotations
+from mindblip2.file_io import read_text
 
 logger = logging.getLogger("mindblip2")
 
@@ -44,6 +45,10 @@ class Pairs:
         path, captions, image_id = self.pictures[i][:3]
         caption = captions[place - self._ends[i]] if self.repeat_images else list(captions)
         return {"image": path, "caption": caption, "image_id": image_id}
+
+    def source(self, index):
+        """Where sample ``index`` is written, for messages: file and row."""
+        return self.pictures[int(np.searchsorted(self._ends, range(len(self))[index], "right"))].source
 
     def __iter__(self):
         return (self[index] for index in range(len(self)))
@@ -91,14 +96,16 @@ class Flickr8kDataLoader(Pairs):
         part = _first(texts.parent, (f"Flickr_8k.{FLICKR8K_PARTS[stage]}.txt",))
         folder = _first(dataset_dir, ("Flickr8k_Dataset/Flickr8k_Dataset", "Flickr8k_Dataset", "Flicker8k_Dataset"))
         captions = {}
-        for line in texts.read_text(encoding="utf-8").splitlines():
+        for line in read_text(texts, "Flickr8k's file of captions").splitlines():
             name, tab, caption = line.partition("\t")   # "123.jpg#0<tab>A child …"
             if tab:
                 captions.setdefault(name.rpartition("#")[0], []).append(caption)
-        names = part.read_text(encoding="utf-8").split()
+        names = read_text(part, "one of Flickr8k's lists of pictures").split()
         bare = [name for name in names if name not in captions]
         if bare:
-            raise AnnotationError(f"{part.absolute()} lists {bare[0]}, of which {texts.absolute()} has no caption; get both again")
+            raise AnnotationError(f"{part.absolute()} lists {bare[0][:80]!r}, of which {texts.absolute()} has no caption; get both again")
+        if not names:
+            raise AnnotationError(f"{part.absolute()} lists no pictures; get it again")
         pictures = [Picture(str(folder / name), tuple(captions[name]), i, str(part), i) for i, name in enumerate(names)]
         train = stage == "train"
         super().__init__(pictures, train, train if shuffle is None else shuffle)

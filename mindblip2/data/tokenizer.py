@@ -1,5 +1,7 @@
 """BERT's WordPiece tokenizer with LAVIS's [DEC] token, through the ``tokenizers`` library; and which tokenizer a configuration means."""
 import difflib
+import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from mindblip2.config import TokenizerConfig, cache_folder
 from mindblip2.data.encoding import checked_length, encoding, joined, listed, texts_of
 from mindblip2.data.language_tokenizer import KIND_NAMES, LanguageTokenizer
-from mindblip2.data.tokenizer_files import ASSETS, SPECIAL
-from mindblip2.file_io import write_text
+from mindblip2.data.tokenizer_files import ASSETS, MAX_BYTES, SPECIAL
+from mindblip2.file_io import FileError, read_text, write_text
 
 VOCAB_FILE = ASSETS / "bert_base_uncased_vocab.txt"
 PAD, UNK, CLS, SEP, MASK, DEC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"
@@ -147,6 +149,7 @@ class BertTokenizer:
     vocab_size = property(lambda self: len(self.words), doc="Lines of the vocabulary file, as in LAVIS.")
     pad_token_id = property(lambda self: self.convert_tokens_to_ids(PAD), doc="0 in bert-base-uncased.")
     unk_token_id = property(lambda self: self.convert_tokens_to_ids(UNK), doc="100 in bert-base-uncased.")
+    unknown_id = unk_token_id           # what stands for a word that cannot be written in the vocabulary
     cls_token_id = property(lambda self: self.convert_tokens_to_ids(CLS), doc="101 in bert-base-uncased.")
     sep_token_id = property(lambda self: self.convert_tokens_to_ids(SEP), doc="102; ends captions (LAVIS has no EOS).")
     mask_token_id = property(lambda self: self.convert_tokens_to_ids(MASK), doc="103; None if the file has none.")
@@ -161,18 +164,18 @@ class BertTokenizer:
 
 def read_vocab(path):
     """The words of a vocabulary file in the order of their ids; raises as :class:`BertTokenizer`."""
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no vocabulary file {path}; give the path of a BERT vocab.txt, or leave vocab_file "
                                 "empty for the bert-base-uncased vocabulary shipped with mindblip2")
-    with open(path, encoding="utf-8-sig") as lines:     # not splitlines(): Unicode line ends may be words
-        words = [line.rstrip("\n") for line in lines]
+    text = read_text(path, "a BERT vocabulary", "expected one word per line, in UTF-8; get it again", MAX_BYTES)
+    words = [line.rstrip("\n") for line in io.StringIO(text, newline=None)]      # not splitlines(): Unicode line ends may be words
     missing = [token for token in REQUIRED if token not in words]
     if missing:
-        raise ValueError(f"{path} is not a BERT vocabulary: {', '.join(missing)} missing among its {len(words)} lines; "
+        raise FileError(f"{path} is not a BERT vocabulary: {', '.join(missing)} missing among its {len(words)} lines; "
                          f"expected one word per line, with {', '.join(REQUIRED)} among them")
     if len(set(words)) < len(words):
-        twice = next(word for i, word in enumerate(words) if word in words[:i])
-        raise ValueError(f"{path} holds {twice!r} twice: a word must have one id; remove one line and mind that the "
+        twice = Counter(words).most_common(1)[0][0]
+        raise FileError(f"{path} holds {twice[:80]!r} twice: a word must have one id; remove one line and mind that the "
                          "ids of the words below it change")
     return words
 

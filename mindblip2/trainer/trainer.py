@@ -65,6 +65,10 @@ class Trainer:
         for name in ("candidate_labels", "hypothesis_template"):
             if getattr(self, name) is not None and self.task not in TEXT_ARGUMENTS[name]:
                 raise ValueError(f"{name} is not used by the task {self.task}, but by {', '.join(TEXT_ARGUMENTS[name])}")
+        if args is not None and hasattr(self.model, "config"):
+            own, said = self.model.config.to_dict(), self.config.model.model_config.to_dict()
+            warn_ignored([f"model.model_config.{key} (the model object has its own)" for key in said
+                          if said[key] != own[key] and key != "compute_dtype"], "args")       # which the device may change
         if isinstance(model, str) and model_name not in (None, "", model):
             logger.warning("model_name = %r has no effect: model = %r decides", model_name, model)
 
@@ -78,7 +82,7 @@ class Trainer:
                                         "list of samples, or a loader such as MultiImgCapDataLoader")
             if loader.type == "DigitScenes":
                 raise ValueError(f"{name} = {str(data)!r}: the loader DigitScenes draws its own pictures and reads no folder: set "
-                                 f"{name}.data_loader, or pass MultiImgCapDataLoader(dataset_dir={str(data)!r}, annotation_files=…)")
+                                 f"{name}.data_loader, or pass a loader of the folder (MultiImgCapDataLoader, ImageFolder)")
             self.config = self.config.replace(**{name: {"data_loader": {"dataset_dir": str(data)}}})
             return None
         wrong = next((one for one in data if isinstance(one, NO_SAMPLE)), None) if isinstance(data, (list, tuple)) else data
@@ -123,7 +127,7 @@ class Trainer:
     def evaluate(self, eval_checkpoint=None, **options):
         """The task's figures over ``eval_dataset``, printed and written to ``<output_dir>/<task>_evaluation.json``.
 
-        ``options``: those of the task, for zero-shot classification use_itm and max_length."""
+        ``options``: those of the task, for zero-shot classification use_itm, temperature and max_length."""
         figures = self._work("evaluate")(self, eval_checkpoint or self.config.load_checkpoint, options)
         path = Path(self.config.output_dir) / f"{self.task}_evaluation.json"
         if comm.first():
@@ -138,7 +142,7 @@ class Trainer:
         """The task's answer to ``input_data``; prints MindFormers' three lines and writes the result file.
 
         ``save_file``: default ``<task>_result.txt`` in the working directory.  ``options``: those of the task, for zero-shot
-        classification candidate_labels, hypothesis_template, top_k (1), use_itm, batch_size, max_length."""
+        classification candidate_labels, hypothesis_template, top_k (1), use_itm, temperature, batch_size, max_length."""
         if input_data is None:
             raise ValueError("predict needs input_data: a picture's path, URL, PIL image, array, or a list of them")
         result = self._work("predict")(self, input_data, predict_checkpoint or self.config.load_checkpoint, options)

@@ -260,8 +260,9 @@ def _make_dump(folder):
     from parity.dumpfile import Writer
     writer = Writer(folder / "dump.npz")
     arrays = {"x": np.arange(6, dtype=np.float32)}
-    writer.add("case", "layer", arrays, {"x": np.arange(6, dtype=np.float64)}, arrays)
-    writer.close(about={})
+    writer.add("case", "layer", arrays, {"x": np.arange(6, dtype=np.float64)}, arrays, weights=[], backward=False, fixed=[], stacked=[],
+               values=True)
+    writer.close(config={}, seed=1, dtype="float32", fingerprints={}, weights="seeded")
     return folder / "dump.npz"
 
 
