@@ -237,7 +237,7 @@ def prepare(options: argparse.Namespace) -> None:
     pynative()
     if options.graph:
         ms.set_context(mode=ms.GRAPH_MODE)
-    elif ms.get_context("device_target") == "CPU":
+    elif __name__ == "__main__" and ms.get_context("device_target") == "CPU":  # it can be set only once in a process
         ms.runtime.dispatch_threads_num(1)  # more of them spin: a fifth of the processor time
 
 
