@@ -117,7 +117,8 @@ class Weights:
         """A parameter of ours, as ``our_weights.fill`` asks for it. Raises :class:`CheckpointError` for one of another shape."""
         value = self.ours(name)
         if self.stored is not None and value.shape != shape:
-            raise CheckpointError(f"{self.stored.path}: {name} has {value.shape}, the model {shape}: use the --config that belongs to the file")
+            raise CheckpointError(f"{self.stored.path}: {name} has {value.shape}, the model {shape}: use the --config that belongs to "
+                                  "the file")
         return value
 
     def ours(self, name: str) -> np.ndarray:
