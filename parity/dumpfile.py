@@ -108,6 +108,8 @@ class Arrays(Mapping):
         """What may go wrong while a damaged file is read, in one line."""
         try:
             yield
+        except DumpError:  # named already
+            raise
         except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, KeyError, OverflowError, NotImplementedError, TypeError,
                 RuntimeError, SyntaxError, MemoryError, RecursionError) as error:
             raise DumpError(self.damaged(error)) from None
