@@ -167,15 +167,15 @@ def _text_config(state, kind, path, config, bridge=None):
     if _is_delta(state, kind):
         remarks.append("the final norm is nearly 0: these look like delta weights, as of Vicuna v1.1, to which Llama's must be added "
                        "before; take the whole model")
+    end = fields.get("eos_token_id")
+    if kind.llm is OPTConfig and not is_bridge(kind) and end not in (None, LAVIS_END):
+        known = f"captions of LAVIS's bridges end with {LAVIS_END} (a line end)"
+        if bridge is not None:
+            fields["eos_token_id"] = LAVIS_END
+            remarks += [f"{known}, so eos_token_id is that, not {end} as in {said.path}"] if config is None else []
+        elif config is None:
+            remarks.append(f"eos_token_id is {end}, as in the file; {known}, set text_config.eos_token_id to that with such a bridge")
     if config is None:
-        end = fields.get("eos_token_id")
-        if kind.llm is OPTConfig and not is_bridge(kind) and end not in (None, LAVIS_END):
-            known = f"captions of LAVIS's bridges end with {LAVIS_END} (a line end)"
-            if bridge is None:
-                remarks.append(f"eos_token_id is {end}, as in the file; {known}, set text_config.eos_token_id to that with such a bridge")
-            else:
-                fields["eos_token_id"] = LAVIS_END
-                remarks.append(f"{known}, so eos_token_id is that, not {end} as in {said.path}")
         if kind.llm is LlamaConfig and said.path is None and not ours:
             remarks += _assumed(state, kind, path)
         text_config, more = read_text_config(state, kind, fields)
