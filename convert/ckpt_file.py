@@ -15,6 +15,7 @@ from convert.names_llm import HF_BRIDGE, with_tied_head
 from convert.shapes import llm_shapes, model_shapes, stage_2_shapes
 from mindblip2.checkpoint import CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig, ViTConfig, load_config
+from mindblip2.sections import ConfigError
 
 NEARLY_0 = 0.1
 LAVIS_END = OPTConfig().eos_token_id
@@ -178,7 +179,10 @@ def _text_config(state, kind, path, config, bridge=None):
     if config is None:
         if kind.llm is LlamaConfig and said.path is None and not ours:
             remarks += _assumed(state, kind, path)
-        text_config, more = read_text_config(state, kind, fields)
+        try:
+            text_config, more = read_text_config(state, kind, fields)
+        except ConfigError as error:
+            raise CheckpointError(f"{said.path or path}: {error}") from None
         return kind, text_config, [*remarks, *more]
     if not isinstance(config.text_config, kind.llm):
         raise CheckpointError(f"{path} is {kind.title}, but text_config of --config is {type(config.text_config).__name__}: give "
