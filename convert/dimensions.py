@@ -42,6 +42,8 @@ def _read_config(main, vit, kind, image_size, text_config, said):
     qformer = _read_qformer(Shapes(main, kind), not is_bridge(kind))
     for name, section in (("vision_config", vision), ("qformer_config", qformer)):
         for key, value in said.sections.get(name, {}).items():
+            if key == "cross_attention_freq" and min(value, section[key]) >= section["num_hidden_layers"]:
+                continue    # only the first layer crosses, either way
             if key in section and key != "num_attention_heads" and section[key] != value:
                 raise CheckpointError(f"{said.path} says {name}.{key} = {value}, but the shapes of the weights say {section[key]}: it "
                                       "belongs to another model; get both again")
