@@ -34,6 +34,7 @@ VISION = {"num_attention_heads": "num_attention_heads", "layer_norm_eps": "layer
 QFORMER = {"num_attention_heads": "num_attention_heads", "layer_norm_eps": "layer_norm_eps", "hidden_size": "hidden_size",
            "num_hidden_layers": "num_hidden_layers", "intermediate_size": "intermediate_size",
            "cross_attention_frequency": "cross_attention_freq"}
+OPT_IDS = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}    # transformers', where a config.json leaves them out
 HF_EPS = 1e-6                       # of transformers' vision_model.post_layernorm, which is ln_vision: that of vision_config
 
 
@@ -175,7 +176,8 @@ def _picked(section, keys):
 def _ids(text, config):
     """Special tokens as transformers resolves them: of a language model generation_config.json comes before config.json; its BLIP-2
     generates by the language model's own configuration, text_config."""
-    ids = {key: _id(text, key) for key in IDS}
+    default = OPT_IDS if text.values.get("model_type") == "opt" else {}
+    ids = {key: _id(text, key) if key in text.values else default.get(key) for key in IDS}
     file = config.path.with_name("generation_config.json")
     if text is config and file.is_file():
         generation = Json(file)

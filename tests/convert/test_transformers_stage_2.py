@@ -31,7 +31,7 @@ OURS = Blip2Config(**SIZES, ln_vision_eps=1e-6)     # transformers' eps on the s
 WRONG = {"ln_vision_eps": 1e-4}, {"vision_config": {"layer_norm_eps": 1e-5}}, {"qformer_config": {"layer_norm_eps": 1e-5}}
 IMAGE_TOKEN = 50265
 OPT = {"model_type": "opt", **OPT_SIZES, "vocab_size": 50304, "hidden_size": 16, "word_embed_proj_dim": 16}
-SECTION = OPTConfig(hidden_size=16, num_layers=3, num_heads=4, intermediate_size=48, max_position_embeddings=60)
+SECTION = OPTConfig(hidden_size=16, num_layers=3, num_heads=4, intermediate_size=48, max_position_embeddings=60, eos_token_id=2)
 QUERIES = 4
 
 
