@@ -154,7 +154,7 @@ def _compared(config, said):
             got = getattr(section, key)
             if got == value or key == "image_size":     # position embeddings are interpolated
                 continue
-            if key in IDS or key == "ln_vision_eps":    # a choice: when to stop; to compute as LAVIS or as transformers
+            if key in (*IDS, "image_token_id", "ln_vision_eps"):    # a choice: when to stop; to compute as LAVIS or as transformers
                 remarks.append(f"{prefix}{key} is {got} in --config, {value} in {said.path or 'transformers'}: that of --config holds")
             else:
                 raise CheckpointError(f"{prefix}{key} is {got} in --config, expected {value} as in {said.path}: correct --config, or "

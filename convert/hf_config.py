@@ -123,11 +123,12 @@ class Json:
 
 def _from_transformers(config, llm, bert):
     kind, remarks, sections = config.get("model_type", str), [], {}
-    text = config
+    text, image = config, None
     if kind in BLIP2:
-        image = config.values.get("image_token_index", config.values.get("image_token_id"))
+        image = _id(config, "image_token_index" if "image_token_index" in config.values else "image_token_id")
         if image is not None:
-            remarks.append(f"the image token of transformers, {image}, is not used here: the queries are put in its place directly")
+            remarks.append(f"the image token of transformers, {image}, is text_config.image_token_id: the queries are put in its place "
+                           "directly, and generation with a penalty on repetition or n-grams counts it")
         sections = _parts(config)
         text = config.section("text_config")
         if llm and not text.values:
@@ -145,7 +146,7 @@ def _from_transformers(config, llm, bert):
         raise CheckpointError(f"{text.path} says {text.prefix}model_type {kind!r}, but the weights beside it look like "
                               f"{' or '.join(MODEL_TYPES[llm])}: models of other types are not built here, even where the names agree")
     fields = {"num_heads": text.get("num_attention_heads", int), **(_llama if llm is LlamaConfig else _opt)(text)}
-    sections["text_config"] = _known({**fields, **_ids(text, config)})
+    sections["text_config"] = _known({**fields, **_ids(text, config), "image_token_id": image})
     return Said(sections, bool(text.get("tie_word_embeddings", bool)), tuple(remarks), config.path)
 
 
