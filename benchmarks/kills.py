@@ -70,7 +70,7 @@ class Process:
                 work(*arguments)
                 code = 0
             except BaseException as error:  # noqa: BLE001  this process ends here
-                print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                os.write(2, f"{type(error).__name__}: {error}\n".encode())
             finally:
                 os._exit(code)
         self.code, self.log = None, log

@@ -106,7 +106,7 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
     changes one in place).  Old and new are exchanged in one system call.  Where that cannot be done (a mount point, the working
     directory, a file system without it), the new files are renamed into ``folder`` one after the other: each is whole, and a kill within
     these microseconds may leave files of both.  Within the block of another ``atomic_folder``, its temporary folder is given back: what
-    is written belongs to the outer one."""
+    is written belongs to the outer one.  What other processes write into ``folder`` meanwhile stays."""
     folder = Path(os.path.realpath(folder))
     if folder in _open_folders:
         yield folder
@@ -122,14 +122,17 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
             shutil.copytree(folder, partial, copy_function=_link, symlinks=True)
         else:
             partial.mkdir()
+        before = _inodes(partial)
         yield partial
         for path in [*partial.rglob("*"), partial]:
             if path.is_dir() and not path.is_symlink():
                 sync_folder(path)
         if not folder.exists():
             os.rename(partial, folder)
-        elif _in_use(folder) or not _exchange(partial, folder):
-            _rename_into(partial, folder)
+        elif not _in_use(folder) and _exchange(partial, folder):
+            _keep_newer(partial, folder, before)
+        else:
+            _rename_into(partial, folder, before)
         sync_folder(folder.parent)
     except DiskFullError as error:
         if error.filename and Path(error.filename).is_relative_to(partial):     # the name that the file was going to have
@@ -205,15 +208,29 @@ def _exchange(one, other):
     return call is not None and call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
 
 
-def _rename_into(partial, folder):
-    new = [path.relative_to(partial) for path in partial.rglob("*")]
-    for name in new:
-        if (partial / name).is_dir():
-            (folder / name).mkdir(exist_ok=True)
-        else:
-            os.replace(partial / name, folder / name)
-    for path in [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder) not in new]:
-        path.unlink()
+def _inodes(folder):
+    """{relative name: inode} of the files below a folder."""
+    return {path.relative_to(folder): path.lstat().st_ino for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+
+
+def _keep_newer(old, folder, before):
+    """Move into ``folder`` the files of ``old`` that are not those of ``before``: other processes have written them meanwhile."""
+    now = _inodes(folder)
+    for name, inode in _inodes(old).items():
+        if before.get(name) != inode and now.get(name) == before.get(name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(old / name, folder / name)
+
+
+def _rename_into(partial, folder, before):
+    new = _inodes(partial)
+    for path in sorted(partial.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            (folder / path.relative_to(partial)).mkdir(exist_ok=True)
+    for name in [name for name, inode in new.items() if before.get(name) != inode]:
+        os.replace(partial / name, folder / name)
+    for name in [name for name in before if name not in new]:
+        (folder / name).unlink(missing_ok=True)
     sync_folder(folder)
 
 

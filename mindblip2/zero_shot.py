@@ -150,7 +150,7 @@ def check_vocabulary(model, tokenizer):
     """Raises ValueError where the tokenizer's ids are not the model's words."""
     rows = model.config.qformer_config.vocab_size
     if len(tokenizer) != rows:
-        raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, the model {rows}: use the processor of the same "
+        raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, the model {rows} ({tokenizer!r}): use the processor of the same "
                          "preset, Blip2Processor.from_pretrained(name)")
 
 

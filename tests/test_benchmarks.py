@@ -1,6 +1,8 @@
 """What the benchmarks make of their measurements; the measuring itself is full size and run by hand (make bench)."""
 import importlib.util
 import json
+import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,9 +156,9 @@ def test_b5_half_written_and_mixed_files_are_noticed():
 
 def test_b5_a_process_is_forked_killed_and_waited_for(tmp_path):
     kills, log = loaded("kills"), tmp_path / "log.txt"
-    kills.Process(print, "hello", log=log).wait(10)
+    kills.Process(os.write, 1, b"hello\n", log=log).wait(10)
     assert log.read_text() == "hello\n"
-    process = kills.Process(__import__("time").sleep, 60, log=log)
+    process = kills.Process(time.sleep, 60, log=log)
     process.kill()
     with pytest.raises(SystemExit, match="ended with 1"):
         kills.Process(int, "x", log=log).wait(10)

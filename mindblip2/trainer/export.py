@@ -17,12 +17,11 @@ from tqdm import tqdm
 
 from mindblip2 import comm, device
 from mindblip2.cells.layers import whole_vocabulary
-from mindblip2.file_io import atomic_folder, sync_file, write_json
+from mindblip2.file_io import FileError, atomic_folder, read_json, sync_file, write_json
 from mindblip2.sections import ConfigError
 from mindblip2.trainer.plan import bytes_of
 
 FORMAT = 1      # of mindir.json
-OF_A_PART = re.compile(r"\.mindir$|_variables$")      # names of what mindspore.export writes
 
 
 class Part(NamedTuple):
@@ -38,17 +37,32 @@ def write(parts, folder, **about):
         raise ConfigError("export works in one process: leave use_parallel out (a checkpoint does not depend on the mesh)")
     said = {"format": FORMAT, "mindspore": ms.__version__, "device": device.target(), **about, "parts": {}}
     with atomic_folder(folder) as partial:
-        for old in [path for path in partial.iterdir() if OF_A_PART.search(path.name)]:    # of an earlier export, perhaps of other parts
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        for old in [partial / file for name in {*parts, *_exported(partial)} for file in files_of(name)]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         for name, part in tqdm(parts.items(), desc="export", unit="part"):
             part.cell.set_train(False)
             _export(part, partial / f"{name}.mindir")
-            file = next(file for file in (f"{name}.mindir", f"{name}_graph.mindir") if (partial / file).is_file())
+            file = next(file for file in files_of(name) if (partial / file).is_file())
             said["parts"][name] = {
                 "file": file, "outputs": part.outputs,
                 "inputs": {key: {"shape": list(one.shape), "dtype": str(one.dtype).lower()} for key, one in part.inputs.items()}}
         write_json(partial / "mindir.json", said)
     return said
+
+
+def files_of(part):
+    """What ``mindspore.export`` may write for a part: one file, or from 1 GB on a graph and a folder of weights."""
+    return f"{part}.mindir", f"{part}_graph.mindir", f"{part}_variables"
+
+
+def _exported(folder):
+    """The parts of an earlier export, perhaps of another task."""
+    file = folder / "mindir.json"
+    try:
+        parts = read_json(file, dict).get("parts") if file.is_file() else {}
+    except FileError:
+        return ()
+    return [name for name in parts if re.fullmatch(r"\w+", name)] if isinstance(parts, dict) else ()
 
 
 def _export(part, path):

@@ -53,9 +53,9 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
     if resume:
         _restore(resume, state, facts, step_of, folder)
     start = state["step"]
-    loss_sum, loss_count = state.get("window", (0.0, 0))        # of the steps since the last checkpoint that was planned
+    loss_sum, loss_count = state.get("window") or (0.0, 0)        # of the steps since the last checkpoint that was planned
     if hasattr(feed, "skipped"):
-        feed.seen, feed.skipped = state.get("unreadable", (0, 0))
+        feed.seen, feed.skipped = state.get("unreadable") or (0, 0)
     comm.barrier()      # all have looked into the folder
     if comm.first():
         _tidy(folder, start, f"eval_{held_out.metric}" if held_out else "loss")

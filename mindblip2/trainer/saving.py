@@ -160,7 +160,7 @@ def read_state(path):
     except (FileError, OSError) as error:
         raise CheckpointError(str(error)) from None
     state.setdefault("judged", {})
-    scale, frozen, window = (state.get(name) for name in ("loss_scale", "frozen", "window"))
+    scale, frozen, window, unreadable = (state.get(name) for name in ("loss_scale", "frozen", "window", "unreadable"))
     complaints = {
         "step": None if _is_count(state.get("step")) else "a whole number of steps",
         "loss_scale": None if isinstance(scale, dict) and _is_number(scale.get("value")) and _is_count(scale.get("good")) else
@@ -171,8 +171,8 @@ def read_state(path):
         "an object of numbers",
         "window": None if window is None or isinstance(window, list) and len(window) == 2 and _is_number(window[0])
         and _is_count(window[1]) else "a sum and a count",
-        "unreadable": None if isinstance(state.get("unreadable", []), list) and all(map(_is_count, state.get("unreadable", []))) else
-        "two counts"}
+        "unreadable": None if unreadable is None or isinstance(unreadable, list) and len(unreadable) == 2
+        and all(map(_is_count, unreadable)) else "two counts"}
     for name, expected in complaints.items():
         if expected:
             got = repr(state[name]) if name in state else "nothing"

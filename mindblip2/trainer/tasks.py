@@ -122,7 +122,8 @@ class Features:
     def predict(trainer, input_data, checkpoint, options):
         """Pictures, folders, and ``.txt`` files that hold one caption per line; or ``captions=[…]``."""
         path = Path(options.pop("save_arrays", f"{trainer.task}_result.npz"))
-        captions, batch_size = list(options.pop("captions", ())), argument(Count, options.pop("batch_size", 8), "batch_size")
+        captions, batch_size = options.pop("captions", ()), argument(Count, options.pop("batch_size", 8), "batch_size")
+        captions = [captions] if isinstance(captions, str) else list(captions)
         if options:
             raise TypeError(f"unknown option {sorted(options)[0]!r}; {trainer.task} takes captions, batch_size, save_arrays")
         pictures = []
