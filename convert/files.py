@@ -1,6 +1,7 @@
 """Foreign files as lazy mappings from name to torch tensor.  Nothing in a file is ever run."""
 from pathlib import Path
 
+from convert.kinds import unwrapped
 from convert.mindspore_files import read_ckpt
 from convert.safetensors_reader import SafetensorsFile
 from convert.shards import Joined, is_consolidated, parts
@@ -14,7 +15,8 @@ WRAPPERS = ("model", "state_dict", "module")  # LAVIS, Lightning, DeepSpeed put 
 
 def read(path):
     """Name → tensor of a .pth, .bin, .pt, .safetensors file, of all shards that an index or their numbers name, of a folder that
-    holds one of these, of Meta's consolidated.*.pth, or of a .ckpt (MindFormers', or a language model of ours).
+    holds one of these, of Meta's consolidated.*.pth, or of a .ckpt (MindFormers', or a language model of ours).  A prefix that a wrapper
+    put before all names is left out.
 
     Raises FileNotFoundError, also for a missing shard, or :class:`CheckpointError` for a file that is truncated, holds code, or
     holds no tensors."""
@@ -30,7 +32,7 @@ def read(path):
     for name, file in promised.items():
         if name not in files or files.path_of(name) != file:
             raise CheckpointError(f"the index beside {file} says that {name} is in it, but it is not: get both again")
-    return files
+    return unwrapped(files)
 
 
 class Files(State):

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import torch
 
+from convert.hf_config import refuse_unbuilt
 from convert.state import State
 from mindblip2.checkpoint import CheckpointError
 from mindblip2.file_io import read_json
 
 INDEX = ".index.json"
 NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
+VARIANT = re.compile(r"(model|pytorch_model)\.(?!index)\w+\.(safetensors|bin)|(model\.safetensors|pytorch_model\.bin)\.index\.\w+\.json")
 CONSOLIDATED = re.compile(r"consolidated\.(\d\d)\.pth")
 MAX_INDEX_BYTES = 64 << 20
 MOST_NAMED = 8     # missing files in one message; Meta's models have no more parts
@@ -24,7 +26,7 @@ def parts(path):
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.absolute()}")
     numbered = NUMBERED.fullmatch(path.name)
-    if path.name.endswith(INDEX):
+    if path.name.endswith(INDEX) or path.suffix == ".json" and VARIANT.fullmatch(path.name):
         return _indexed(path)
     if numbered:
         stem, _, _, end = numbered.groups()
@@ -51,6 +53,15 @@ def _in_folder(folder):
             return _numbered(shards[0])
     if any(CONSOLIDATED.fullmatch(file.name) for file in folder.iterdir()):
         return _consolidated(folder)
+    variants = sorted(file for file in folder.iterdir() if VARIANT.fullmatch(file.name))
+    if len(variants) == 1:
+        return _indexed(variants[0]) if variants[0].suffix == ".json" else (variants, {})
+    if variants:
+        raise FileNotFoundError(f"the folder {folder.absolute()} holds no model.safetensors, but variants of it: give one of "
+                                f"{', '.join(file.name for file in variants[:MOST_NAMED])} as the path")
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        refuse_unbuilt(folder)
     raise FileNotFoundError(f"the folder {folder.absolute()} holds no model.safetensors, pytorch_model.bin, index or shards of "
                             "these, or consolidated.00.pth")
 

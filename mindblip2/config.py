@@ -421,7 +421,7 @@ class RunConfig(Section):
     model: ModelConfig = field(default_factory=ModelConfig)
     lr_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    callbacks: tuple = ()
+    callbacks: tuple[dict, ...] = ()
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     generation: dict = field(default_factory=dict)  # arguments of generate in eval and predict of stage 2, see docs/generation.md
     do_eval: bool = False               # in training: evaluate on eval_dataset, and choose the best checkpoint by that
@@ -453,7 +453,7 @@ class RunConfig(Section):
     def _check_callbacks(self):
         """MindFormers' callbacks are mappings with a ``type``."""
         for i, callback in enumerate(self.callbacks):
-            kind = callback.get("type") if isinstance(callback, dict) else None
+            kind = callback.get("type")
             if not isinstance(kind, str) or kind not in legacy.CALLBACKS:
                 raise ConfigError(f"callbacks[{i}]: unknown type {str(kind)[:100]!r}; expected a mapping such as "
                                   "{type: CheckpointMonitor, save_checkpoint_steps: 100}; known: " + ", ".join(legacy.CALLBACKS))
@@ -533,6 +533,7 @@ USED_BY = {
     "trainer.*": [((*RUN, "split", "merge"), ())],
     "model.*": [((*RUN, "plan", "split", "merge"), ())],
     "processor.tokenizer.*": [((*RUN, "check", "plan"), ())],
+    "processor.clean": [(("predict",), FEATURES)],
     "processor.*": [((*RUN, "check"), ())],
     "runner_config.batch_size": [((*TRAIN, "plan"), ())],
     "runner_config.accumulation_steps": [((*TRAIN, "plan"), ())],
@@ -547,6 +548,7 @@ USED_BY = {
     "eval_dataset.rerank": [(("eval",), RETRIEVAL), (TRAIN, PRETRAIN)],
     "eval_dataset.add_extra_itm_score": [(("eval",), RETRIEVAL), (TRAIN, PRETRAIN)],
     "eval_dataset.memory_budget": [(("eval",), RETRIEVAL), (TRAIN, PRETRAIN)],
+    "eval_dataset.temperature": [(("eval", "predict", "export"), ZERO_SHOT)],
     "eval_dataset.text_transforms.*": [((*TRAIN, "eval", "check"), ()), (("predict", "export"), FEATURES), (("export",), RETRIEVAL),
                                        (("predict", "export"), GENERATION)],
     "eval_dataset.batch_size": [((*TRAIN, "eval", "plan"), ())],
@@ -601,16 +603,13 @@ def without_effect(config):
 
 
 def _add_text_config(add, text):
-    name = "model.model_config.text_config."
-    if not text.do_sample:
-        for key, default in (("top_k", 1), ("top_p", 1.0)):
-            add(name + key, getattr(text, key), default, "do_sample is false")
-    if isinstance(text, LlamaConfig) and text.intermediate_size is not None:
-        for key, default in (("multiple_of", 256), ("ffn_dim_multiplier", None)):
-            add(name + key, getattr(text, key), default, "intermediate_size is given")
-    if isinstance(text, LlamaConfig) and text.position_embedding == "alibi":
-        for key, default in (("rope_theta", 10000.0), ("rope_scaling", None)):
-            add(name + key, getattr(text, key), default, "position_embedding is alibi")
+    is_llama, default = isinstance(text, LlamaConfig), type(text)()
+    for is_idle, reason, keys in (
+            (not text.do_sample, "do_sample is false", ("top_k", "top_p", "temperature")),
+            (is_llama and text.intermediate_size is not None, "intermediate_size is given", ("multiple_of", "ffn_dim_multiplier")),
+            (is_llama and text.position_embedding == "alibi", "position_embedding is alibi", ("rope_theta", "rope_scaling"))):
+        for key in keys if is_idle else ():
+            add(f"model.model_config.text_config.{key}", getattr(text, key, None), getattr(default, key, None), reason)
 
 
 def _add_tokenizer(add, tokenizer):

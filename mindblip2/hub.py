@@ -40,8 +40,8 @@ def named_file(name, key=MODEL_KEY):
 
     Raises FileNotFoundError that names the key, the places and the next step; nothing is downloaded."""
     path = Path(name)
-    if path.exists():
-        return path
+    if path.is_file() or any(one.is_file() for pattern in ("*.ckpt", "*/*.ckpt") for one in path.glob(pattern)):
+        return path             # another folder of that name may hold a tokenizer
     if path.suffix in WEIGHTS or len(path.parts) > 1:
         raise FileNotFoundError(f"{key} = {str(name)!r}: no checkpoint at {path.absolute()}: give the path of a .ckpt, or remove the key; "
                                 "convert/convert_weight.py makes one from published weights")

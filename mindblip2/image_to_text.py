@@ -6,6 +6,7 @@ from tqdm import tqdm
 
 from mindblip2.cells.decoding import merged
 from mindblip2.cells.inputs import array
+from mindblip2.data.decoded import DecodedPictures
 from mindblip2.data.prompted import check_language_vocabulary, prompt_ids, without_image_tokens
 from mindblip2.data.text_stream import TextStream
 from mindblip2.data.vqa import PROMPT
@@ -33,7 +34,7 @@ class Writer:
         how = self.model.decoding(decoding)
         if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"batch_size = {batch_size!r}: expected a whole number of at least 1")
-        images, prompts = _pairs(inputs, prompts)
+        images, prompts = pairs(inputs, prompts)
         prompts = [without_image_tokens(prompt) for prompt in prompts]
         size, texts, many = min(batch_size, len(images)), [], how.num_return_sequences
         starts = range(0, len(images), size)
@@ -88,8 +89,10 @@ class _Words:
         return self.tokenizer.decode([int(one) for one in ids if one < len(self.tokenizer)], skip_special_tokens)
 
 
-def _pairs(inputs, prompts):
-    """Lists of pictures and prompts of the same length."""
+def pairs(inputs, prompts):
+    """Lists of pictures and prompts of the same length; pictures that are decoded on demand as they are."""
+    if isinstance(inputs, DecodedPictures) and len(prompts) == len(inputs) and not isinstance(prompts, str):
+        return inputs, prompts
     inputs = inputs.asnumpy() if hasattr(inputs, "asnumpy") else array(inputs)
     if isinstance(inputs, np.ndarray) and inputs.ndim == 4:
         inputs = list(inputs)

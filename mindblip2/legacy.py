@@ -62,7 +62,7 @@ WITHOUT_EFFECT = {
     "Blip2Config": {"batch_size", "is_training"},       # users of the card read them; any batch is taken, set_train decides
     "LoaderConfig": {"column_names"},       # samples are dicts here
     "train_dataset": {"batch_size", "k_test", "rerank", "add_extra_itm_score",      # MindFormers too takes runner_config.batch_size
-                      "memory_budget"},
+                      "memory_budget", "temperature"},
     "train_dataset.data_loader": {"candidate_labels", "hypothesis_template"},
     "eval_dataset": {"transforms", "repeat", "num_parallel_workers", "python_multiprocessing"},     # the processor's resize
     "eval_dataset.data_loader": {"scenes", "property_epochs"},      # what DigitScenes is examined with is fixed

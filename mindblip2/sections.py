@@ -140,6 +140,14 @@ def build(cls, raw, where="", ignored=None):
     return cls(**values)
 
 
+def argument(hint, value, name):
+    """``value`` of a function's argument ``name`` as the type of ``hint``, checked as a field of a configuration is, but that a text is no
+    number.  Raises ConfigError, which is a ValueError."""
+    if isinstance(value, str | bytes):
+        raise ConfigError(f"{name} = {_short(value)}: expected a number, got {type(value).__name__}")
+    return _cast(hint, value, name, [])
+
+
 def warn_ignored(names, source=""):
     """One line that names keys without effect; ``source``: the file that holds them."""
     if names:
@@ -156,14 +164,6 @@ def _has_no_effect(cls, where, key, value, name, ignored):
     if value not in (field.default, _plain(field.default)):
         ignored.append(name)
     return True
-
-
-def argument(hint, value, name):
-    """``value`` of a function's argument ``name`` as the type of ``hint``, checked as a field of a configuration is, but that a text is no
-    number.  Raises ConfigError, which is a ValueError."""
-    if isinstance(value, str | bytes):
-        raise ConfigError(f"{name} = {value!r}: expected a number, got {type(value).__name__}")
-    return _cast(hint, value, name, [])
 
 
 def positive(config, *names):
@@ -257,7 +257,7 @@ def _checked(hint, value, name, ignored):
     if elements[-1] is ...:
         elements = elements[:1] * len(value)
     if len(elements) != len(value):
-        raise ConfigError(f"{name} = {list(value)}: expected {len(elements)} values, got {len(value)}")
+        raise ConfigError(f"{name} = {_short(list(value))}: expected {len(elements)} values, got {len(value)}")
     return tuple(_cast(element, one, f"{name}[{i}]", ignored) for i, (element, one) in enumerate(zip(elements, value)))
 
 

@@ -9,7 +9,10 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from mindblip2 import comm
+from mindblip2.data.decoded import DecodedPictures
+from mindblip2.data.pixels import array_of
 from mindblip2.data.text_checks import check_labels, split_labels
+from mindblip2.sections import Count, argument
 
 TEMPLATE = "a picture of {}."    # MindFormers' default
 
@@ -43,7 +46,7 @@ class ZeroShotClassifier:
 
     def __call__(self, images, top_k=None, batch_size=8):
         """Pictures (anything ``load_image`` takes, or one of it) → per picture ``[{"score", "label"}, …]``, best first."""
-        top_k = len(self.labels) if top_k is None else _checked_top_k(top_k)
+        top_k = len(self.labels) if top_k is None else argument(Count, top_k, "top_k")
         return [self.ranked(row)[:top_k] for row in self.probabilities(images, batch_size)]
 
     def ranked(self, probability_L):
@@ -52,13 +55,14 @@ class ZeroShotClassifier:
         return [{"score": float(probability_L[i]), "label": self.labels[i]} for i in order]
 
     def probabilities(self, images, batch_size=8):
-        """Pictures → float32 array (number of pictures, L); rows sum to 1."""
-        images = _as_list(images)
+        """Pictures → float32 array (number of pictures, L); rows sum to 1.  Raises FloatingPointError where they are not finite."""
+        images, batch_size = _as_list(images), argument(Count, batch_size, "batch_size")
         if not images:
             raise ValueError("no pictures to classify: the list is empty")
         starts = range(0, len(images), batch_size)
         progress = tqdm(starts, desc="classify", unit="batch", disable=None if len(starts) > 4 else True)
-        return np.concatenate([self._batch(images[i:i + batch_size]) for i in progress])
+        made = np.concatenate([self._batch(images[i:i + batch_size]) for i in progress])
+        return check_finite(made, "the probabilities of the labels")
 
     def _batch(self, images):
         image = self.processor.image_processor(images)
@@ -79,8 +83,8 @@ def accuracy(classifier, pictures, truths, batch_size=8):
 
     ``pictures``: a sequence of what ``load_image`` takes, ``truths``: the right label of each.  The figures: ``top1`` and ``top5``,
     shares of pictures whose label is the best or among the best five (a label of the same probability counts as better);
-    ``per_class``, the share of right answers per label that occurs.  Raises ValueError for a truth that is no label, and for
-    probabilities that are not finite."""
+    ``per_class``, the share of right answers per label that occurs.  Raises ValueError for a truth that is no label, FloatingPointError
+    for probabilities that are not finite."""
     unknown = sorted(set(truths) - set(classifier.labels))
     if unknown or not truths or len(truths) != len(pictures):
         raise ValueError(f"{len(pictures)} pictures with {len(truths)} truths: expected one of the labels for each"
@@ -90,8 +94,6 @@ def accuracy(classifier, pictures, truths, batch_size=8):
     for part in tqdm([own_I[start:start + batch_size] for start in range(0, len(own_I), batch_size)], desc="classify", unit="batch"):
         probability_IL[part] = classifier.probabilities([pictures[i] for i in part], batch_size)
     probability_IL = comm.added(probability_IL)
-    if not np.isfinite(probability_IL).all():
-        raise ValueError("probabilities are not finite: the weights are damaged or belong to another model")
     rank_I = (probability_IL >= probability_IL[np.arange(len(truths)), truth_I][:, None]).sum(1) - 1
     counts_LL = np.zeros((len(classifier.labels),) * 2, int)
     np.add.at(counts_LL, (truth_I, probability_IL.argmax(1)), 1)
@@ -135,21 +137,26 @@ def checked_temperature(temperature, use_itm=False):
     return float(temperature)
 
 
-def _checked_top_k(top_k):
-    if not isinstance(top_k, int) or top_k < 1:
-        raise ValueError(f"top_k = {top_k!r}: expected a whole number of labels to report, at least 1")
-    return top_k
+def check_finite(array, what):
+    """The array; raises FloatingPointError that names ``what`` it holds where that is NaN or infinite."""
+    wrong = int(np.size(array) - np.isfinite(array).sum())
+    if wrong:
+        raise FloatingPointError(f"{what}: {wrong} of {np.size(array)} numbers are NaN or infinite: the weights are damaged or belong to "
+                                 "another model; load others, or convert them again")
+    return array
 
 
 def check_vocabulary(model, tokenizer):
     """Raises ValueError where the tokenizer's ids are not the model's words."""
     rows = model.config.qformer_config.vocab_size
     if len(tokenizer) != rows:
-        raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, the model {rows}: use the processor of the same "
+        raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, the model {rows} ({tokenizer!r}): use the processor of the same "
                          "preset, Blip2Processor.from_pretrained(name)")
 
 
 def _as_list(images):
-    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
-        return list(images if isinstance(images, np.ndarray) else images.asnumpy())
-    return list(images) if isinstance(images, (list, tuple)) else [images]
+    """One picture, a list of them or a batch (B, …) as a list; pictures that are decoded on demand as they are."""
+    if isinstance(images, (list, tuple, DecodedPictures)):
+        return images if isinstance(images, DecodedPictures) else list(images)
+    array = array_of(images)
+    return list(array) if array is not None and array.ndim == 4 else [images]

@@ -83,6 +83,16 @@ class Row:
         return "look" if self.ratio <= LOOK else "fail"
 
 
+def row_of(record: Mapping) -> Row:
+    """A row as it was; JSON knows no infinity, so null is one where a number is missing. Raises TypeError or KeyError where the record is
+    none of a row."""
+    values = {key: math.inf if value is None else value for key, value in record.items() if key not in ("verdict", "signature")}
+    numbers = [value for key, value in values.items() if key != "name"]
+    if not isinstance(values.get("name"), str) or not all(isinstance(value, int | float) for value in numbers):
+        raise TypeError("a row has a name and numbers")
+    return Row(**values, signature=tuple(map(str, record.get("signature", ()))))
+
+
 def compare(name: str, ours32: np.ndarray, torch32: np.ndarray, truth64: np.ndarray) -> Row:
     """All figures of one tensor."""
     ours32, torch32, truth64 = np.asarray(ours32), np.asarray(torch32), np.asarray(truth64)

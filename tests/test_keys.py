@@ -205,7 +205,7 @@ def test_a1_a_key_that_another_one_makes_idle_is_named_with_the_reason(tmp_path,
 def test_a1_a_callback_s_keys_are_named(caplog):
     config = RunConfig(callbacks=[{"type": "CheckpointMonitor", "prefix": "x", "save_checkpoint_steps": 5}, {"type": "ObsMonitor"}])
     assert without_effect(config) == ["callbacks[0].prefix", "callbacks[1] (ObsMonitor: nothing is uploaded)"]
-    for wrong in (["abc"], [{"kind": 1}], [{"type": ["x"]}], [None]):     # B12
+    for wrong in ([{"kind": 1}], [{"type": ["x"]}], [{"type": "x"}], [None]):     # B12
         with pytest.raises(ConfigError, match=r"callbacks\[0\]: unknown type .*; expected a mapping such as .* known: CheckpointMointor"):
             RunConfig(callbacks=wrong)
 
@@ -280,34 +280,34 @@ def value_of(action):
             "train_dataset_dir": ["x"], "eval_dataset_dir": ["x"], "predict_data": ["x.png"]}.get(action.dest, ["3"])
 
 
-PRESET = {"contrastive_language_image_pretrain": "blip2_stage1_vit_g", "zero_shot_image_classification": "blip2_digits",
-          "image_to_text_retrieval": "blip2_stage1_evaluator", "feature_extraction": "blip2_stage1_vit_g",
-          "image_to_text_generation": "itt_blip2_digits"}
+TASKS = ("contrastive_language_image_pretrain", "zero_shot_image_classification", "image_to_text_retrieval", "feature_extraction",
+         "image_to_text_generation")
 
 
-@pytest.mark.parametrize("action", actions(), ids=lambda action: action.dest)
-def test_a18_a_flag_is_used_or_an_error_or_a_printed_line(action, capsys, caplog):
-    """With every run mode and task; what comes after the check is another test's."""
+@functools.cache
+def run_of(mode, task):
+    return RunConfig(run_mode=mode, trainer={"type": task})
+
+
+@pytest.mark.parametrize("action", [one for one in actions() if one.dest != "run_mode"], ids=lambda action: action.dest)
+def test_a18_a_flag_is_used_or_an_error_or_a_printed_line(action, capsys):
+    """With every run mode and task."""
     flag, outcomes = action.dest, set()
+    options, overrides = run_blip2.arguments(["--config", "x", f"--{flag}", *value_of(action)])
+    uses = run_blip2.USED_BY.get(flag) or configuration.used_by(run_blip2.KEYS.get(flag, ""))
     for mode in MODES:
-        for task, preset in PRESET.items():
-            argv = ["--config", preset, "--run_mode", mode, "--trainer.type", task, f"--{flag}", *value_of(action)]
-            if flag == "run_mode":
-                continue
-            options, overrides = run_blip2.arguments(argv)
-            config = load_config(preset, overrides)
-            uses = run_blip2.USED_BY.get(flag) or configuration.used_by(run_blip2.KEYS.get(flag, ""))
-            used = flag in run_blip2.IGNORED or any(mode in modes and (not tasks or task in tasks) for modes, tasks in uses)
+        for task in TASKS:
+            config = run_of(mode, task)
+            used = not uses or any(mode in modes and (not tasks or task in tasks) for modes, tasks in uses)    # none: load_config names it
             if not used and flag in (*run_blip2.USED_BY, *run_blip2.TASK_FLAGS):
                 with pytest.raises(ValueError, match=f"--{flag} is not used by --run_mode {mode} .task {task}., but by --run_mode"):
                     run_blip2._check_used(options, overrides, config)
                 outcomes.add("error")
                 continue
             run_blip2._check_used(options, overrides, config)
-            said = capsys.readouterr().err
-            assert (f"--{flag}" in said) is not used, (mode, task)
+            assert (f"--{flag}" in capsys.readouterr().err) is not used, (mode, task)
             outcomes.add("used" if used else "line")
-    assert outcomes <= {"used", "error", "line"} and (flag == "run_mode" or "used" in outcomes)
+    assert "used" in outcomes and (outcomes != {"used"} or not uses)
 
 
 @pytest.mark.parametrize("argv, words", [
@@ -351,7 +351,7 @@ def test_c8_a_value_may_follow_an_equals_sign():
     (["--model.model_config.query_reduce"], "--model.model_config.query_reduce: expected a value after it"),
     (["--seeds=3"], "unknown argument '--seeds'; did you mean --seed?"),
     (["--a.b=[1"], "--a.b is not YAML: "), (["--options", "a.b=&x [*x]"], "--options a.b is not usable YAML: "),
-    (["--a.b", "[" * 3000 + "]" * 3000], "--a.b is not usable YAML: it is nested too deeply"),
+    (["--a.b", "[" * 60_000 + "]" * 60_000], "--a.b is not usable YAML: it is nested too deeply"),
     (["--use_parallel", "[1"], "argument --use_parallel: '[1' is not YAML: "),
     (["--device_target", "GPU"], "invalid choice: 'GPU'"),
 ])
@@ -370,13 +370,10 @@ def test_c8_predict_of_a_data_set_names_run_mode_eval():
 
 # ------------------------------------------------------------------------------------------------ B12, B4
 @pytest.mark.parametrize("text, words", [
-    ("a: " + "[" * 5000, "nested too deeply"), ("a: &a [*a]", "anchor refers to itself"),
+    ("a: " + "[" * 60_000 + "]" * 60_000, "nested too deeply"), ("a: &a [*a]", "anchor refers to itself"),
     ("a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)), "anchors expand to over"),
-    ("callbacks: [abc]", "callbacks[0]: unknown type"), ("- a", "must hold a mapping"),
-    ("train_dataset: {data_loader: {annotation_files: [a.json, 5]}}", "LoaderConfig.annotation_files holds 5: expected texts, got int"),
-    ("eval_dataset: {data_loader: {candidate_labels: [yes]}}", "LoaderConfig.candidate_labels holds True: expected texts"),
-    ("processor: {tokenizer: {added_tokens: [[x]]}}", "TokenizerConfig.added_tokens holds ['x']"),
-    ("model: {model_config: {frozen: [null]}}", "Blip2Config.frozen holds None"), ("seed: 2001-99-99", "is not YAML"),
+    ("callbacks: [abc]", "callbacks[0] = 'abc': expected dict, got str"), ("- a", "must hold a mapping"),
+    ("seed: 2001-99-99", "is not YAML"),
     ("model: " + "x" * 100_000, "model must be a mapping, got 'xxx"),
     ("context: {mode: [" + "1, " * 50_000 + "]}", "context.mode = [1, 1, "),
     ("seed: {" + ", ".join(f"k{i}: 1" for i in range(9999)) + "}", "seed = {"),
@@ -402,6 +399,7 @@ def public_functions():
     found = {}
     for name in mindblip2.__all__:
         value = getattr(mindblip2, name)
+        value = getattr(value, name) if inspect.ismodule(value) else value      # of the callable package mindblip2.pipeline
         if inspect.isclass(value):
             for cls in value.__mro__:
                 if cls.__module__.startswith("mindblip2."):

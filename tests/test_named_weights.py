@@ -128,7 +128,9 @@ WAYS = {
     "pipeline of a name": lambda path, made, cls, patch: pipeline(TASKS[cls.__name__], path).model,
     "command line": by_command_line,
 }
-CASES = [(cls, key, way) for cls in classes() for key in keys() for way in WAYS
+QUICK = ("constructor", "from_pretrained", "Trainer of a configuration")        # of the parts; the other ways go through these
+CASES = [pytest.param(cls, key, way, marks=[pytest.mark.slow] * (key.startswith(("vision", "qformer")) and way not in QUICK))
+         for cls in classes() for key in keys() for way in WAYS
          if not ("text_config" in key and not issubclass(cls, blip2_llm.Blip2Llm))
          and not ("pipeline" in way and cls not in (blip2_qformer.Blip2Classifier, blip2_llm.Blip2ImageToTextGeneration))]
 
@@ -162,6 +164,23 @@ def test_a1_without_a_file_of_the_model_the_parts_are_loaded_and_the_rest_is_sai
     bare = written(made, cls, NAME, tmp_path, whole="")[0]
     cls(Blip2Config.from_pretrained(bare))      # nothing is named: random values were asked for
     assert not caplog.records
+
+
+@pytest.mark.parametrize("key", [f"vision_config.{NAME}", f"qformer_config.{NAME}"])
+def test_a1_stage_1_training_starts_from_the_parts_that_are_named(made, here, tmp_path, monkeypatch, capsys, key):
+    """As MindFormers' file has it: vit_g_p16 and bert_base_uncased, and no file of the model."""
+    monkeypatch.setattr(pretrain, "fit", lambda model, *arguments, **options: [])
+    path, wanted = written(made, blip2_qformer.Blip2Qformer, key, tmp_path, whole="")
+    keys = {"trainer.type": "contrastive_language_image_pretrain"}
+    trainer = Trainer(args=load_config(path, keys), train_dataset=made.samples)
+    trainer.train()
+    begin, = (begin for begin, section in hub.PARTS.items() if key.startswith(section))
+    same = {name: np.array_equal(p.asnumpy(), wanted[name]) for name, p in trainer.model.parameters_dict().items()}
+    assert all(same[name] for name in same if name.startswith(begin)) and not same["vision_proj.weight"]
+    assert ("the frozen ViT has random weights" in capsys.readouterr().out) is key.startswith("qformer")
+    path, _ = written(made, blip2_qformer.Blip2Qformer, key, tmp_path, whole="", part="vit_g_p16")
+    with pytest.raises(FileNotFoundError, match=f"{key} = 'vit_g_p16': no weights for"):
+        Trainer(args=load_config(path, keys), train_dataset=made.samples).train()
 
 
 def test_a1_a_part_that_does_not_fit_is_an_error(made, here, tmp_path):
@@ -204,6 +223,8 @@ def test_a1_names_of_mindformers_say_how_to_get_the_file(made, here, tmp_path, n
     assert f"model.model_config.{NAME} = '{name}'" in str(error.value) and words in str(error.value)
     file = legacy.WEIGHT_ALIASES.get(name, name)
     (tmp_path / "model.ckpt").rename(tmp_path / f"{file}.ckpt")
+    (tmp_path / "here" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")            # a folder without weights is no file of weights
     assert blip2_qformer.Blip2Qformer(config)       # in the cache folder it is found by its name
 
 

@@ -74,14 +74,14 @@ def _decode(step, logits_NV, given_NT, how):
 
 def _one_by_one(step, logits_NV, ids_NT, how):
     """Yield the next token of every row until all have ended."""
-    random_R, prompts = generators(how), len(ids_NT) // how.rows
+    captions, prompts = generators(how), len(ids_NT) // how.rows
     rows, done_N = np.arange(len(ids_NT)), np.zeros(len(ids_NT), bool)
     for new in range(how.max_new_tokens):
         if new:
             logits_NV = step(ids_NT[:, -1], new, rows)
         scores_NV = restrict(checked(logits_NV, new, how), ids_NT, new, how)
         if how.do_sample:
-            token_N = draw(narrow(scores_NV, how), np.tile([random.random() for random in random_R], prompts))
+            token_N = draw(narrow(scores_NV, how), np.tile([caption.random() for caption in captions], prompts))
         else:
             token_N = scores_NV.argmax(1)
         token_N = np.where(done_N, how.pad_token_id, token_N).astype(np.int32)

@@ -24,6 +24,7 @@ from mindblip2.file_io import MAX_TEXT_BYTES, FileError, parse_json, regular_fil
 KEYS = {"file_name": "image", "text": "caption"}        # Hugging Face's name → LAVIS's
 EXPECTED = 'a list of {"image", "caption", "image_id"?}'
 LEGACY_ENCODINGS = ("gb18030", "shift_jis", "cp1252")   # tried in this order only to name what a file may be
+FEW = 3                 # places that are not UTF-8, fewer of which may be damage
 DELIMITERS = {",": "CSV", "\t": "TSV", ";": "CSV with semicolons", "|": "table with bars"}
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 60
@@ -148,8 +149,9 @@ def _text(data, name):
     for encoding in LEGACY_ENCODINGS if b"\0" not in data[:HEAD] else ():
         with contextlib.suppress(UnicodeDecodeError):
             if all(sign.isprintable() or sign.isspace() for sign in data.decode(encoding)[:4096]):
+                few = data.decode("utf-8", "replace").count("\ufffd") < FEW
                 raise AnnotationError(f"{name} is text, but not in UTF-8 (byte {at}); it can be read as {encoding.upper()}.  Convert it: "
-                                      f"iconv -f {encoding.upper()} -t UTF-8 FILE > NEW")
+                                      f"iconv -f {encoding.upper()} -t UTF-8 FILE > NEW" + (", or correct that byte" if few else ""))
     raise AnnotationError(f"{name} is no text: it is {looks_like(data[:HEAD])}; expected {EXPECTED}")
 
 

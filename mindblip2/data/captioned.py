@@ -39,7 +39,7 @@ def pictures_and_texts(samples, prompt="", max_words=50):
     clean = BlipCaption(prompt, max_words)
     empty = [(i, caption) for i, own in enumerate(captions) for caption in own if clean(caption) == prompt]
     if empty:
-        raise ValueError(f"sample {empty[0][0]}: nothing is left of the caption {empty[0][1]!r} when it is cleaned; remove it")
+        raise ValueError(f"{_where(samples, empty[0][0])}: nothing is left of the caption {empty[0][1]!r} when it is cleaned; remove it")
     texts = cleaned([caption for own in captions for caption in own], clean)
     return pictures, texts, np.repeat(np.arange(len(captions)), [len(own) for own in captions])
 
@@ -64,6 +64,11 @@ def _parts(sample, i):
         raise ValueError(f"sample {i} has no {'picture' if picture is None else 'caption'}: expected "
                          f'{{"image": …, "captions": [text, …]}}, got {str(sample)[:200]}')
     return picture, captions, read("image_id")
+
+
+def _where(samples, i):
+    """A sample in a message, with the file and row that it is from where the samples say so."""
+    return f"sample {i}" + (f" ({samples.source(i)})" if hasattr(samples, "source") else "")
 
 
 def _names(picture, image_id):

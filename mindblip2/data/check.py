@@ -15,7 +15,8 @@ from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.loaders import CAPTIONED, LABELLED, captioned, labelled_sets
 from mindblip2.data.pairs import Pairs
 from mindblip2.data.processor import Blip2Processor
-from mindblip2.data.questions import asks, read_questions
+from mindblip2.data.prompted import plain_ids
+from mindblip2.data.questions import asks, question, read_questions
 from mindblip2.data.text_checks import MAX_UNKNOWN, check_labels, known
 from mindblip2.file_io import write_json
 from mindblip2.sections import ConfigError
@@ -71,25 +72,26 @@ def check_pairs(data, config, section):
         "image_id_collisions": [files for files in by_id.values() if len(files) > 1],
         "repeated_rows": [{"image": path, "caption": caption, "rows": count}
                           for (path, caption), count in rows.items() if count > 1],
-        **check_texts(texts, tokenizer, text.prompt, min(text.max_length, tokenizer.max_length))}
+        **check_texts(texts, _length_with(config, text.prompt, tokenizer), tokenizer, min(text.max_length, tokenizer.max_length))}
 
 
 def check_questions(data, config):
     """The report on questions about pictures, as a dict."""
     clean, tokenizer = BlipQuestion(), Blip2Processor.from_config(config.processor).tokenizer
+    data = [question(one, f"sample {i}") for i, one in enumerate(data)]
     texts = ((f"question {i}: {one.question!r}", clean(one.question)) for i, one in enumerate(data))
     paths = list(dict.fromkeys(one.image for one in data if isinstance(one.image, (str, os.PathLike))))
     return {"pictures": len(paths), "questions": len(data), "without_answers": sum(not one.answers for one in data), **look(paths),
-            **check_texts(texts, tokenizer, "", tokenizer.max_length)}
+            **check_texts(texts, _length_with(config, "", tokenizer), tokenizer, tokenizer.max_length)}
 
 
-def check_texts(texts, tokenizer, prompt, limit):
-    """What is to be said of texts, (where, cleaned text) each: their lengths with the prompt, what is cut, and what the tokenizer does not
-    know."""
+def check_texts(texts, length_of, tokenizer, limit):
+    """What is to be said of texts, (where, cleaned text) each: their lengths by ``length_of`` (text, its tokens), how many are above
+    ``limit``, and what the tokenizer does not know."""
     lengths, words, nothing, tokens, unknown = Counter(), Counter(), [], 0, 0
     for where, text in texts:
         found = known(tokenizer, text)
-        lengths[len(tokenizer(prompt + text, padding=False, truncation=False)["input_ids"])] += 1
+        lengths[length_of(text, found.tokens)] += 1
         tokens, unknown = tokens + found.tokens, unknown + found.unknown
         words.update(found.words)
         if found.unknown and found.unknown == found.tokens:
@@ -152,6 +154,16 @@ def summary(name, report):
         most = max(report["caption_tokens"].values())
         lines += [f"    {length:4d} {'#' * -(-count * BAR // most)} {count}" for length, count in report["caption_tokens"].items()]
     return "\n".join(lines)
+
+
+def _length_with(config, prompt, tokenizer):
+    """How many tokens the model reads of a cleaned text that has ``tokens`` itself: the prompt, in stage 1 [CLS] and [SEP], in stage 2 the
+    end and perhaps bos."""
+    model = config.model.model_config
+    around = 2 if model.text_config is None else model.begins_with_bos + 1
+    if model.text_config is not None and isinstance(model.prompt, str):
+        prompt = prompt or model.prompt
+    return lambda text, tokens: around + (len(plain_ids(tokenizer, prompt + text)) if prompt else tokens)
 
 
 def _from_files(config, loader, stage):

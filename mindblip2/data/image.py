@@ -61,14 +61,18 @@ def load_image(source: Any, timeout: float = 10.0, frame: int | None = None, max
     array = array_of(source)
     if array is not None:
         return array_to_rgb(array, "the array", alpha)
-    stream, name = _open(source, timeout, max_bytes, allow_private)
-    with stream:
-        head = stream.read(HEAD)
-        if not head:
-            raise ImageError(f"{name} is empty (0 bytes): the download or copy that made it failed; get it again")
-        stream.seek(0)
-        with _explained(name, looks_like(head)):
-            return _upright_rgb(Image.open(stream, formats=_formats()), frame, name, alpha)
+    with _opened(source, timeout, max_bytes, allow_private) as (picture, name):
+        return _upright_rgb(picture, frame, name, alpha)
+
+
+def check_header(source: str | os.PathLike) -> None:
+    """Look at a picture file without decoding it, for what :func:`load_image` would raise of a file that is missing, empty, no picture or
+    too large.  An address is not looked at."""
+    match = SCHEME.match(os.fspath(source))
+    if match and (match[1] or match[2]).lower() in ("http", "https"):
+        return
+    with _opened(source) as (picture, name):
+        check_size(picture.size, name)
 
 
 def sizes(paths, desc="pictures", quiet=False):
@@ -88,6 +92,19 @@ def _size(path):
 # from a source to a stream of bytes
 
 
+@contextlib.contextmanager
+def _opened(source, *download):
+    """(PIL picture whose header is read, its name for messages) of encoded bytes wherever they are."""
+    stream, name = _open(source, *download)
+    with stream:
+        head = stream.read(HEAD)
+        if not head:
+            raise ImageError(f"{name} is empty (0 bytes): the download or copy that made it failed; get it again")
+        stream.seek(0)
+        with _explained(name, looks_like(head)):
+            yield Image.open(stream, formats=_formats()), name
+
+
 def _formats():
     """Those of FORMATS that this installation of PIL can read."""
     if not all(name in Image.OPEN for name in FORMATS):
@@ -95,21 +112,21 @@ def _formats():
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _open(source, timeout, max_bytes, allow_private):
+def _open(source, *download):
     """Binary stream of the encoded picture, and the name that messages call it by."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(source), f"the picture in {len(source)} bytes"
     if isinstance(source, os.PathLike):
         return _open_file(os.fspath(source))
     if isinstance(source, str):
-        return _open_address(source, timeout, max_bytes, allow_private)
+        return _open_address(source, *download)
     if hasattr(source, "read"):
         return _copy_stream(source)
     raise ImageError(f"cannot load a picture from {type(source).__name__} {repr(source)[:80]}; expected a path, URL, "
                      "bytes, binary stream, PIL picture, array or tensor")
 
 
-def _open_address(source, timeout, max_bytes, allow_private):
+def _open_address(source, timeout=None, max_bytes=None, allow_private=None):
     match = SCHEME.match(source)
     scheme = (match[1] or match[2]).lower() if match else None
     if scheme is None:

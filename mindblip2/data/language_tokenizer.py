@@ -67,6 +67,8 @@ class LanguageTokenizer:
             if self._vocabulary.id_of(token) != number:
                 raise FileError(f"the added token {token!r} has id {number} in the files beside {self.vocab_file}, but "
                                 f"{self._vocabulary.id_of(token)} in the vocabulary: are the files of one model?  Get all of them again")
+        if not all(isinstance(token, str) and token for token in added_tokens):
+            raise ValueError(f"added_tokens = {list(added_tokens)}: expected texts")
         for token in added_tokens:
             self._vocabulary.add(token, True)
         said = dict(zip(tokenizer_files.SPECIAL, (bos_token, eos_token, unk_token, pad_token)))

@@ -46,6 +46,10 @@ class Pairs:
         caption = captions[place - self._ends[i]] if self.repeat_images else list(captions)
         return {"image": path, "caption": caption, "image_id": image_id}
 
+    def source(self, index):
+        """Where sample ``index`` is written, for messages: file and row."""
+        return self.pictures[int(np.searchsorted(self._ends, range(len(self))[index], "right"))].source
+
     def __iter__(self):
         return (self[index] for index in range(len(self)))
 

@@ -3,7 +3,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mindblip2.config import (
     CLIP_MEAN,
@@ -184,7 +183,7 @@ def rgb(picture, name, alpha="drop"):
 def _listed(images):
     """A list of single pictures; tensors become arrays, a 4-D array its pictures."""
     entries = list(images) if isinstance(images, (list, tuple)) else [images]
-    arrays = [None if isinstance(entry, Image.Image) else array_of(entry) for entry in entries]
+    arrays = [array_of(entry) for entry in entries]
     entries = [entry if array is None else array for entry, array in zip(entries, arrays)]
     if len(entries) == 1 and isinstance(entries[0], np.ndarray) and entries[0].ndim == 4:
         return list(entries[0])

@@ -11,7 +11,7 @@ from mindblip2.config import TokenizerConfig, cache_folder
 from mindblip2.data.encoding import checked_length, encoding, joined, listed, texts_of
 from mindblip2.data.language_tokenizer import KIND_NAMES, LanguageTokenizer
 from mindblip2.data.tokenizer_files import ASSETS, MAX_BYTES, SPECIAL
-from mindblip2.file_io import read_text, write_text
+from mindblip2.file_io import FileError, read_text, write_text
 
 VOCAB_FILE = ASSETS / "bert_base_uncased_vocab.txt"
 PAD, UNK, CLS, SEP, MASK, DEC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"
@@ -101,8 +101,7 @@ class BertTokenizer:
         """``{"input_ids", "attention_mask"}`` of a string or a list of strings.
 
         ``padding``: "max_length", "longest" (or True), or False.  ``truncation``: text is cut so that [SEP] is the
-        last of ``max_length`` tokens.  Both are on by default, unlike transformers': LAVIS forgot them in places
-        (D-41, D-42).
+        last of ``max_length`` tokens.  Both are on by default, unlike transformers': LAVIS forgot them in places.
         ``return_tensors``: None gives lists, 1-D for a string and 2-D for a list; "np" int32 arrays and
         "ms" int32 Tensors (B, T), also for a single string.
 
@@ -172,11 +171,11 @@ def read_vocab(path):
     words = [line.rstrip("\n") for line in io.StringIO(text, newline=None)]      # not splitlines(): Unicode line ends may be words
     missing = [token for token in REQUIRED if token not in words]
     if missing:
-        raise ValueError(f"{path} is not a BERT vocabulary: {', '.join(missing)} missing among its {len(words)} lines; "
+        raise FileError(f"{path} is not a BERT vocabulary: {', '.join(missing)} missing among its {len(words)} lines; "
                          f"expected one word per line, with {', '.join(REQUIRED)} among them")
     if len(set(words)) < len(words):
         twice = Counter(words).most_common(1)[0][0]
-        raise ValueError(f"{path} holds {twice!r} twice: a word must have one id; remove one line and mind that the "
+        raise FileError(f"{path} holds {twice[:80]!r} twice: a word must have one id; remove one line and mind that the "
                          "ids of the words below it change")
     return words
 

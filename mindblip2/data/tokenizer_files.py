@@ -8,7 +8,7 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"
 BESIDE = ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json")     # what is read with a vocabulary
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 FLAGS = ("add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "legacy")    # of tokenizer_config.json, as far as they are used
-MAX_BYTES = 1 << 28         # of a tokenizer's file: the largest published ones have some 40 MB
+MAX_BYTES = 1 << 27         # of a tokenizer's file: the largest published ones have some 40 MB
 MAX_ID = 1 << 24            # of an added token: published vocabularies have at most 300,000
 ADVICE = "download it again from the page of the language model"
 
@@ -51,6 +51,8 @@ def beside(path):
         settings.update(told)
     file = path.with_name("added_tokens.json")
     for token, number in _read(file).items():
+        if not token:
+            raise FileError(f"{file}: an added token is empty; {ADVICE}")
         added[_whole(token, file)] = _number(number, file, token), False
     file, known = path.with_name("tokenizer_config.json"), settings.pop("added_tokens_decoder", {})
     if not isinstance(known, dict):

@@ -40,12 +40,13 @@ class ImageToTextGenerationPipeline:
         :class:`mindblip2.cells.decoding.LanguageDecoding`: max_new_tokens, num_beams, do_sample, top_k, … and ``on_text`` of
         :class:`mindblip2.image_to_text.Writer`; another name is a TypeError."""
         return self._writer(images, self.hypothesis_template if hypothesis_template is None else hypothesis_template,
-                            batch_size or self.batch_size, self.return_full_text if return_full_text is None else return_full_text,
-                            **merged(self._options, options))
+                            self.batch_size if batch_size is None else batch_size,
+                            self.return_full_text if return_full_text is None else return_full_text, **merged(self._options, options))
 
     def predict_answers(self, images, questions, prompt=PROMPT, batch_size=None, **options):
         """Short answers to questions about pictures, one question for each or for all; LAVIS's defaults (10 tokens, length_penalty 0)."""
-        return self._writer.answers(images, questions, prompt, batch_size or self.batch_size, **merged(self._options, options))
+        return self._writer.answers(images, questions, prompt, self.batch_size if batch_size is None else batch_size,
+                                    **merged(self._options, options))
 
     @classmethod
     def show_support_list(cls):

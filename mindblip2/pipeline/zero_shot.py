@@ -40,7 +40,7 @@ class ZeroShotImageClassificationPipeline:
         if unknown:
             raise TypeError(f"unknown option {sorted(unknown)[0]!r}; a call takes top_k, batch_size, "
                             + ", ".join(self._options))
-        return self._classify_with({**self._options, **options})(images, top_k, batch_size or self.batch_size)
+        return self._classify_with({**self._options, **options})(images, top_k, self.batch_size if batch_size is None else batch_size)
 
     @classmethod
     def show_support_list(cls):

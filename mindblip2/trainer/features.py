@@ -10,6 +10,7 @@ from mindblip2.data.text_checks import cleaned
 from mindblip2.file_io import read_text
 from mindblip2.trainer.loaders import text_arguments, token_ids
 from mindblip2.trainer.retrieval import text_features
+from mindblip2.zero_shot import check_finite
 
 
 def caption_lines(path):
@@ -32,7 +33,8 @@ def caption_ids(trainer, processor, captions):
 
 
 def extract(model, image_processor, pictures, ids_TL=None, batch_size=8):
-    """Dict of float32 arrays with the names of LAVIS's ``extract_features``; only of what is given.
+    """Dict of float32 arrays with the names of LAVIS's ``extract_features``; only of what is given.  Raises FloatingPointError where they
+    are not finite.
 
     ``image_embeds`` (I, Q, D): what the queries saw, not normalised; ``image_embeds_proj`` (I, Q, E): the same made comparable with
     texts, unit vectors; ``text_embeds_proj`` (T, E): the texts' [CLS], unit vectors.  The similarity of picture i and text t is
@@ -47,7 +49,7 @@ def extract(model, image_processor, pictures, ids_TL=None, batch_size=8):
     if ids_TL is not None:
         lengths_T = (ids_TL != model.config.qformer_config.pad_token_id).sum(1)
         arrays["text_embeds_proj"] = text_features(model, ids_TL, lengths_T).asnumpy()
-    return arrays
+    return {name: check_finite(array, name) for name, array in arrays.items()}
 
 
 def _seen(model, image_processor, pictures, size):

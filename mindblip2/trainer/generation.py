@@ -7,11 +7,13 @@ from mindblip2.cells.decoding import merged
 from mindblip2.data import scenes
 from mindblip2.data.captioned import check_readable, pictures_and_captions
 from mindblip2.data.captions import BlipQuestion
+from mindblip2.data.decoded import DecodedPictures
 from mindblip2.data.image import load_image
 from mindblip2.data.questions import asks, question
 from mindblip2.data.sheet import text_sheet
 from mindblip2.data.vqa import PROMPT, vqa_accuracy
 from mindblip2.file_io import atomic_file, write_json
+from mindblip2.image_to_text import pairs
 from mindblip2.trainer import export
 from mindblip2.trainer.captions import ask, asking_prompt, options_of, score, write, writer_of
 from mindblip2.trainer.inputs import load, pictures_of
@@ -33,8 +35,9 @@ class Generation:
         options = {**options}
         prompt = _prompt(trainer, options)
         pictures = pictures_of(input_data)
-        check_readable(pictures)
-        texts = _writer(trainer, checkpoint)(pictures, prompt, **merged(trainer.config.generation, options))
+        images, prompts = pairs(pictures, prompt)
+        decoded = DecodedPictures(images, trainer.processor().image_processor)
+        texts = _writer(trainer, checkpoint)(decoded, prompts, **merged(trainer.config.generation, options))
         for picture, text in zip(pictures, texts):
             if isinstance(picture, (str, Path)):
                 print(f"{picture}: {text}")

@@ -9,11 +9,13 @@ from PIL import Image
 from mindblip2 import comm
 from mindblip2.cells.blip2_qformer import Blip2Classifier, Blip2Qformer
 from mindblip2.data.captioned import check_readable, pictures_and_texts
+from mindblip2.data.decoded import DecodedPictures
 from mindblip2.data.image import load_image
 from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.sheet import confusion_sheet, hit_sheet, score_sheet
 from mindblip2.file_io import atomic_file
 from mindblip2.legacy import TASK_ALIASES
+from mindblip2.sections import Count, argument
 from mindblip2.trainer import export, retrieval
 from mindblip2.trainer.features import caption_ids, caption_lines, extract
 from mindblip2.trainer.generation import Generation
@@ -32,16 +34,18 @@ class ZeroShot:
     @staticmethod
     def predict(trainer, input_data, checkpoint, options):
         pictures = pictures_of(input_data)
-        top_k = options.pop("top_k", 1)
-        batch_size = options.pop("batch_size", 8)
+        top_k = argument(Count, options.pop("top_k", 1), "top_k")
+        batch_size = argument(Count, options.pop("batch_size", 8), "batch_size")
         picture_file = options.pop("save_picture", None)
-        result = _classifier(trainer, checkpoint, options)(pictures, None, batch_size)
+        decoded = DecodedPictures(pictures, trainer.processor().image_processor, SHEET_LIMIT if picture_file else 0)
+        result = _classifier(trainer, checkpoint, options)(decoded, None, batch_size)
         for picture, row in zip(pictures, result):
             if isinstance(picture, (str, Path)):
                 scores = ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in row[:max(top_k, 3)])
                 print(f"{picture}: {scores}")
         if picture_file:
-            _save_sheet(pictures, result, picture_file)
+            small = [decoded.thumbnail(i) for i in range(min(len(pictures), SHEET_LIMIT))]
+            _save(score_sheet(small, result), picture_file)
         return [row[:top_k] for row in result]
 
     @staticmethod
@@ -118,7 +122,8 @@ class Features:
     def predict(trainer, input_data, checkpoint, options):
         """Pictures, folders, and ``.txt`` files that hold one caption per line; or ``captions=[…]``."""
         path = Path(options.pop("save_arrays", f"{trainer.task}_result.npz"))
-        captions, batch_size = list(options.pop("captions", ())), options.pop("batch_size", 8)
+        captions, batch_size = options.pop("captions", ()), argument(Count, options.pop("batch_size", 8), "batch_size")
+        captions = [captions] if isinstance(captions, str) else list(captions)
         if options:
             raise TypeError(f"unknown option {sorted(options)[0]!r}; {trainer.task} takes captions, batch_size, save_arrays")
         pictures = []
@@ -127,12 +132,12 @@ class Features:
                 captions += caption_lines(one)
             else:
                 pictures.append(one)
-        check_readable(pictures)
-        load(trainer, Blip2Qformer, checkpoint)
         processor = trainer.processor()
+        decoded = DecodedPictures(pictures, processor.image_processor)
+        load(trainer, Blip2Qformer, checkpoint)
         check_vocabulary(trainer.model, processor.tokenizer)
         ids_TL = caption_ids(trainer, processor, captions) if captions else None
-        arrays = extract(trainer.model, processor.image_processor, pictures, ids_TL, batch_size)
+        arrays = extract(trainer.model, processor.image_processor, decoded, ids_TL, batch_size)
         names = {"paths": [str(one) if isinstance(one, (str, Path)) else f"picture {i}" for i, one in enumerate(pictures)],
                  "captions": captions}
         if comm.first():
@@ -162,10 +167,6 @@ def _classifier(trainer, checkpoint, options):
                                       or data.hypothesis_template or TEMPLATE)
     options.setdefault("temperature", trainer.config.eval_dataset.temperature)
     return ZeroShotClassifier(trainer.model, trainer.processor(), **options)
-
-
-def _save_sheet(pictures, result, path):
-    _save(score_sheet([_shown(one) for one in pictures[:SHEET_LIMIT]], result), path)
 
 
 def _hits_page(pictures, texts, owners, scores, title):

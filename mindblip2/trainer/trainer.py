@@ -82,7 +82,7 @@ class Trainer:
                                         "list of samples, or a loader such as MultiImgCapDataLoader")
             if loader.type == "DigitScenes":
                 raise ValueError(f"{name} = {str(data)!r}: the loader DigitScenes draws its own pictures and reads no folder: set "
-                                 f"{name}.data_loader, or pass MultiImgCapDataLoader(dataset_dir={str(data)!r}, annotation_files=…)")
+                                 f"{name}.data_loader, or pass a loader of the folder (MultiImgCapDataLoader, ImageFolder)")
             self.config = self.config.replace(**{name: {"data_loader": {"dataset_dir": str(data)}}})
             return None
         wrong = next((one for one in data if isinstance(one, NO_SAMPLE)), None) if isinstance(data, (list, tuple)) else data

@@ -15,7 +15,7 @@ from convert.convert_weight import main  # noqa: E402
 from convert.files import read  # noqa: E402
 from mindblip2 import file_io  # noqa: E402
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint  # noqa: E402
-from tests.convert.stage2 import llama, save  # noqa: E402
+from tests.convert.stage2 import SAID, llama, save  # noqa: E402
 
 STATE = {"a": torch.arange(24.0).reshape(4, 6), "b": torch.ones(3, dtype=torch.bfloat16), "c": torch.full((5, 5), 0.07)}
 A_NAME = "model.layers.1.mlp.up_proj.weight"
@@ -158,7 +158,7 @@ def test_b12_a_pickle_of_large_numbers_takes_no_memory(tmp_path):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a7_a_number_that_is_none_names_the_tensor_and_the_file(convert, tmp_path, kind, bad):
     state = llama().to(kind).state_dict()
-    folder = save(state, tmp_path / "theirs", model_type="llama", num_attention_heads=4)
+    folder = save(state, tmp_path / "theirs", **SAID)
     convert(folder)                                                         # the control
     state[A_NAME] = state[A_NAME].clone()
     state[A_NAME][3, 5:7] = bad
@@ -177,7 +177,7 @@ def test_a7_a_temperature_that_is_not_above_0_is_named(convert, lavis, value, ki
 def test_a7_numbers_that_a_narrower_type_cannot_hold_are_named(convert, tmp_path):
     state = llama().state_dict()
     state[A_NAME][0, 0] = 70000.0
-    folder = save(state, tmp_path / "theirs", model_type="llama", num_attention_heads=4)
+    folder = save(state, tmp_path / "theirs", **SAID)
     assert f"1 numbers of {A_NAME} are beyond 65504, the largest of Float16" in convert(folder, "--dtype", "float16", expect=1)
     assert np.isfinite(convert(folder, "--dtype", "bfloat16")[0].float32("llm.layers.1.ffn.up.weight")).all()
 

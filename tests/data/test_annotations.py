@@ -174,6 +174,12 @@ def test_c5_the_message_names_what_a_file_is(tmp_path, name, content, words):
         assert "get it again" not in str(error.value)        # a sound file is not to be got again
 
 
+def test_c5_one_byte_that_is_not_utf_8_may_be_damage(write, tmp_path):
+    (tmp_path / "a.json").write_bytes('[{"image": "a.jpg", "caption": "caf\xe9"}]'.encode("cp1252"))
+    with pytest.raises(AnnotationError, match="a.json is text, but not in UTF-8 .byte 35.*or correct that byte"):
+        read_annotations([tmp_path / "a.json"], [""])
+
+
 def test_c5_backslashes_of_windows_are_read_unless_a_file_is_named_so(tmp_path, write):
     file = write("rows.json", [{"image": "val\\a.jpg", "caption": "one"}, {"image": "odd\\b.jpg", "caption": "two"}])
     (tmp_path / "odd\\b.jpg").write_bytes(b"")

@@ -26,6 +26,7 @@ def test_parts_add_up_to_the_text(llama, opt, text):
 def test_a5_an_end_token_ends_what_is_shown_and_padding_within_a_text_does_not(name, request):
     tokenizer = request.getfixturevalue(name)
     red, cat, end = (tokenizer.encode(text, add_special_tokens=False) for text in (" red", " cat", " table"))
+    end = end[-1:]
     row = [*red, tokenizer.pad_token_id, *cat, *end, *red]
     stream, parts = TextStream(tokenizer, end), []
     for one in row:
