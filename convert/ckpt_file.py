@@ -1,8 +1,6 @@
 """Foreign files to a .ckpt of ours: which of them belong together, and what is written."""
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from convert import plan
 from convert.beside import IDS, beside
 from convert.dimensions import Shapes, read_config, read_text_config, unknown
@@ -14,6 +12,7 @@ from convert.names_llm import HF_BRIDGE, with_tied_head
 from convert.shapes import llm_shapes, model_shapes, stage_2_shapes
 from mindblip2.checkpoint import CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config, LlamaConfig, ViTConfig, load_config
+from mindblip2.progress import progress
 
 NEARLY_0 = 0.1
 
@@ -162,7 +161,7 @@ def _llm(path, main, kind, torch_path):
 
 def _converted(rows, dtype):
     wanted = plan.in_file_order(rows)
-    for row in tqdm(wanted, desc="to MindSpore", unit="tensor", disable=None):
+    for row in progress(wanted, desc="to MindSpore", unit="tensor"):
         kind, array = plan.to_numpy(plan.cast(plan.tensor(row, rows), dtype))
         yield row.ours, kind, array
 

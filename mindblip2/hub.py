@@ -2,6 +2,7 @@
 import fnmatch
 import json
 import logging
+import types
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ from mindblip2 import config as configuration
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config, cache_folder
 from mindblip2.device import runnable
+from mindblip2.lock import exclusive
 from mindblip2.mismatch import check_names, check_shapes
 from mindblip2.pieces import found, opened
 from mindblip2.sections import ConfigError, build
@@ -51,17 +53,30 @@ def _published(name):
 class Pretrained(nn.Cell):
     """A cell with a configuration, made from a preset's name and loaded strictly.
 
+    Its constructor, its call and its public methods may be called from any thread: see ``mindblip2.lock``.
+
     ``presets``: patterns of the names that are meant for it; ``task``: what the Trainer does with it.  ``new_parts`` and
     ``unused_parts``: patterns of the parameters that it has and the stage before has not, and the other way round; see
     ``load_start``."""
 
     presets, task, new_parts, unused_parts = ("*",), "contrastive_language_image_pretrain", (), ()
 
+    __call__ = exclusive(nn.Cell.__call__)
+
+    def __init_subclass__(cls, **options):
+        """Every public method that a model defines takes the lock; ``construct`` does by the call that runs it."""
+        super().__init_subclass__(**options)
+        for name, method in list(vars(cls).items()):
+            if isinstance(method, types.FunctionType) and name != "construct" and (name == "__init__" or not name.startswith("_")):
+                setattr(cls, name, exclusive(method))
+
+    @exclusive
     def __init__(self, config):
         super().__init__()
         self.config = runnable(build(Blip2Config, config) if isinstance(config, dict) else config)
 
     @classmethod
+    @exclusive
     def from_pretrained(cls, name_or_path, checkpoint=None):
         """The model of a preset, a YAML file or a folder of ``save_pretrained`` with its weights: ``checkpoint``, else the
         folder's own, else the configuration's ``checkpoint_name_or_path``, else the file found by name.  Raises
@@ -88,6 +103,7 @@ class Pretrained(nn.Cell):
         """{begin of names: path of the .ckpt that holds those parameters where the model's own file does not}."""
         return {}
 
+    @exclusive
     def save_pretrained(self, folder, processor=None):
         """Write ``config.yaml``, ``model.ckpt`` and the processor's files into a folder that ``from_pretrained``, ``pipeline`` and
         ``Trainer`` take for a name.
@@ -103,6 +119,7 @@ class Pretrained(nn.Cell):
         if processor is not None:
             processor.save_pretrained(folder)
 
+    @exclusive
     def save_checkpoint(self, path):
         """Write all parameters to one .ckpt file, whole ones: on a mesh all processes call this, and the first one writes."""
         save_whole(path, ((name, str(p.dtype), whole(p)) for name, p in self.parameters_dict().items()))
@@ -118,6 +135,7 @@ class Pretrained(nn.Cell):
             for name in found:
                 names[name].requires_grad = False
 
+    @exclusive
     def set_train(self, mode=True):
         """As ``Cell.set_train``, but what is frozen stays in evaluation mode."""
         super().set_train(mode)
@@ -127,6 +145,7 @@ class Pretrained(nn.Cell):
                 cell.set_train(False)
         return self
 
+    @exclusive
     def load_checkpoint(self, path, frozen_path=None):
         """Load every parameter from a .ckpt file, a training run's checkpoint folder, or a folder of pieces (``mindblip2.pieces``) of
         any mesh.  Raises :class:`CheckpointError` where a name is missing or too much, or a shape differs; nothing is changed then.
@@ -138,6 +157,7 @@ class Pretrained(nn.Cell):
         self._load(self._sources(opened(path, parameters), frozen_path, parameters), path)
         return self
 
+    @exclusive
     def load_start(self, path):
         """Load what a training starts from: a file of this model, or one of the stage before, of which ``unused_parts`` are left out
         while ``new_parts`` get random values.  Returns lines that say what was taken from where.  Raises as ``load_checkpoint``."""

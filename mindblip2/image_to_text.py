@@ -1,11 +1,12 @@
 """Pictures and prompts in, texts out: what pipeline, predict and eval of stage 2 share."""
 import numpy as np
-from tqdm import tqdm
 
 from mindblip2.cells.decoding import ALIASES
 from mindblip2.data.prompted import check_language_vocabulary, plain_ids
 from mindblip2.data.text_stream import TextStream
 from mindblip2.data.vqa import PROMPT
+from mindblip2.lock import unlocked
+from mindblip2.progress import progress
 
 ANSWER = {"max_new_tokens": 10, "length_penalty": 0.0}      # LAVIS's predict_answers
 
@@ -25,13 +26,13 @@ class Writer:
         ``inputs``: pictures (anything ``load_image`` takes), or dicts ``{"image", "prompt"}``, or one of them.  ``prompts``: one for all
         pictures, or a list of one for each; a dict's own goes before.  The texts begin with their prompts, or without
         ``return_full_text`` are what follows them.  ``on_text``: called with the new text of each picture of a batch, a list of strings,
-        as it grows (not with beams).  ``decoding``: see ``Blip2ImageToTextGeneration.generate``; a wrong argument is an error before
-        any picture is read."""
+        as it grows (not with beams); it may wait for other threads that use models.  ``decoding``: see
+        ``Blip2ImageToTextGeneration.generate``; a wrong argument is an error before any picture is read."""
         many = self.model.decoding(decoding).num_return_sequences
         images, prompts = _pairs(inputs, prompts)
         size, texts = min(batch_size, len(images)), []
         starts = range(0, len(images), size)
-        for start in tqdm(starts, desc="write", unit="batch", disable=None if len(starts) > 4 else True):
+        for start in progress(starts, desc="write", unit="batch", disable=len(starts) <= 4):
             part = slice(start, start + size)
             texts += self._batch(images[part], prompts[part], size, return_full_text, on_text, decoding)
         return texts if many == 1 else [texts[i:i + many] for i in range(0, len(texts), many)]
@@ -53,7 +54,7 @@ class Writer:
         rest = size - len(images)       # filled up, so that the last batch has the shape of the others
         image = self.processor.image_processor([*images, *images[-1:] * rest])
         rows = [self.prompt_ids(prompt) for prompt in [*prompts, *prompts[-1:] * rest]]
-        shown = TextStream(self.words)
+        shown, on_text = TextStream(self.words), unlocked(on_text)
         ids_NT = self.model.generate(image, rows, on_text and (lambda token_N: on_text(shown.put(token_N))), **decoding)
         if on_text:
             on_text(shown.end())

@@ -4,9 +4,9 @@ B pictures of one batch · L labels · E embed
 """
 import numpy as np
 from mindspore import Tensor
-from tqdm import tqdm
 
 from mindblip2 import comm
+from mindblip2.progress import progress
 
 TEMPLATE = "a picture of {}."    # MindFormers' default
 
@@ -46,8 +46,8 @@ class ZeroShotClassifier:
         if not images:
             raise ValueError("no pictures to classify: the list is empty")
         starts = range(0, len(images), batch_size)
-        progress = tqdm(starts, desc="classify", unit="batch", disable=None if len(starts) > 4 else True)
-        return np.concatenate([self._batch(images[i:i + batch_size]) for i in progress])
+        shown = progress(starts, desc="classify", unit="batch", disable=len(starts) <= 4)
+        return np.concatenate([self._batch(images[i:i + batch_size]) for i in shown])
 
     def _batch(self, images):
         image = self.processor.image_processor(images)
@@ -76,7 +76,7 @@ def accuracy(classifier, pictures, truths, batch_size=8):
                          + (f"; {unknown[0]!r} is none" if unknown else ""))
     truth_I = np.array([classifier.labels.index(label) for label in truths])
     own_I, probability_IL = comm.share(np.arange(len(truths))), np.zeros((len(truths), len(classifier.labels)), np.float32)
-    for part in tqdm([own_I[start:start + batch_size] for start in range(0, len(own_I), batch_size)], desc="classify", unit="batch"):
+    for part in progress([own_I[start:start + batch_size] for start in range(0, len(own_I), batch_size)], desc="classify", unit="batch"):
         probability_IL[part] = classifier.probabilities([pictures[i] for i in part], batch_size)
     probability_IL = comm.added(probability_IL)
     if not np.isfinite(probability_IL).all():

@@ -7,8 +7,6 @@ import statistics
 from collections import Counter
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mindblip2.config import RunConfig, load_config
 from mindblip2.data.captions import BlipCaption
 from mindblip2.data.image import sizes
@@ -16,6 +14,7 @@ from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.loaders import CAPTIONED, LABELLED, captioned, labelled_sets
 from mindblip2.data.pairs import Pairs
 from mindblip2.data.processor import Blip2Processor
+from mindblip2.progress import progress
 from mindblip2.sections import ConfigError
 
 WRONG = ("missing", "unreadable", "empty_captions", "image_id_collisions")     # what the exit code is for; the rest is for people
@@ -57,7 +56,7 @@ def check_pairs(data, config, section):
     rows = Counter((picture.path, caption) for picture in data.pictures for caption in picture.captions)
     clean, tokenizer = BlipCaption("", text.max_words), Blip2Processor.from_config(config.processor).tokenizer
     lengths = Counter(len(tokenizer(text.prompt + clean(caption), padding=False, truncation=False)["input_ids"])
-                      for picture in tqdm(data.pictures, desc="captions", unit="picture")
+                      for picture in progress(data.pictures, desc="captions", unit="picture")
                       for caption in picture.captions)
     limit = min(text.max_length, tokenizer.max_length)
     return {

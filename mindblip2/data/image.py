@@ -9,11 +9,11 @@ from urllib.request import url2pathname
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from mindblip2.data.fetch import fetch
 from mindblip2.data.pixels import ImageError, array_to_rgb, to_rgb
 from mindblip2.data.sniff import HEAD, looks_like
+from mindblip2.progress import progress
 
 MAX_BYTES = 64 << 20    # of one download: 20 megapixels fit even uncompressed
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data):", re.IGNORECASE)  # two letters or more: C:\ is a drive
@@ -60,7 +60,7 @@ def sizes(paths, desc="pictures", quiet=False):
     """(width, height) of every picture, or the OSError or ImageError why it cannot be read; in order.  In threads, since PIL decodes
     outside Python's lock."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from tqdm(pool.map(_size, paths), desc, len(paths), unit="picture", disable=quiet)
+        yield from progress(pool.map(_size, paths), desc, "picture", len(paths), disable=quiet)
 
 
 def _size(path):

@@ -4,6 +4,7 @@ from pathlib import Path
 from mindblip2.cells.blip2_qformer import Blip2Classifier
 from mindblip2.config import presets, print_support_list
 from mindblip2.data.processor import Blip2Processor
+from mindblip2.lock import exclusive
 from mindblip2.zero_shot import TEMPLATE, ZeroShotClassifier
 
 DEFAULT = "blip2_stage1_classification"
@@ -17,6 +18,7 @@ class ZeroShotImageClassificationPipeline:
     the cache.
     ``candidate_labels``, ``hypothesis_template``, ``max_length``, ``use_itm`` may be given here or per call."""
 
+    @exclusive
     def __init__(self, model=None, processor=None, checkpoint=None, candidate_labels=None, hypothesis_template=TEMPLATE,
                  max_length=None, use_itm=False, batch_size=8):
         name = model if isinstance(model, (str, Path)) else DEFAULT
@@ -27,6 +29,7 @@ class ZeroShotImageClassificationPipeline:
                          "max_length": max_length, "use_itm": use_itm}
         self._classifier = None, None
 
+    @exclusive
     def __call__(self, images, top_k=None, batch_size=None, **options):
         """Pictures (path, URL, bytes, PIL, array, or a list of them) → per picture ``[{"score", "label"}, …]``, best first.
 

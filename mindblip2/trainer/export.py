@@ -12,10 +12,10 @@ from typing import NamedTuple
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from tqdm import tqdm
 
 from mindblip2 import comm, device
 from mindblip2.cells.layers import whole_vocabulary
+from mindblip2.progress import progress
 from mindblip2.sections import ConfigError
 
 FORMAT = 1      # of mindir.json
@@ -35,7 +35,7 @@ def write(parts, folder, **about):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     said = {"format": FORMAT, "mindspore": ms.__version__, "device": device.target(), **about, "parts": {}}
-    for name, part in tqdm(parts.items(), desc="export", unit="part"):
+    for name, part in progress(parts.items(), desc="export", unit="part"):
         part.cell.set_train(False)
         ms.export(part.cell, *part.inputs.values(), file_name=str(folder / f"{name}.mindir"), file_format="MINDIR")
         file = next(file for file in (f"{name}.mindir", f"{name}_graph.mindir") if (folder / file).is_file())
