@@ -21,7 +21,7 @@ def progress(items: Iterable | None = None, desc: str = "", unit: str = "", tota
 
 
 class ProgressLines:
-    """What this project uses of ``tqdm``'s surface, in lines: ``train: 120 of 400 steps (30 %), 2 min, about 5 min left; itc 1.2``."""
+    """What this project uses of ``tqdm``'s surface, in lines: ``train: step 120 of 400 (30%), 02:00, about 04:40 left; itc 1.2``."""
 
     def __init__(self, items: Iterable | None, desc: str, unit: str, total: int | None, initial: int):
         self.items, self.desc, self.unit, self.total, self.initial, self.n = items, desc, unit, total, initial, initial
@@ -59,8 +59,8 @@ class ProgressLines:
     def _show(self) -> None:
         self.last, self.shown = time.monotonic(), self.n
         seconds, made = self.last - self.start, self.n - self.initial
-        parts = [f"{self.desc}: {self.n}" + (f" of {self.total}" if self.total is not None else "") + f" {self.unit}"
-                 + (f" ({self.n / self.total:.0%})" if self.total else ""), tqdm.format_interval(seconds)]
-        if self.total is not None and 0 < made and self.n < self.total:
+        of_total = f" of {self.total} ({self.n / self.total:.0%})" if self.total else ""
+        parts = [f"{self.desc}: {self.unit} {self.n}{of_total}", tqdm.format_interval(seconds)]
+        if self.total and made and self.n < self.total:
             parts.append(f"about {tqdm.format_interval(seconds / made * (self.total - self.n))} left")
         print(", ".join(parts) + (f"; {self.postfix}" if self.postfix else ""), file=sys.stderr, flush=True)

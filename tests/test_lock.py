@@ -9,7 +9,8 @@ import pytest
 
 from mindblip2.lock import DATA_THREAD, LOCK, ProcessLock, exclusive, unlocked
 
-# Two pipelines, four threads; the answers of one thread first.  Prints "wrong: <number>" and, of a callback that waits for a thread, "streamed".
+# Two pipelines, four threads; the answers of one thread first.  Prints "wrong: <number>", and "streamed" after a callback that waits for
+# another thread.
 PROGRAM = """
 import sys, threading
 import numpy as np, mindspore as ms

@@ -28,11 +28,11 @@ def test_c10_a_log_gets_whole_lines_at_intervals(monkeypatch, clock):
     for _ in bar:
         bar.set_postfix_str("itc 1.2")
         clock[0] += 20
-    assert log.getvalue() == ("train: 2 of 10 steps (20%), 00:40, about 02:40 left; itc 1.2\n".replace("steps", "step")
-                              + "train: 4 of 10 step (40%), 01:20, about 02:00 left; itc 1.2\n"
-                              + "train: 6 of 10 step (60%), 02:00, about 01:20 left; itc 1.2\n"
-                              + "train: 8 of 10 step (80%), 02:40, about 00:40 left; itc 1.2\n"
-                              + "train: 10 of 10 step (100%), 03:20; itc 1.2\n")
+    assert log.getvalue() == ("train: step 2 of 10 (20%), 00:40, about 02:40 left; itc 1.2\n"
+                              "train: step 4 of 10 (40%), 01:20, about 02:00 left; itc 1.2\n"
+                              "train: step 6 of 10 (60%), 02:00, about 01:20 left; itc 1.2\n"
+                              "train: step 8 of 10 (80%), 02:40, about 00:40 left; itc 1.2\n"
+                              "train: step 10 of 10 (100%), 03:20; itc 1.2\n")
 
 
 def test_c10_a_short_task_leaves_no_line_and_a_resumed_one_counts_on(monkeypatch, clock):
@@ -45,7 +45,7 @@ def test_c10_a_short_task_leaves_no_line_and_a_resumed_one_counts_on(monkeypatch
         bar.update(20)
         clock[0] += 1
         bar.update(5)
-    assert log.getvalue() == "match: 80 of 100 pair (80%), 00:40, about 00:40 left\nmatch: 85 of 100 pair (85%), 00:41, about 00:24 left\n"
+    assert log.getvalue() == "match: pair 80 of 100 (80%), 00:40, about 00:40 left\nmatch: pair 85 of 100 (85%), 00:41, about 00:24 left\n"
 
 
 def test_c10_what_is_stopped_says_how_far_it_came(monkeypatch, clock):
@@ -56,7 +56,7 @@ def test_c10_what_is_stopped_says_how_far_it_came(monkeypatch, clock):
             clock[0] += 20
             if number == 3:
                 raise KeyError
-    assert log.getvalue() == "write: 2 batch, 00:40\nwrite: 3 batch, 01:20\n"
+    assert log.getvalue() == "write: batch 2, 00:40\nwrite: batch 3, 01:20\n"
 
 
 def test_c10_a_terminal_gets_a_bar(monkeypatch):
