@@ -20,16 +20,17 @@ if "unlocked" in sys.argv:
     lock.ProcessLock.__enter__ = lambda self: self
     lock.ProcessLock.__exit__ = lambda self, *error: None
 classify = pipeline("zero_shot_image_classification", model="blip2_digits", candidate_labels=["three", "seven", "one"])
-write = pipeline("image_to_text_generation", model="itt_blip2_digits", max_new_tokens=4, num_beams=1)
+write = pipeline("image_to_text_generation", model="itt_blip2_digits", max_new_tokens=2, num_beams=1)
 rng = np.random.default_rng(0)
 pictures = [rng.integers(0, 255, (28, 28, 3), dtype=np.uint8) for _ in range(3)]
+TURNS = int(sys.argv[1])
 calls = [classify, write, lambda picture: Blip2Classifier.from_pretrained("blip2_digits").config.preset]
 wanted = [[call(picture) for picture in pictures] for call in calls]
 wrong = []
 
 def work(number):
-    for turn in range(8):
-        call, picture = (number + turn) % 2 if turn < 7 else 2, (3 * number + turn) % 3
+    for turn in range(TURNS):
+        call, picture = (number + turn) % 2 if turn or number else 2, (3 * number + turn) % 3
         try:
             answer = calls[call](pictures[picture])
         except Exception as error:
@@ -57,8 +58,9 @@ def run(*arguments):
     return subprocess.run([sys.executable, "-c", PROGRAM, *arguments], env=environment, capture_output=True, text=True, timeout=400)
 
 
-def test_b1_threads_of_several_pipelines_get_the_answers_of_one():
-    ended = run()
+@pytest.mark.parametrize("turns", ["3", pytest.param("12", marks=pytest.mark.slow)])
+def test_b1_threads_of_several_pipelines_get_the_answers_of_one(turns):
+    ended = run(turns)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert "wrong: 0 []" in ended.stdout and "streamed" in ended.stdout
 
@@ -66,7 +68,7 @@ def test_b1_threads_of_several_pipelines_get_the_answers_of_one():
 @pytest.mark.slow
 def test_b1_control_without_the_lock_the_same_program_fails():
     """Whether threads meet is chance: three runs."""
-    ended = [run("unlocked") for _ in range(3)]
+    ended = [run("12", "unlocked") for _ in range(3)]
     assert any(one.returncode != 0 or "wrong: 0 []" not in one.stdout for one in ended)
 
 
