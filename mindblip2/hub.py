@@ -1,5 +1,6 @@
 """Names and files: which file belongs to a name, and strict loading of weights with a report of both sides."""
 import fnmatch
+import gc
 import json
 import logging
 import types
@@ -85,6 +86,7 @@ class Pretrained(nn.Cell):
         own = Path(name_or_path) / "model.ckpt"
         wanted = checkpoint or (own if own.is_file() else config.checkpoint_name_or_path or Path(name_or_path).stem)
         path = wanted if Path(wanted).suffix == ".ckpt" or Path(wanted).is_dir() else find_weights(wanted)
+        gc.collect()    # models that are gone, but for cycles with their graphs, make room for this one
         with no_init():
             model = cls(config)
         return model.load_checkpoint(path).set_train(False)
