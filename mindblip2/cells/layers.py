@@ -84,7 +84,7 @@ def attend(query_BHTK, key_BHSK, value_BHSK, bias=None, dropout=None, flash=Fals
 def linear(x, weight, bias=None):
     """x Wᵀ + b over the last axis: (…, in), (out, in), (out,) → (…, out), as one plain product."""
     flat = PRODUCT(x.reshape(-1, x.shape[-1]), weight)
-    flat = flat if bias is None else ADD_BIAS(flat, bias)
+    flat = flat if bias is None else ADD_BIAS(flat, bias.astype(flat.dtype))
     return flat.reshape(x.shape[:-1] + (weight.shape[0],))
 
 
@@ -156,11 +156,10 @@ class Linear(nn.Cell):
         self.bias = parameter(Zero(), (outputs,), "bias", held, rows) if bias else None
 
     def construct(self, x, bias=None):
-        bias = self.bias if bias is None else bias
-        bias = None if bias is None else bias.astype(self.dtype)
+        bias = self.bias if bias is None else bias      # no attribute of self behind the next question: docs/mindspore_notes.md
         if self.sums and comm.mesh.model > 1:
             x = comm.leave(linear(x.astype(self.dtype), self.weight.astype(self.dtype)))
-            return x if bias is None else x + bias
+            return x if bias is None else x + bias.astype(x.dtype)
         return linear(x.astype(self.dtype), self.weight.astype(self.dtype), bias)
 
 
