@@ -54,7 +54,7 @@ class ZeroShotClassifier:
         if self.use_itm:
             return self.model.match_probabilities(image, self.ids_LT).asnumpy()
         features = self.model.extract_features({"image": image}, "image").image_embeds_proj
-        return self.model.probabilities(features, self.label_features()).asnumpy()
+        return self.model.scores(features, self.label_features()).asnumpy()
 
     def label_features(self):
         """Unit vectors of the label texts (L, E), computed once."""

@@ -138,13 +138,26 @@ class Frame(nn.Cell):
         return self(*self.never, x.contiguous(), *rest)
 
 
+class Graph(nn.Cell):
+    """A method of a cell as one graph of its own, called from outside of a graph.  Operators between two graphs would run one by one, and
+    each leaves some memory behind (docs/mindspore_notes.md)."""
+
+    def __init__(self, method):
+        super().__init__(auto_prefix=False)
+        self.owner, self.method = method.__self__, method
+
+    def construct(self, *args):
+        return self.method(*args)
+
+
 class Linear(nn.Cell):
     """x Wᵀ + b with W (out, in), computed in ``dtype``: here, and in Embedding, weights are split over the cards of a model group.
 
     ``split``: "outputs", each card makes its share of the outputs from an x that has gone through ``comm.enter``; "inputs", each
     reads its share of the inputs, and the sum is everybody's; None, every card does all.  ``parts``: see :class:`Split`.
 
-    ``bias=False`` leaves the bias to the caller (the ViT's qkv makes its own).  ``std`` of the initial weights; None: 1 / √inputs.
+    ``bias=False``: without one (the ViT's qkv makes its own).  A bias that is an argument, perhaps None, would keep the cell and its graph
+    for ever once compiled (docs/mindspore_notes.md).  ``std`` of the initial weights; None: 1 / √inputs.
     ``held`` is the dtype of the weights, where it is not float32 (a frozen language model)."""
 
     def __init__(self, inputs, outputs, dtype="float32", bias=True, std=0.02, held="float32", split=None, parts=1):
@@ -155,12 +168,11 @@ class Linear(nn.Cell):
         self.weight = parameter(Normal(std or inputs ** -0.5), (outputs, inputs), "weight", held, cut)
         self.bias = parameter(Zero(), (outputs,), "bias", held, rows) if bias else None
 
-    def construct(self, x, bias=None):
-        bias = self.bias if bias is None else bias      # no attribute of self behind the next question: docs/mindspore_notes.md
+    def construct(self, x):
         if self.sums and comm.mesh.model > 1:
             x = comm.leave(linear(x.astype(self.dtype), self.weight.astype(self.dtype)))
-            return x if bias is None else x + bias.astype(x.dtype)
-        return linear(x.astype(self.dtype), self.weight.astype(self.dtype), bias)
+            return x if self.bias is None else x + self.bias.astype(self.dtype)
+        return linear(x.astype(self.dtype), self.weight.astype(self.dtype), self.bias)
 
 
 class Normalise(nn.Cell):

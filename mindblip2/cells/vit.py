@@ -8,7 +8,7 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, Zero, initializer
 
 from mindblip2 import comm, device
-from mindblip2.cells.layers import FeedForward, Frame, LayerNorm, Linear, attend, merge_heads, parameter, share, split_heads
+from mindblip2.cells.layers import FeedForward, Frame, Graph, LayerNorm, Linear, attend, linear, merge_heads, parameter, share, split_heads
 from mindblip2.cells.noise import DropPath
 from mindblip2.split import Split
 
@@ -49,7 +49,9 @@ class ViTAttention(nn.Cell):
 
     def construct(self, x_BPD):
         bias = ops.cat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias)) if self.has_bias else None
-        query, key, value = ops.split(self.qkv(comm.enter(x_BPD), bias), self.inner, -1)
+        dtype = self.qkv.dtype
+        product = linear(comm.enter(x_BPD).astype(dtype), self.qkv.weight.astype(dtype), bias)
+        query, key, value = ops.split(product, self.inner, -1)
         context_BHPK = attend(split_heads(query, self.heads), split_heads(key, self.heads), split_heads(value, self.heads),
                               flash=self.flash)
         return self.proj(merge_heads(context_BHPK))
@@ -104,8 +106,9 @@ class ViT(nn.Cell):
         if ms.get_context("mode") != ms.GRAPH_MODE:
             return self(image_BCHW)
         if not self._frame:
-            self._frame = (Frame(lambda: ViTBlock(*self._block_arguments)),)
-        x_BPD = self.embed(image_BCHW)
+            self._frame = Frame(lambda: ViTBlock(*self._block_arguments)), Graph(self.embed)
+        frame, embed = self._frame
+        x_BPD = embed(image_BCHW)
         for block in self.blocks:
-            x_BPD = self._frame[0].of(block, x_BPD)
+            x_BPD = frame.of(block, x_BPD)
         return x_BPD
