@@ -46,3 +46,27 @@ def growth(mode, what, count, *leak):
                            timeout=900)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return float(ended.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_b11_a_thousand_calls_in_graph_mode_leave_memory_as_it_was():
+    assert growth(GRAPH, "calls", 1000) < 1500
+    assert growth(GRAPH, "calls", 100, "leak") > 50_000       # control: 160 kB are kept per call
+
+
+@pytest.mark.slow
+def test_b11_a_call_in_pynative_leaves_no_more_than_mindspores_own_leak():
+    """0.11 MB a call, which is MindSpore's: docs/mindspore_notes.md."""
+    assert growth(PYNATIVE, "calls", 300) < 130_000
+
+
+def test_b11_few_calls_in_pynative_leave_no_more_than_mindspores_own_leak():
+    assert growth(PYNATIVE, "calls", 30) < 400_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "most"), [(PYNATIVE, 2e6), (GRAPH, 8e6)])
+def test_c15_models_that_are_gone_give_their_memory_back(mode, most):
+    given_back = growth(mode, "models", 10)
+    assert given_back < most
+    assert growth(mode, "models", 6, "leak") > max(given_back + 2e6, most)       # control: models that are kept
