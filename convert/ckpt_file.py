@@ -1,20 +1,25 @@
 """Foreign files to a .ckpt of ours: which of them belong together, and what is written."""
+import math
 from typing import NamedTuple
 
 from convert import plan
-from convert.beside import IDS, beside
-from convert.dimensions import Shapes, read_config, read_text_config, unknown
+from convert.dimensions import Shapes, has_grouped_heads, read_config, read_text_config, unknown, yaml_line, yaml_value
 from convert.files import read
+from convert.hf_config import IDS, Said, read_said
 from convert.kinds import check_bridge, detect, holds_vit, is_bridge, is_language_model
 from convert.mindspore_files import Ours
-from convert.names import BERT, EVA, foreign_name
+from convert.names import BERT, EVA, HF, foreign_name
 from convert.names_llm import HF_BRIDGE, with_tied_head
 from convert.shapes import llm_shapes, model_shapes, stage_2_shapes
 from mindblip2.checkpoint import CheckpointError, write_checkpoint
-from mindblip2.config import Blip2Config, LlamaConfig, ViTConfig, load_config
+from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig, ViTConfig, load_config
 from mindblip2.progress import progress
 
 NEARLY_0 = 0.1
+LAVIS_END = OPTConfig().eos_token_id
+TEMP = (f"temp is in no file of transformers, whose pipeline uses no temperature (1): {Blip2Config().temperature}, LAVIS's start value, "
+        "is put in, so probabilities of zero-shot classification differ from transformers' while their order is the same; temperature=1 "
+        "in the call of the pipeline gives transformers'")
 
 
 class Conversion(NamedTuple):
@@ -35,6 +40,8 @@ def to_mindspore(torch_path, mindspore_path=None, vit_path=None, config=None, im
     :class:`CheckpointError` before anything is written."""
     main = read(torch_path)
     kind = detect(main, torch_path)
+    alone = kind.mark not in (HF.mark, HF_BRIDGE.mark, BERT.mark)
+    said = Said({}) if alone else read_said(torch_path, kind.llm, kind is BERT)
     vit, llm = _vit(vit_path, main, kind, torch_path), _llm(llm_path, main, kind, torch_path)
     config = _config(config, image_size)
     if image_size and is_language_model(kind):
@@ -42,10 +49,17 @@ def to_mindspore(torch_path, mindspore_path=None, vit_path=None, config=None, im
     if is_language_model(kind):
         done = _plan_llm(main, kind, torch_path, config)
     elif is_bridge(kind):
-        done = _plan_stage_2(main, kind, vit, llm, (torch_path, llm_path), config, image_size)
+        done = _plan_stage_2(main, kind, vit, llm, (torch_path, llm_path), config, image_size, said)
     else:
-        config = config or read_config(main, vit, kind, image_size)
-        done = Conversion(plan.make_plan(main, kind, vit, model_shapes(config), config), [])
+        remarks = _compared(config, said) if config else []
+        if config is None:
+            config = read_config(main, vit, kind, image_size, None, said)
+            remarks = _numbers(config, said)
+        rows = plan.make_plan(main, kind, vit, model_shapes(config), config)
+        if any(row.action == "made" and row.ours == "temp" for row in rows) and kind is HF:
+            remarks.append(TEMP)
+        done = Conversion(rows, remarks)
+    done.remarks[:0] = [remark for state in (main, vit, llm and llm[0]) for remark in getattr(state, "remarks", ())]
     if llm_mindspore_path and (is_language_model(kind) or not any(row.ours.startswith("llm.") for row in done.rows)):
         raise CheckpointError("--llm_mindspore_path is for the language model of a stage-2 file, and there is none "
                               "here: give --llm_path, or leave it out")
@@ -57,9 +71,21 @@ def to_mindspore(torch_path, mindspore_path=None, vit_path=None, config=None, im
 def _write(rows, path, llm_path, dtype):
     """One file, or with ``llm_path`` two."""
     if llm_path:
-        write_checkpoint(llm_path, _converted([row for row in rows if row.ours.startswith("llm.")], dtype))
+        own = [row for row in rows if row.ours.startswith("llm.")]
+        write_checkpoint(llm_path, _converted(own, dtype), _bytes(own, dtype))
         rows = [row for row in rows if not row.ours.startswith("llm.")]
-    write_checkpoint(path, _converted(rows, dtype))
+    write_checkpoint(path, _converted(rows, dtype), _bytes(rows, dtype))
+
+
+def _bytes(rows, dtype):
+    """The size of what is written, for the message of a full disk; without ``dtype`` all tensors count as the first one that is read."""
+    rows = [row for row in rows if row.ours]
+    if dtype is None:
+        first = next((row.state[row.theirs] for row in rows if row.state is not None), None)
+        matrix = vector = 4 if first is None else first.element_size()
+    else:
+        matrix, vector = plan.NARROW[dtype].itemsize, 4
+    return sum(math.prod(row.shape) * (matrix if len(row.shape) == 2 else vector) for row in rows)
 
 
 def _plan_llm(state, kind, path, config):
@@ -68,15 +94,15 @@ def _plan_llm(state, kind, path, config):
     return Conversion(rows, remarks)
 
 
-def _plan_stage_2(main, kind, vit, llm, paths, config, image_size):
-    """``llm``: (file, its kind) or None; ``paths``: of the bridge and of the language model."""
+def _plan_stage_2(main, kind, vit, llm, paths, config, image_size, said):
+    """``llm``: (file, its kind) or None; ``paths``: of the bridge and of the language model; ``said``: by the config.json of the bridge."""
     shapes, remarks, within = Shapes(main, kind), [], "llm.word" in kind.modules
     if not shapes.has("llm_proj.weight"):
         raise CheckpointError(f"{paths[0]} looks like {kind.title}, but holds no {foreign_name(kind, 'llm_proj.weight')}, the "
                               "projection into the language model: take a whole file of stage 2")
     width = shapes("llm_proj.weight")[0]
     if llm:
-        kind_of_llm, text_config, remarks = _text_config(*llm, paths[1], config)
+        kind_of_llm, text_config, remarks = _text_config(*llm, paths[1], config, kind)
         llm = llm[0], kind_of_llm
     elif within:
         kind, text_config, remarks = _text_config(main, kind, paths[0], config)
@@ -89,33 +115,85 @@ def _plan_stage_2(main, kind, vit, llm, paths, config, image_size):
         remarks.append(f"the language model, {width} wide, is not in these files: join it with --llm_path, or convert it to a "
                        ".ckpt of its own and name that as model.model_config.text_config.checkpoint_name_or_path")
     if config is None:
-        config = read_config(main, vit, kind, image_size, text_config)
-        size = config.vision_config.image_size
-        remarks += [f"vision_config: {{image_size: {size}}}"] if size != ViTConfig().image_size else []
+        config = read_config(main, vit, kind, image_size, text_config, said)
+        remarks += _numbers(config, said)
     else:
+        remarks += _compared(config, said)
         config = config.replace(text_config=text_config.to_dict())
     shapes = stage_2_shapes(config, bool(llm or within))
     return Conversion(plan.make_plan(main, kind, vit, shapes, config, llm), remarks)
 
 
-def _text_config(state, kind, path, config):
-    """(kind, section, remarks) of a language model: the section of ``config``, or what its shapes and the files beside it say."""
-    alone = is_bridge(kind) and kind.mark != HF_BRIDGE.mark or isinstance(state, Ours)  # LAVIS's and our own files: in no folder
-    said, tied, remarks = ({}, False, []) if alone else beside(path, kind.llm)
-    if tied and kind.llm is LlamaConfig:
+def _numbers(config, said):
+    """Remarks: the numbers of ViT, Q-Former and the model itself that a user's YAML must have, as they were read."""
+    eps = f"ln_vision_eps: {yaml_value(config.ln_vision_eps)}" + (
+        " (transformers', as in its config.json; LAVIS has 1e-05)" if said.path and "" in said.sections else
+        " (LAVIS's; transformers has 1e-06 on the same weights)")
+    if not said.path:
+        size = config.vision_config.image_size
+        return [f"vision_config: {{image_size: {size}}}"] * (size != ViTConfig().image_size) + [eps]
+    lines = [f"{name}: {yaml_line(getattr(config, name))}" for name in ("vision_config", "qformer_config") if name in said.sections]
+    return [f"read from {said.path}:", *lines, eps]
+
+
+def _compared(config, said):
+    """Remarks on ``--config`` against what the JSON file beside the weights has ``said``.  Raises :class:`CheckpointError` where the two
+    contradict each other in a number that no shape tells."""
+    remarks = []
+    for name, fields in said.sections.items():
+        section, prefix = (getattr(config, name), f"{name}.") if name else (config, "")
+        for key, value in fields.items():
+            got = getattr(section, key)
+            if got == value or key == "image_size":     # position embeddings are interpolated
+                continue
+            if key in IDS or key == "ln_vision_eps":    # a choice: when to stop; to compute as LAVIS or as transformers
+                remarks.append(f"{prefix}{key} is {got} in --config, {value} in {said.path}: that of --config holds")
+            else:
+                raise CheckpointError(f"{prefix}{key} is {got} in --config, expected {value} as in {said.path}: correct --config, or "
+                                      "leave it out to read the numbers off the files")
+    return remarks
+
+
+def _text_config(state, kind, path, config, bridge=None):
+    """(kind, section, remarks) of a language model: the section of ``config``, or what its shapes and the files beside it say.
+    ``bridge``: the kind of the file that leads into it, where that is another."""
+    ours = isinstance(state, Ours)
+    alone = is_bridge(kind) and kind.mark != HF_BRIDGE.mark or ours     # LAVIS's and our own files: in no folder
+    said = Said({}) if alone else read_said(path, kind.llm)
+    fields, remarks = said.text(), list(said.remarks)
+    if said.tied and kind.llm is LlamaConfig:
         kind = with_tied_head(kind)
     if _is_delta(state, kind):
         remarks.append("the final norm is nearly 0: these look like delta weights, as of Vicuna v1.1, to which Llama's must be added "
                        "before; take the whole model")
     if config is None:
-        text_config, more = read_text_config(state, kind, said)
+        end = fields.get("eos_token_id")
+        if kind.llm is OPTConfig and not is_bridge(kind) and end not in (None, LAVIS_END):
+            known = f"captions of LAVIS's bridges end with {LAVIS_END} (a line end)"
+            if bridge is None:
+                remarks.append(f"eos_token_id is {end}, as in the file; {known}, set text_config.eos_token_id to that with such a bridge")
+            else:
+                fields["eos_token_id"] = LAVIS_END
+                remarks.append(f"{known}, so eos_token_id is that, not {end} as in {said.path}")
+        if kind.llm is LlamaConfig and said.path is None and not ours:
+            remarks += _assumed(state, kind, path)
+        text_config, more = read_text_config(state, kind, fields)
         return kind, text_config, [*remarks, *more]
     if not isinstance(config.text_config, kind.llm):
         raise CheckpointError(f"{path} is {kind.title}, but text_config of --config is {type(config.text_config).__name__}: give "
                               f"the configuration of this model, text_config.type {kind.llm.__name__}")
-    differs = [f"text_config.{key} is {getattr(config.text_config, key)} in --config, {value} in the file beside the weights"
-               for key, value in said.items() if key not in IDS and getattr(config.text_config, key) != value]
-    return kind, config.text_config, [*remarks, *differs]
+    return kind, config.text_config, [*remarks, *_compared(config, Said({"text_config": fields}, path=said.path))]
+
+
+def _assumed(state, kind, path):
+    """The remark on numbers of a Llama that are in no shape.  Models with grouped heads differ too much for one: Llama-2-70B, Llama-3 and
+    Mistral, which is not built here, have the same names and shapes of the same kind."""
+    if has_grouped_heads(state, kind):
+        raise CheckpointError(f"{path} has fewer heads of keys than of queries, and no config.json or params.json is beside it: whether "
+                              "it is a Llama-2-70B, a Llama-3 or a Mistral (not built here), and its rope_theta and rms_norm_eps, no "
+                              "shape tells.  Put the config.json of the model beside the file, or give --config with its text_config")
+    return [f"rms_norm_eps {LlamaConfig().rms_norm_eps}, rope_theta {LlamaConfig().rope_theta:g} and the special ids are Llama-1's and "
+            "Vicuna v1.1's: they are in no shape, and no config.json is beside the file"]
 
 
 def _is_delta(state, kind):
@@ -162,7 +240,7 @@ def _llm(path, main, kind, torch_path):
 def _converted(rows, dtype):
     wanted = plan.in_file_order(rows)
     for row in progress(wanted, desc="to MindSpore", unit="tensor"):
-        kind, array = plan.to_numpy(plan.cast(plan.tensor(row, rows), dtype))
+        kind, array = plan.to_numpy(plan.cast(plan.tensor(row), dtype, row.theirs or row.ours))
         yield row.ours, kind, array
 
 

@@ -20,6 +20,7 @@ from convert.plan import NARROW  # noqa: E402
 from convert.torch_file import NAMES, to_torch  # noqa: E402
 from mindblip2.checkpoint import CheckpointError  # noqa: E402
 from mindblip2.config import load_config  # noqa: E402
+from mindblip2.file_io import FileError  # noqa: E402
 from mindblip2.sections import ConfigError  # noqa: E402
 
 
@@ -51,7 +52,7 @@ def main(arguments=None):
         parser.error("--names goes with --to_torch")
     try:
         return _back(options) if options.to_torch else _there(options)
-    except (CheckpointError, ConfigError, OSError) as error:
+    except (CheckpointError, ConfigError, FileError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -2,6 +2,7 @@
 import json
 import math
 
+from convert.hf_config import Said
 from convert.kinds import is_bridge
 from convert.names import BERT, EVA, foreign_name
 from convert.state import shape_of
@@ -18,12 +19,17 @@ MOST_LAYERS = 200
 MOST_ADDED = 64                                 # rows by which a vocabulary grows where tokens are added, or it is padded
 
 
-def read_config(main, vit, kind, image_size=None, text_config=None):
-    """The Blip2Config of stage 1, or with ``text_config`` of stage 2.  The heads of ViT and Q-Former are in no shape and do not
-    matter to the conversion."""
+def read_config(main, vit, kind, image_size=None, text_config=None, said=None):
+    """The Blip2Config of stage 1, or with ``text_config`` of stage 2, from the shapes and what the config.json beside them has ``said``.
+    Heads and epsilons are in no shape; without a config.json heads are those of the published widths."""
+    said = said or Said({})
     try:
-        return _read_config(main, vit, kind, image_size, text_config)
-    except (CheckpointError, ConfigError):
+        return _read_config(main, vit, kind, image_size, text_config, said)
+    except ConfigError as error:
+        if said.path:
+            raise CheckpointError(f"{said.path}: {error}") from None
+        raise
+    except CheckpointError:
         raise
     except KeyError as error:
         raise CheckpointError(f"the files hold no {error.args[0]}, without which they are no BLIP-2") from None
@@ -31,14 +37,31 @@ def read_config(main, vit, kind, image_size=None, text_config=None):
         raise CheckpointError(f"no dimensions can be read off the files ({error}): give --config") from None
 
 
-def _read_config(main, vit, kind, image_size, text_config):
+def _read_config(main, vit, kind, image_size, text_config, said):
     vision = _read_vision(Shapes(main, kind) if vit is None else Shapes(vit, EVA))
     qformer = _read_qformer(Shapes(main, kind), not is_bridge(kind))
+    for name, section in (("vision_config", vision), ("qformer_config", qformer)):
+        for key, value in said.sections.get(name, {}).items():
+            if key in section and key != "num_attention_heads" and section[key] != value:
+                raise CheckpointError(f"{said.path} says {name}.{key} = {value}, but the shapes of the weights say {section[key]}: it "
+                                      "belongs to another model; get both again")
+            section[key] = value
     if image_size:
         vision["image_size"] = image_size
     most = qformer.get("max_position_embeddings", Blip2Config.max_txt_len)
     return Blip2Config(max_txt_len=min(Blip2Config.max_txt_len, most), vision_config=vision, text_config=text_config,
-                       qformer_config={**qformer, "encoder_width": vision["hidden_size"]})
+                       qformer_config={**qformer, "encoder_width": vision["hidden_size"]}, **said.sections.get("", {}))
+
+
+def yaml_line(section):
+    """A section in the numbers that differ from its defaults, as one line of YAML: "{type: OPTConfig, …}"."""
+    default = type(section)()
+    said = {key: value for key, value in section.to_dict().items() if value != getattr(default, key) or key == "type"}
+    return _yaml_mapping(said)
+
+
+def _yaml_mapping(values):
+    return "{" + ", ".join(f"{key}: {yaml_value(value)}" for key, value in values.items()) + "}"
 
 
 class Shapes:
@@ -95,7 +118,7 @@ def _read_qformer(shapes, text):
 
 def read_text_config(state, kind, beside):
     """(LlamaConfig or OPTConfig of a language model, remarks), from its shapes and what stands ``beside`` them
-    (:mod:`convert.beside`).  The last remark is the section as YAML, as far as it is not the default."""
+    (:mod:`convert.hf_config`).  The last remark is the section as YAML, as far as it is not the default."""
     try:
         return _read_text_config(Shapes(state, kind), dict(beside))
     except KeyError as error:
@@ -118,7 +141,7 @@ def _read_text_config(shapes, beside):
     said = {key: value for key, value in config.to_dict().items() if value != getattr(llm(), key) or key == "type"}
     if heads is None:
         said = {key: value for key, value in said.items() if key not in ("num_heads", "n_kv_heads")}
-    return config, [*remarks, "text_config: {" + ", ".join(f"{key}: {_yaml(value)}" for key, value in said.items()) + "}"]
+    return config, [*remarks, f"text_config: {_yaml_mapping(said)}"]
 
 
 def unknown(width, llm):
@@ -126,10 +149,16 @@ def unknown(width, llm):
     return (llm or LlamaConfig)(hidden_size=width, num_heads=1, num_layers=1)
 
 
-def _yaml(value):
+def yaml_value(value):
     """A value as YAML; 1e-05 would be text there."""
     text = json.dumps(value)
     return text.replace("e-", ".0e-") if isinstance(value, float) and "e" in text and "." not in text else text
+
+
+def has_grouped_heads(state, kind):
+    """Whether there are fewer heads of keys than of queries."""
+    shapes = Shapes(state, kind)
+    return not is_packed(kind) and shapes("llm.layers.0.attention.query.weight") != shapes("llm.layers.0.attention.key.weight")
 
 
 def _heads_of_llm(shapes, width, heads):
@@ -146,7 +175,7 @@ def _heads_of_llm(shapes, width, heads):
                               "shape: put the params.json of the model beside the file, or give --config with "
                               "text_config.num_heads")
     heads = heads or rows // math.gcd(rows, keys)
-    if width % heads or keys % (width // heads):
+    if heads < 1 or width % heads or keys % (width // heads):
         raise CheckpointError(f"{heads} heads (of the file beside the weights) do not fit queries of {rows} and keys of {keys} "
                               "rows: it belongs to another model")
     if shapes.source.llm is OPTConfig:

@@ -64,6 +64,9 @@ class MindFormers(State):
         shape = (len(names) * first[0], *first[1:]) if names[1:] else first
         return shape[::-1] if turned else shape
 
+    def path_of(self, name):
+        return self._stored.path
+
 
 class Ours(State):
     """Tensors of a language model that was converted before, to be joined with a bridge."""
@@ -76,6 +79,9 @@ class Ours(State):
 
     def shape(self, name):
         return self._stored.shapes[name]
+
+    def path_of(self, name):
+        return self._stored.path
 
 
 def from_numpy(array, kind):

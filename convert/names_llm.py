@@ -63,20 +63,13 @@ LANGUAGE_MODELS = (*(make(prefix) for prefix in PREFIXES
                      for make in (_baichuan, llama, opt, lambda prefix: opt(prefix, "decoder."))),
                    META, _ours("llm.position.", OPTConfig), _ours("llm.layers.0.ffn.gate.", LlamaConfig))
 
-_TEXT_HALF = "text half of the Q-Former: stage 2 has none"
-
-
 def _lavis(projection, llm):
-    return Source(f"LAVIS stage 2 ({projection})", projection + ".", {**LAVIS_SEES, "llm_proj": projection}, known=(
-        POSITION_IDS, (r"^Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\.", _TEXT_HALF),
-        (r"^Qformer\.(cls|bert\.embeddings\.(word|position)_embeddings)\.", _TEXT_HALF)), llm=llm)
+    return Source(f"LAVIS stage 2 ({projection})", projection + ".", {**LAVIS_SEES, "llm_proj": projection}, known=(POSITION_IDS,), llm=llm)
 
 
 LAVIS_OPT, LAVIS_LLM = _lavis("opt_proj", OPTConfig), _lavis("llm_proj", LlamaConfig)
 HF_BRIDGE = Source(
-    "transformers BLIP-2", "language_projection.", {**HF_SEES, "llm_proj": "language_projection"}, HF_PARAMETERS, known=(
-        POSITION_IDS, (r"^qformer\.encoder\.layer\.\d+\.(intermediate|output)\.", _TEXT_HALF),
-        (r"^(qformer\.)?embeddings\.(word|position)_embeddings\.", _TEXT_HALF)))
+    "transformers BLIP-2", "language_projection.", {**HF_SEES, "llm_proj": "language_projection"}, HF_PARAMETERS, known=(POSITION_IDS,))
 BRIDGES = (LAVIS_OPT, LAVIS_LLM, HF_BRIDGE)
 
 

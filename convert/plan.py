@@ -13,7 +13,7 @@ import torch
 from convert.fit import fit, made
 from convert.names import EVA, copied_from, foreign_name
 from convert.state import shape_of
-from mindblip2.checkpoint import CheckpointError
+from mindblip2.checkpoint import CheckpointError, check_values, count_not_finite
 
 TYPES = {torch.float32: "Float32", torch.float16: "Float16", torch.bfloat16: "BFloat16", torch.float64: "Float64"}
 NARROW = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -70,11 +70,15 @@ def _check_tied(state, source):
             raise CheckpointError(f"{name} and {owner} differ, but {source.title} ties them: this is another model")
 
 
-def tensor(row, rows):
-    """The torch tensor of a row, in our shape."""
+def tensor(row):
+    """The torch tensor of a row, in our shape.  Raises :class:`CheckpointError` where it holds a NaN or Inf, or a temperature that is
+    not above 0."""
     if row.action == "made":
         return made(row.ours, row.shape)
     value = row.state[row.theirs]
+    path = row.state.path_of(row.theirs) if hasattr(row.state, "path_of") else "the state dict"
+    kind, array = to_numpy(value)
+    check_values(path, row.theirs, array, kind, row.ours == "temp")
     return row.change(value) if row.change else value
 
 
@@ -87,11 +91,17 @@ def in_file_order(rows):
     return sorted((row for row in rows if row.ours), key=lambda row: order.get(id(row.state), {}).get(row.theirs, (-1, 0)))
 
 
-def cast(value, dtype):
-    """Matrices in ``dtype``, all else in float32: norms, biases and position embeddings are small.  None: as they are."""
-    if dtype is not None:
-        value = value.to(NARROW[dtype] if value.ndim == 2 else torch.float32)
-    return value
+def cast(value, dtype, name):
+    """Matrices in ``dtype``, all else in float32: norms, biases and position embeddings are small.  None: as they are.  Raises
+    :class:`CheckpointError` where a number of ``name`` is too large for it."""
+    if dtype is None:
+        return value
+    narrow = value.to(NARROW[dtype] if value.ndim == 2 else torch.float32)
+    kind, array = to_numpy(narrow)
+    if narrow.dtype != value.dtype and (bad := count_not_finite(array, kind)):
+        raise CheckpointError(f"{bad:,} numbers of {name} are beyond {torch.finfo(narrow.dtype).max:g}, the largest of {kind}: choose "
+                              "another --dtype, or leave it out")
+    return narrow
 
 
 def to_numpy(value):

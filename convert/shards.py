@@ -1,16 +1,19 @@
 """Which files make one model: an index, numbered shards, Meta's model-parallel parts."""
-import json
 import re
 from pathlib import Path
 
 import torch
 
+from convert.hf_config import refuse_unbuilt
 from convert.state import State
 from mindblip2.checkpoint import CheckpointError
+from mindblip2.file_io import read_json
 
 INDEX = ".index.json"
 NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
+VARIANT = re.compile(r"(model|pytorch_model)\.(?!index)\w+\.(safetensors|bin)|(model\.safetensors|pytorch_model\.bin)\.index\.\w+\.json")
 CONSOLIDATED = re.compile(r"consolidated\.(\d\d)\.pth")
+MAX_INDEX_BYTES = 64 << 20
 MOST_NAMED = 8     # missing files in one message; Meta's models have no more parts
 WHOLE = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 
@@ -23,7 +26,7 @@ def parts(path):
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.absolute()}")
     numbered = NUMBERED.fullmatch(path.name)
-    if path.name.endswith(INDEX):
+    if path.name.endswith(INDEX) or path.suffix == ".json" and VARIANT.fullmatch(path.name):
         return _indexed(path)
     if numbered:
         stem, _, _, end = numbered.groups()
@@ -50,18 +53,26 @@ def _in_folder(folder):
             return _numbered(shards[0])
     if any(CONSOLIDATED.fullmatch(file.name) for file in folder.iterdir()):
         return _consolidated(folder)
+    variants = sorted(file for file in folder.iterdir() if VARIANT.fullmatch(file.name))
+    if len(variants) == 1:
+        return _indexed(variants[0]) if variants[0].suffix == ".json" else (variants, {})
+    if variants:
+        raise FileNotFoundError(f"the folder {folder.absolute()} holds no model.safetensors, but variants of it: give one of "
+                                f"{', '.join(file.name for file in variants[:MOST_NAMED])} as the path")
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        refuse_unbuilt(folder)
     raise FileNotFoundError(f"the folder {folder.absolute()} holds no model.safetensors, pytorch_model.bin, index or shards of "
                             "these, or consolidated.00.pth")
 
 
 def _indexed(index):
-    try:
-        weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        promised = {name: index.parent / Path(file).name for name, file in weights.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of shards ({type(error).__name__}): get it again") from None
-    if not promised:
+    weights = read_json(index, dict, "an index of shards", max_bytes=MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(file, str) and Path(file).name for file in weights.values()):
+        raise CheckpointError(f"{index} is no index of shards: its weight_map must map names of tensors to names of files; get it again")
+    if not weights:
         raise CheckpointError(f"{index} names no shards: get it again")
+    promised = {name: index.parent / Path(file).name for name, file in weights.items()}
     return _present(sorted(set(promised.values())), f"{index.name} names"), promised
 
 
@@ -150,3 +161,6 @@ class Joined(State):
         if axis is not None:
             shape[axis] = sum(part.shape(name)[axis] for part in self._parts)
         return tuple(shape)
+
+    def path_of(self, name):
+        return self._parts[0].path_of(name)

@@ -8,6 +8,10 @@ class State(Mapping):
 
     names = {}
 
+    def path_of(self, name):
+        """The file that a tensor is in."""
+        raise NotImplementedError
+
     def __contains__(self, name):
         return name in self.names  # Mapping's own would read the tensor
 

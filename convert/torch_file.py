@@ -1,7 +1,4 @@
 """The other direction: a .ckpt of ours as a torch file."""
-import os
-from pathlib import Path
-
 import torch
 
 from convert.dimensions import read_config, read_text_config, unknown
@@ -11,8 +8,9 @@ from convert.names import LAVIS, foreign_name
 from convert.names_llm import BAICHUAN, LAVIS_LLM, LAVIS_OPT, LLAMA, META, OPT, crossed, llama, opt
 from convert.plan import cast
 from convert.shapes import llm_shapes, model_shapes, stage_2_shapes
-from mindblip2.checkpoint import Checkpoint, CheckpointError
+from mindblip2.checkpoint import Checkpoint, CheckpointError, check_values
 from mindblip2.config import LlamaConfig, OPTConfig, QFormerConfig
+from mindblip2.file_io import atomic_file
 from mindblip2.progress import progress
 
 OPT_ONLY = 2560  # wide: no Llama that has a bridge is
@@ -32,17 +30,19 @@ def to_torch(mindspore_path, torch_path, dtype=None, names=None, config=None):
     text_config = _check_whole(stored, source, groups, {"num_heads": config.num_heads} if config else {})
     state = {}
     for theirs, group in progress(groups.items(), desc="to torch", unit="tensor"):
-        values = [from_numpy(stored[ours] if dtype else stored.view(ours), stored.types[ours]) for ours in group]
+        values = [from_numpy(_checked(stored, ours, stored[ours] if dtype else stored.view(ours)), stored.types[ours]) for ours in group]
         value = torch.cat(values) if values[1:] else values[0]
         if source.interleaved and group[0].endswith(ROTARY):
             value = interleave(value, text_config.hidden_size // text_config.num_heads)
-        value = cast(value, dtype)
+        value = cast(value, dtype, theirs)
         state[theirs] = value.reshape(_foreign_shape(group, stored))
+    needed = sum(value.nbytes for value in state.values())
     state |= {name: state[owner] for name, (owner, _) in source.tied.items()}
     if "qformer.query_tokens" in stored:
         positions = stored.shapes.get("qformer.embeddings.position.embedding_table", (QFormerConfig().max_position_embeddings,))
         state["Qformer.bert.embeddings.position_ids"] = torch.arange(positions[0])[None]
-    _save({"model": state} if "qformer.query_tokens" in stored else state, Path(torch_path))
+    with atomic_file(torch_path, "wb", needed) as file:
+        torch.save({"model": state} if "qformer.query_tokens" in stored else state, file)
     return state
 
 
@@ -113,11 +113,6 @@ def _freq(stored):
     return crossing[1] if len(crossing) > 1 else 2
 
 
-def _save(content, path):
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save(content, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _checked(stored, name, array):
+    check_values(stored.path, name, array, stored.types[name], name == "temp")
+    return array

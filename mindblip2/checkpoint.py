@@ -8,15 +8,24 @@ import itertools
 import math
 import mmap
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from mindblip2.file_io import atomic_file
+
 # MindSpore's type names; bfloat16 has no NumPy type and travels as its 16 bits.
 NUMPY_TYPES = {"Float32": np.float32, "Float16": np.float16, "BFloat16": np.uint16, "Float64": np.float64, "Int32": np.int32,
                "Int64": np.int64, "Int16": np.int16, "Int8": np.int8, "UInt64": np.uint64, "UInt32": np.uint32,
                "UInt16": np.uint16, "UInt8": np.uint8, "Bool": np.bool_}
+# Unsigned integers of the same width and the bits of the exponent, which are all set in NaN and Inf and in no other number.
+EXPONENTS = {"Float32": (np.uint32, 0x7F800000), "Float16": (np.uint16, 0x7C00), "BFloat16": (np.uint16, 0x7F80),
+             "Float64": (np.uint64, 0x7FF0000000000000)}
+CHUNK = 1 << 16                  # numbers that are looked at in one go: they stay in the processor's cache
+TRAILER = b"crc_num"             # MindSpore's optional checksum at the end: this and ten bytes, big-endian
+MAX_TENSORS, MAX_FIELDS, MAX_DIMENSIONS, MAX_NUMBERS = 1_000_000, 100, 16, 1 << 48
 SLICE_BYTES = 512 * 1024 * 1024  # larger tensors become several entries of the same tag, as MindSpore writes them
 FILLER = 15                      # a field that MindSpore's messages do not have, which readers of protobuf skip
 ALIGNMENT = 64                   # we begin every tensor's bytes at a multiple of it, so that a mapped file is usable as it lies
@@ -24,6 +33,37 @@ ALIGNMENT = 64                   # we begin every tensor's bytes at a multiple o
 
 class CheckpointError(ValueError):
     """A file that is no usable checkpoint; the message says what, got, expected, and the next step."""
+
+
+def count_not_finite(array: np.ndarray, kind: str) -> int:
+    """How many numbers of an array of MindSpore's type ``kind`` are NaN or Inf; bfloat16 as its 16 bits."""
+    if kind not in EXPONENTS:
+        return 0
+    unsigned, exponent = EXPONENTS[kind]
+    bits, found = array.reshape(-1).view(unsigned), 0
+    for start in range(0, bits.size, CHUNK):
+        exponents = bits[start:start + CHUNK] & unsigned(exponent)
+        if exponents.max() == exponent:
+            found += int((exponents == exponent).sum())
+    return found
+
+
+def check_values(path: str | os.PathLike, name: str, array: np.ndarray, kind: str, is_temperature: bool = False) -> None:
+    """Raises :class:`CheckpointError` where an array of a file is no usable weight: a NaN or Inf, or a temperature that is not above 0."""
+    bad = count_not_finite(array, kind)
+    if bad:
+        raise CheckpointError(f"{path}: {bad:,} of the {array.size:,} numbers of {name} are NaN or Inf, expected finite weights; get the "
+                              "file again, or take an earlier checkpoint")
+    if is_temperature and not (widened(array, kind) > 0).all():
+        raise CheckpointError(f"{path}: {name}, the temperature that divides similarities, is {widened(array, kind).min():g}, expected "
+                              "above 0; get the file again, or take an earlier checkpoint")
+
+
+def widened(array: np.ndarray, kind: str) -> np.ndarray:
+    """An array of MindSpore's type ``kind`` in float32."""
+    if kind == "BFloat16":
+        return np.asarray(array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return array.astype(np.float32, copy=False)
 
 
 class Checkpoint(Mapping):
@@ -38,7 +78,7 @@ class Checkpoint(Mapping):
         if self.path.stat().st_size == 0:
             raise CheckpointError(f"{self.path} is empty")
         self._file = open(self.path, "rb")  # kept: the tensors belong to this file, even if another takes its name
-        self.shapes, self.types, self._spans = {}, {}, {}
+        self.shapes, self.types, self._spans, self._sound = {}, {}, {}, set()
         self._mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
         try:
             self._index(self._mapped)
@@ -82,18 +122,24 @@ class Checkpoint(Mapping):
         return len(self._spans)
 
     def float32(self, name):
-        """The array in float32, whatever the file holds; a :meth:`view` where it is aligned float32 already."""
+        """The array in float32, whatever the file holds; a :meth:`view` where it is aligned float32 already.  Raises
+        :class:`CheckpointError` where a number is NaN or Inf, or ``temp`` is not above 0."""
+        array = self._float32(name)
+        if name not in self._sound:
+            check_values(self.path, name, array, "Float32", name == "temp")
+            self._sound.add(name)
+        return array
+
+    def _float32(self, name):
         if self.types[name] == "Float32" and self.view(name).flags.aligned:
             return self.view(name)
-        array = self[name]
-        if self.types[name] == "BFloat16":
-            return np.asarray(array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return array.astype(np.float32, copy=False)
+        return widened(self[name], self.types[name])
 
     def _index(self, data):
         at, end = 0, len(data)
         while at < end:
-            if data[at:at + 7] == b"crc_num" and end - at == 17:  # MindSpore's optional trailer
+            if data[at:at + len(TRAILER)] == TRAILER and end - at == len(TRAILER) + 10:
+                self._check_crc(at, int.from_bytes(data[end - 10:end], "big"))
                 break
             key, at = _varint(data, at)
             size, at = _varint(data, at)
@@ -104,8 +150,19 @@ class Checkpoint(Mapping):
                                       "copy or convert it again")
             self._entry(data, at, at + size)
             at += size
+            if len(self._spans) > MAX_TENSORS:
+                raise CheckpointError(f"{self.path} holds more than {MAX_TENSORS:,} tensors, which no model here has; get it again")
+
+    def _check_crc(self, end, expected):
+        crc = 0
+        self._file.seek(0)
+        for start in range(0, end, 1 << 20):
+            crc = zlib.crc32(self._file.read(min(1 << 20, end - start)), crc)
+        if crc != expected:
+            raise CheckpointError(f"{self.path} is damaged: its checksum is {crc:08x}, {expected:08x} expected; copy or convert it again")
 
     def _entry(self, data, at, end):
+        """Index one entry.  A tensor is several entries only as MindSpore writes its slices: one behind the other, of equal shape."""
         name, dims, kind, span = None, [], None, None
         for field, start, stop in _fields(data, at, end):
             if field == 1:
@@ -122,26 +179,24 @@ class Checkpoint(Mapping):
             return
         if name is None or kind not in NUMPY_TYPES or span is None:
             raise KeyError(kind)
+        if len(dims) > MAX_DIMENSIONS or math.prod(max(n, 1) for n in dims) > MAX_NUMBERS:
+            raise IndexError("shape")
         scalar = dims in ([0], []) and span[1] > span[0]  # dims [0] is a scalar to MindSpore, or an empty vector
-        self.shapes[name] = () if scalar else tuple(dims)
-        self.types[name] = kind
+        shape = () if scalar else tuple(dims)
+        if name in self._spans and (name != next(reversed(self._spans)) or (shape, kind) != (self.shapes[name], self.types[name])):
+            raise CheckpointError(f"{self.path} is damaged: {name} is in it twice, as {self.types[name]} {self.shapes[name]} and as {kind} "
+                                  f"{shape}, expected once; copy or convert it again")
+        self.shapes[name], self.types[name] = shape, kind
         self._spans.setdefault(name, []).append(span)
 
 
-def write_checkpoint(path, tensors):
-    """Write ``tensors``, an iterable of (name, MindSpore type name, array), one at a time; the file appears only when whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            for name, kind, array in tensors:
-                _write_entry(file, name, kind, np.ascontiguousarray(array).reshape(np.shape(array)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_checkpoint(path, tensors, needed=None):
+    """Write ``tensors``, an iterable of (name, MindSpore type name, array), one at a time; the file appears only when whole.
+
+    ``needed``: the bytes of all of them, if they are known, for the message of a full disk.  Raises as ``file_io.atomic_file``."""
+    with atomic_file(path, "wb", needed) as file:
+        for name, kind, array in tensors:
+            _write_entry(file, name, kind, np.ascontiguousarray(array).reshape(np.shape(array)))
 
 
 def _write_entry(file, name, kind, array):
@@ -192,7 +247,9 @@ def _varint(data, at):
 
 def _fields(data, at, end):
     """(field number, start, stop) of every field of a message; varints are given by the span of their bytes."""
-    while at < end:
+    for _ in range(MAX_FIELDS):
+        if at >= end:
+            return
         key, at = _varint(data, at)
         if key & 7 == 0:
             start = at
@@ -206,11 +263,13 @@ def _fields(data, at, end):
             at += size
         else:
             raise KeyError(key)
+    if at < end:
+        raise IndexError("fields without end")
 
 
 def _integers(data, at, end):
     numbers = []
-    while at < end:
+    while at < end and len(numbers) <= MAX_DIMENSIONS:
         number, at = _varint(data, at)
         numbers.append(number)
     return numbers
@@ -222,5 +281,5 @@ def _damaged(path, whole):
 
 def _not_a_checkpoint(path, head):
     looks = "a torch file (zip)" if head[:2] == b"PK" else "a torch file (pickle)" if head[:1] == b"\x80" else "something else"
-    return (f"{path} is not a MindSpore .ckpt but looks like {looks}; convert weights with\n  python convert/convert_weight.py "
+    return (f"{path} is not a MindSpore .ckpt but looks like {looks}; convert weights with: python convert/convert_weight.py "
             f"--torch_path {path} --mindspore_path out.ckpt")

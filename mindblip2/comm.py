@@ -173,11 +173,30 @@ def added(array):
     return array if mesh.data == 1 else _data.sum_of(array)
 
 
-def barrier():
-    """Wait until all processes are here."""
+def everywhere(array):
+    """The sum of the float32 arrays of all processes."""
     for group, cards in ((_model, mesh.model), (_data, mesh.data)):
         if cards > 1:
-            group.sum_of(np.zeros(1, np.float32))
+            array = group.sum_of(array)
+    return array
+
+
+def barrier():
+    """Wait until all processes are here."""
+    everywhere(np.zeros(1, np.float32))
+
+
+@contextlib.contextmanager
+def together():
+    """A block that ends on all processes with an error where it ends on one of them with an Exception: nobody waits for a process that
+    has given up.  The collectives within the block must be the same on all, errors or not."""
+    try:
+        yield
+    except Exception:
+        everywhere(np.ones(1, np.float32))
+        raise
+    if everywhere(np.zeros(1, np.float32))[0]:
+        raise RuntimeError("another process of the mesh has failed; its message says why")
 
 
 # ------------------------------------------------------------------------------------------------ collectives

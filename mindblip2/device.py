@@ -6,7 +6,7 @@ import shutil
 
 import mindspore as ms
 
-from mindblip2.sections import ConfigError
+from mindblip2.sections import ConfigError, warn_ignored
 
 logger = logging.getLogger("mindblip2")
 HALF = ("float16", "bfloat16")
@@ -25,8 +25,12 @@ def use(context):
             raise ConfigError(f"context.device_target = {context.device_target!r}, device_id {context.device_id}: MindSpore "
                               f"{ms.__version__} cannot use it here ({reason}); leave --device_target out for what the host has, or see "
                               "docs/ascend.md") from None
+    elif context.device_id and target() != "CPU":
+        ms.set_device(target(), context.device_id)
     if context.max_device_memory and target() != "CPU":
         ms.set_context(max_device_memory=context.max_device_memory)
+    if target() == "CPU":
+        warn_ignored([f"context.{key} (a CPU has none)" for key in ("device_id", "max_device_memory") if getattr(context, key)])
     if context.enable_graph_kernel:
         _fuse(context)
     if context.save_graphs:
@@ -77,6 +81,23 @@ def _fuse(context):
         # Their Exp, Tanh and the like are accurate to 1e-4 only, so those stay with the ordinary kernels.
         ms.set_context(graph_kernel_flags="--enable_cluster_ops_only=Add,Sub,Mul,RealDiv,Minimum,Maximum,Rsqrt,ReduceSum")
     ms.set_context(enable_graph_kernel=True)
+
+
+@contextlib.contextmanager
+def no_init():
+    """Context in which constructors neither draw random values nor load what the configuration names, for a model that is loaded at
+    once.  It may be entered within itself; MindSpore's own ends the outer one too."""
+    before = draws_values()
+    try:
+        with ms.nn.utils.no_init_parameters():
+            yield
+    finally:
+        ms.Parameter.init_param = before
+
+
+def draws_values():
+    """Whether parameters that are made now get their initial values: not within ``no_init``."""
+    return getattr(ms.Parameter, "init_param", True)
 
 
 def runnable(config):

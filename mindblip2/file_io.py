@@ -22,10 +22,12 @@ import yaml
 
 MAX_TEXT_BYTES = 2 << 30            # of a text file that is read whole: COCO's largest annotation file has 0.5 GB
 MAX_YAML_BYTES = 16 << 20
+MAX_YAML_DEPTH = 50                 # of nested values; MindFormers' files have 6
 MAX_YAML_NODES = 1_000_000          # with anchors followed: nine nested anchors of ten references each are a thousand million
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _counter = itertools.count()
+_open_folders = set()               # temporary folders of atomic_folder blocks that are being executed
 
 
 class FileError(ValueError):
@@ -38,11 +40,12 @@ class DiskFullError(OSError):
 
 # ------------------------------------------------------------------------------------------------ writing
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_file(path: str | os.PathLike, mode: str = "w", needed: int | None = None) -> Iterator[IO[Any]]:
     """An open file that takes the place of ``path`` when the block ends without an error; else ``path`` stays as it was.
 
-    ``mode``: "w" for text (UTF-8, line ends as given) or "wb".  Folders are made.  A device or a pipe (``/dev/stdout``) is written
-    directly.  Raises :class:`DiskFullError`, and OSError where the folder cannot be written."""
+    ``mode``: "w" for text (UTF-8, line ends as given) or "wb".  ``needed``: the bytes that the file will have, for the message of a full
+    disk.  Folders are made.  A device or a pipe (``/dev/stdout``) is written directly.  Raises :class:`DiskFullError`, and OSError where
+    the folder cannot be written."""
     if mode not in ("w", "wb"):
         raise ValueError(f"mode = {mode!r}: expected 'w' or 'wb'")
     text = {} if mode == "wb" else {"encoding": "utf-8", "newline": ""}
@@ -70,7 +73,7 @@ def atomic_file(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
     except OSError as error:
         if error.errno not in DISK_FULL or isinstance(error, DiskFullError):
             raise
-        raise _disk_full(path, partial, error) from error
+        raise _disk_full(path, partial, error, needed) from error
     finally:
         if file is not None:
             with contextlib.suppress(OSError):      # what its buffer holds may not fit on the disk either
@@ -92,7 +95,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
     """Write ``value`` as JSON, as :func:`atomic_file` does.  Raises ValueError before anything is written where it is no JSON."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
@@ -102,33 +105,55 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
     It begins with what ``folder`` holds (hard links, so write into it with :func:`atomic_file` only, which replaces files and never
     changes one in place).  Old and new are exchanged in one system call.  Where that cannot be done (a mount point, the working
     directory, a file system without it), the new files are renamed into ``folder`` one after the other: each is whole, and a kill within
-    these microseconds may leave files of both."""
+    these microseconds may leave files of both.  Within the block of another ``atomic_folder``, its temporary folder is given back: what
+    is written belongs to the outer one.  What other processes write into ``folder`` meanwhile stays."""
     folder = Path(os.path.realpath(folder))
+    if folder in _open_folders:
+        yield folder
+        return
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "is a file, expected the name of a folder", str(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
     partial = _partial_name(folder)
+    _open_folders.add(partial)
     try:
         if folder.exists():
             shutil.copytree(folder, partial, copy_function=_link, symlinks=True)
         else:
             partial.mkdir()
+        before = _inodes(partial)
         yield partial
         for path in [*partial.rglob("*"), partial]:
             if path.is_dir() and not path.is_symlink():
                 sync_folder(path)
         if not folder.exists():
             os.rename(partial, folder)
-        elif _in_use(folder) or not _exchange(partial, folder):
-            _rename_into(partial, folder)
+        elif not _in_use(folder) and _exchange(partial, folder):
+            _keep_newer(partial, folder, before)
+        else:
+            _rename_into(partial, folder, before)
         sync_folder(folder.parent)
+    except DiskFullError as error:
+        if error.filename and Path(error.filename).is_relative_to(partial):     # the name that the file was going to have
+            error.filename = str(folder / Path(error.filename).relative_to(partial))
+        raise
     except OSError as error:
-        if error.errno not in DISK_FULL or isinstance(error, DiskFullError):
+        if error.errno not in DISK_FULL:
             raise
         raise _disk_full(folder, partial, error) from error
     finally:
+        _open_folders.discard(partial)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync_file(path: str | os.PathLike) -> None:
+    """Write the content of a file that another library made to the disk, within an :func:`atomic_folder`."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
@@ -183,26 +208,41 @@ def _exchange(one, other):
     return call is not None and call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
 
 
-def _rename_into(partial, folder):
-    new = [path.relative_to(partial) for path in partial.rglob("*")]
-    for name in new:
-        if (partial / name).is_dir():
-            (folder / name).mkdir(exist_ok=True)
-        else:
-            os.replace(partial / name, folder / name)
-    for path in [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder) not in new]:
-        path.unlink()
+def _inodes(folder):
+    """{relative name: inode} of the files below a folder."""
+    return {path.relative_to(folder): path.lstat().st_ino for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+
+
+def _keep_newer(old, folder, before):
+    """Move into ``folder`` the files of ``old`` that are not those of ``before``: other processes have written them meanwhile."""
+    now = _inodes(folder)
+    for name, inode in _inodes(old).items():
+        if before.get(name) != inode and now.get(name) == before.get(name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(old / name, folder / name)
+
+
+def _rename_into(partial, folder, before):
+    new = _inodes(partial)
+    for path in sorted(partial.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            (folder / path.relative_to(partial)).mkdir(exist_ok=True)
+    for name in [name for name, inode in new.items() if before.get(name) != inode]:
+        os.replace(partial / name, folder / name)
+    for name in [name for name in before if name not in new]:
+        (folder / name).unlink(missing_ok=True)
     sync_folder(folder)
 
 
-def _disk_full(path, partial, error):
-    """The error of a full disk, with the bytes that were written and those that are free."""
+def _disk_full(path, partial, error, needed=None):
+    """The error of a full disk, with the bytes that it needs, those that were written and those that are free."""
     files = [partial] if partial.is_file() else partial.rglob("*") if partial.is_dir() else []
     written = sum(one.stat().st_size for one in files if one.is_file())
     free = shutil.disk_usage(path.parent).free
-    return DiskFullError(error.errno, f"no space left on the disk ({error.strerror}): {written:,} bytes of it were written, {free:,} bytes "
-                         "are free besides; what was there before is unchanged.  Free some space, or choose a folder on another disk",
-                         str(path))
+    return DiskFullError(error.errno, f"no space left on the disk ({error.strerror}): "
+                         + (f"{needed:,} bytes are needed, " if needed is not None else "")
+                         + f"{written:,} bytes of it were written, {free:,} bytes are free besides; what was there before is unchanged.  "
+                         "Free some space, or choose a folder on another disk", str(path))
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -236,17 +276,22 @@ def read_json(path: str | os.PathLike, kind: type | tuple[type, ...] | None = No
     """What a JSON file holds.  ``kind``: dict or list, of which it must be.
 
     Raises :class:`FileError` for text that is not JSON, is nested too deeply, or holds a number that is not finite."""
-    text = read_text(path, what, advice, max_bytes)
+    return parse_json(read_text(path, what, advice, max_bytes), str(path), kind, what, advice)
+
+
+def parse_json(text: str, name: str, kind: type | tuple[type, ...] | None = None, what: str = "a JSON file",
+               advice: str = "get it again") -> Any:
+    """What a JSON text holds; ``name`` says in messages where it is from, the rest is as for :func:`read_json`."""
     try:
         value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
     except RecursionError:
-        raise FileError(f"{path} is not {what}: it is nested too deeply; {advice}") from None
+        raise FileError(f"{name} is not {what}: it is nested too deeply; {advice}") from None
     except ValueError as error:
-        raise FileError(f"{path} is not {what}: {error if text.strip() else 'it is empty'}; {advice}") from None
+        raise FileError(f"{name} is not {what}: {error if text.strip() else 'it is empty'}; {advice}") from None
     if kind is not None and not isinstance(value, kind):
         names = {dict: "an object {…}", list: "a list […]"}
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        raise FileError(f"{path} is not {what}: it holds a {type(value).__name__}, expected "
+        raise FileError(f"{name} is not {what}: it holds a {type(value).__name__}, expected "
                         f"{' or '.join(names.get(one, one.__name__) for one in kinds)}; {advice}")
     return value
 
@@ -261,7 +306,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
     Raises :class:`FileError` for text that is not YAML, refers to itself, or whose anchors expand to more than a million values."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -276,7 +321,20 @@ def parse_yaml(text: str, name: str) -> Any:
     except FileError:
         raise
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:   # `2001-99-99` is a ValueError
-        raise FileError(f"{name} is not YAML: {error}; correct it") from None
+        raise FileError(f"{name} is not YAML: {' '.join(str(error).split())}; correct it") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what is nested too deeply, whatever the interpreter's limit of recursion is (MindSpore raises it)."""
+    depth = 0
+
+    def compose_node(self, parent, index):
+        self.depth += 1
+        if self.depth > MAX_YAML_DEPTH:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _expanded_size(node, known):

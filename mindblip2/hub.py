@@ -1,14 +1,14 @@
 """Names and files: which file belongs to a name, and strict loading of weights with a report of both sides."""
+import contextlib
 import fnmatch
 import gc
-import json
 import logging
+import math
 import types
 import zlib
 from collections import Counter
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 from mindspore.common.initializer import Normal, Zero, initializer
@@ -16,30 +16,72 @@ from mindspore.common.initializer import Normal, Zero, initializer
 from mindblip2 import comm
 from mindblip2 import config as configuration
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
-from mindblip2.config import Blip2Config, cache_folder
-from mindblip2.device import runnable
+from mindblip2.config import WEIGHTS, Blip2Config, cache_folder
+from mindblip2.device import draws_values, runnable
+from mindblip2.device import no_init as no_init
+from mindblip2.file_io import atomic_folder, read_json
+from mindblip2.legacy import WEIGHT_ALIASES
 from mindblip2.lock import exclusive
 from mindblip2.mismatch import check_names, check_shapes
 from mindblip2.pieces import found, opened
 from mindblip2.sections import ConfigError, build
-from mindblip2.split import is_split
+from mindblip2.split import is_split, whole_shape
 
 logger = logging.getLogger("mindblip2")
 
 LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2"
 
 
-def find_weights(name):
-    """The .ckpt of a preset: packaged with mindblip2 (the embedded demo) or put into the cache folder by the user."""
-    places = [Path(__file__).resolve().parent / "assets" / f"{name}.ckpt", cache_folder() / f"{name}.ckpt"]
+MODEL_KEY = "model.model_config.checkpoint_name_or_path"
+LANGUAGE_MODEL = "llm."
+PARTS = {"vit.": "vision_config", "qformer.": "qformer_config", LANGUAGE_MODEL: "text_config"}  # begin of the names → its section
+
+
+def named_file(name, key=MODEL_KEY):
+    """The file (or folder) of weights that a configuration or an argument names: a path, or the name of a file that is packaged
+    with mindblip2 or lies in the cache folder.  ``key`` is what named it.
+
+    Raises FileNotFoundError that names the key, the places and the next step; nothing is downloaded."""
+    path = Path(name)
+    if path.is_file() or any(one.is_file() for pattern in ("*.ckpt", "*/*.ckpt") for one in path.glob(pattern)):
+        return path             # another folder of that name may hold a tokenizer
+    if path.suffix in WEIGHTS or len(path.parts) > 1:
+        raise FileNotFoundError(f"{key} = {str(name)!r}: no checkpoint at {path.absolute()}: give the path of a .ckpt, or remove the key; "
+                                "convert/convert_weight.py makes one from published weights")
+    return find_weights(str(name), key)
+
+
+def find_weights(name, key=""):
+    """The .ckpt of a name: packaged with mindblip2 (the embedded demo) or put into the cache folder by the user.  ``key``: the
+    configuration key that named it, for the message.  Raises FileNotFoundError that says how to get it."""
+    known = WEIGHT_ALIASES.get(name, name)
+    places = [Path(__file__).resolve().parent / "assets" / f"{known}.ckpt", cache_folder() / f"{known}.ckpt"]
     for path in places:
         if path.is_file():
             return path
+    raise FileNotFoundError((f"{key} = {name!r}: " if key else "") + f"no weights for {name!r}: looked for "
+                            f"{' and '.join(map(str, places))}.  mindblip2 downloads nothing.  {_how_to_get(known, places[-1])}")
+
+
+def _how_to_get(name, path):
+    """The next step of a user who has no weights of this name."""
+    convert = "python convert/convert_weight.py --torch_path"
+    if name in ("vit_g_p16", "bert_base_uncased"):      # MindFormers' names of what a training of stage 1 starts from
+        return ("ViT and BERT are converted into one file:\n"
+                f"  {convert} FOLDER_OF_BERT_BASE_UNCASED --vit_path eva_vit_g.pth --mindspore_path start.ckpt\n"
+                f"Give it as --load_checkpoint start.ckpt, or put it at {path}, or leave the key empty for random values")
+    if "stage2" not in name and name.startswith(("llama", "vicuna", "baichuan", "opt")):
+        return ("Get the language model and convert it once:\n"
+                f"  {convert} FOLDER_OF_THE_LANGUAGE_MODEL --mindspore_path {path}")
+    if "stage2" in name and ("llama" in name or "baichuan" in name):
+        model = "Baichuan-7B" if "baichuan" in name else "Llama-7B"
+        return (f"There is no published stage 2 for {model}: MindFormers' own file cannot be had any more, and LAVIS has none.  "
+                "Train one (--run_mode train --config "
+                f"{name.removeprefix('itt_')}) and give it as --load_checkpoint, or take a model whose weights are public: "
+                "itt_blip2_stage2_vit_g_opt_2_7b, itt_blip2_stage2_vit_g_vicuna_7b")
     files, more = _published(name)
-    raise FileNotFoundError(
-        f"no weights for {name!r}: looked for {' and '.join(map(str, places))}.  mindblip2 downloads nothing.  Get\n"
-        + "".join(f"  {LAVIS_URL}/{file}\n" for file in files) + "and convert them once:\n"
-        f"  python convert/convert_weight.py --torch_path {files[0]} --vit_path {files[1]} {more}--mindspore_path {places[-1]}")
+    return ("Get\n" + "".join(f"  {LAVIS_URL}/{file}\n" for file in files) + "and convert them once:\n"
+            f"  {convert} {files[0]} --vit_path {files[1]} {more}--mindspore_path {path}")
 
 
 def _published(name):
@@ -48,7 +90,7 @@ def _published(name):
         return ("blip2_pretrained.pth", "eva_vit_g.pth"), ""
     if "opt" in name:
         return ("blip2_pretrained_opt2.7b.pth", "eva_vit_g.pth"), "--llm_path FOLDER_OF_OPT_2.7B "
-    return ("blip2_pretrained_vicuna7b.pth", "eva_vit_g.pth"), "--llm_path FOLDER_OF_THE_LANGUAGE_MODEL "
+    return ("blip2_pretrained_vicuna7b.pth", "eva_vit_g.pth"), "--llm_path FOLDER_OF_VICUNA_7B_V1.1 "
 
 
 class Pretrained(nn.Cell):
@@ -61,6 +103,7 @@ class Pretrained(nn.Cell):
     ``load_start``."""
 
     presets, task, new_parts, unused_parts = ("*",), "contrastive_language_image_pretrain", (), ()
+    begins_training = False             # whether the constructor takes a file of the stage before, as ``load_start`` does
 
     __call__ = exclusive(nn.Cell.__call__)
 
@@ -84,8 +127,8 @@ class Pretrained(nn.Cell):
         FileNotFoundError that says how to get them."""
         config = configuration.load_config(name_or_path).model.model_config
         own = Path(name_or_path) / "model.ckpt"
-        wanted = checkpoint or (own if own.is_file() else config.checkpoint_name_or_path or Path(name_or_path).stem)
-        path = wanted if Path(wanted).suffix == ".ckpt" or Path(wanted).is_dir() else find_weights(wanted)
+        path = (named_file(checkpoint, "checkpoint") if checkpoint else own if own.is_file() else
+                named_file(config.checkpoint_name_or_path) if config.checkpoint_name_or_path else find_weights(Path(name_or_path).stem))
         gc.collect()    # models that are gone, but for cycles with their graphs, make room for this one
         with no_init():
             model = cls(config)
@@ -101,9 +144,41 @@ class Pretrained(nn.Cell):
         """The presets that are meant for this class."""
         return _matching(configuration.presets(), cls.presets)
 
-    def elsewhere(self):
-        """{begin of names: path of the .ckpt that holds those parameters where the model's own file does not}."""
-        return {}
+    def building(self):
+        """The context in which a constructor makes its parts: without values where the configuration names the model's file, which
+        ``load_named`` loads then."""
+        return no_init() if self.config.checkpoint_name_or_path else contextlib.nullcontext()
+
+    def load_named(self):
+        """Load the weights that the configuration names; constructors end with it.  Nothing happens within ``no_init``, and where
+        nothing is named the values stay random.
+
+        ``checkpoint_name_or_path`` is the file of the model; parts that it does not hold come from the files that ``vision_config``,
+        ``qformer_config`` and ``text_config`` name.  Without a file of the model these parts alone are loaded, and a warning says that
+        the others have random values.  Raises FileNotFoundError that names the key where a file is not there, and as
+        ``load_checkpoint``."""
+        if not draws_values():
+            return
+        name = self.config.checkpoint_name_or_path
+        if not name:
+            self._load_parts()
+        elif self.begins_training:
+            for line in self.load_start(named_file(name)):
+                logger.log(logging.WARNING if line.startswith("new,") else logging.INFO, "%s", line)
+        else:
+            self.load_checkpoint(named_file(name))
+
+    def _load_parts(self):
+        """Load the parts that have a file of their own; a warning says what has random values besides them."""
+        parameters, files = self.parameters_dict(), {}
+        for begin in _named_parts(self):
+            names = [name for name in parameters if name.startswith(begin)]
+            files.update(_part(self, begin, names) if names else {})
+        if files:
+            check_shapes(files, {name: parameters[name] for name in files})
+            self._load(files, " and ".join(sorted({str(file.path) for file in files.values()})))
+            logger.warning("%s is empty, so only %s are loaded; with random values: %s", MODEL_KEY, _parts(files),
+                           _parts(name for name in parameters if name not in files))
 
     @exclusive
     def save_pretrained(self, folder, processor=None):
@@ -112,19 +187,24 @@ class Pretrained(nn.Cell):
 
         ``processor``: None for the one that lies there already, else that of the preset or file that the configuration was read from.
         Where that is not to be had, a warning says so, and ``Blip2Processor.save_pretrained`` can add one."""
-        config = self.config.replace(checkpoint_name_or_path="model.ckpt")
-        path = configuration.save_sections(folder, trainer={"type": self.task}, model={
-            "model_config": config.to_dict(), "arch": {"type": type(self).__name__}})
-        self.save_checkpoint(path.with_name("model.ckpt"))
-        if processor is None and "processor" not in configuration.saved_sections(folder):
-            processor = _processor_of(self.config, path.parent)
-        if processor is not None:
-            processor.save_pretrained(folder)
+        own = {section: {"checkpoint_name_or_path": ""} for section in PARTS.values() if getattr(self.config, section) is not None}
+        config = self.config.replace(checkpoint_name_or_path="model.ckpt", **own)       # which holds all parts
+        with comm.together(), atomic_folder(folder) if comm.first() else contextlib.nullcontext(Path(folder)) as partial:
+            self.save_checkpoint(partial / "model.ckpt")
+            if not comm.first():
+                return
+            configuration.save_sections(partial, trainer={"type": self.task}, model={
+                "model_config": config.to_dict(), "arch": {"type": type(self).__name__}})
+            if processor is None and "processor" not in configuration.saved_sections(partial):
+                processor = _processor_of(self.config, folder)
+            if processor is not None:
+                processor.save_pretrained(partial)
 
     @exclusive
     def save_checkpoint(self, path):
         """Write all parameters to one .ckpt file, whole ones: on a mesh all processes call this, and the first one writes."""
-        save_whole(path, ((name, str(p.dtype), whole(p)) for name, p in self.parameters_dict().items()))
+        parameters = self.parameters_dict()
+        save_whole(path, ((name, str(p.dtype), whole(p)) for name, p in parameters.items()), whole_bytes(parameters.values()))
 
     def freeze(self, *patterns):
         """Parameters whose name matches one of ``patterns`` (as file names: "vit.*") are not trained, and cells that hold no
@@ -156,7 +236,10 @@ class Pretrained(nn.Cell):
         A training run saves what it trains, and the name and fingerprint of the file that holds the rest; ``frozen_path`` says
         where that file is now, if it has moved."""
         path, parameters = _model_file(path), self.parameters_dict()
-        self._load(self._sources(opened(path, parameters), frozen_path, parameters), path)
+        stored = opened(path, parameters)
+        files = self._sources(stored, frozen_path, parameters)
+        self._load(files, path)
+        self._say_unread(files, stored.path)
         return self
 
     @exclusive
@@ -172,6 +255,7 @@ class Pretrained(nn.Cell):
         wanted = {name: p for name, p in parameters.items() if name not in new}
         files = self._sources(stored, None, wanted, unused)
         self._load(files, stored.path)
+        self._say_unread(files, stored.path)
         for name in new:        # none of them is ever split
             p = parameters[name]
             p.set_data(initializer(Normal(0.02) if p.ndim > 1 else Zero(), p.shape, p.dtype).init_data())
@@ -194,6 +278,13 @@ class Pretrained(nn.Cell):
         for name, file in files.items():
             parameters[name].set_data(Tensor.from_numpy(own_piece(parameters[name], file.float32(name))).astype(parameters[name].dtype))
         logger.info("%s: %d of %d parameters", path, len(files), len(parameters))
+
+    def _say_unread(self, files, path):
+        """Name the parts whose own files are not read, because ``path`` holds these parts itself."""
+        for begin, (key, name) in _named_parts(self).items():
+            own = [file for parameter, file in files.items() if parameter.startswith(begin)]
+            if own and all(str(file.path) == str(path) for file in own):
+                logger.warning("%s = %r is not read: %s holds this part itself", key, name, path)
 
 
 def _processor_of(config, folder):
@@ -222,19 +313,22 @@ def whole(parameter, array=None):
     return parameter.division.join(comm.pieces(array)) if is_split(parameter, comm.mesh.model) else array
 
 
-def save_whole(path, tensors):
-    """``write_checkpoint`` by the first process.  Making the tensors takes all processes, one tensor after the other."""
-    if comm.first():
-        write_checkpoint(path, tensors)
-    else:
-        for _ in tensors:
-            pass
-    comm.barrier()
+def whole_bytes(parameters):
+    """The bytes of parameters, those that are split over a model group whole."""
+    return sum(math.prod(whole_shape(p)) * p.itemsize for p in parameters)
 
 
-def no_init():
-    """Context in which parameters are made without drawing random values, for a model that is loaded at once."""
-    return ms.nn.utils.no_init_parameters()
+def save_whole(path, tensors, needed=None):
+    """``write_checkpoint`` by the main process.  Making the tensors takes all processes, one tensor after the other.  An error of the
+    main process (a full disk) is raised when the others have come to their end, and they raise one too."""
+    tensors = iter(tensors)
+    with comm.together():
+        try:
+            if comm.first():
+                write_checkpoint(path, tensors, needed)
+        finally:
+            for _ in tensors if comm.mesh.size > 1 else ():
+                pass
 
 
 def fingerprint(names, read):
@@ -252,11 +346,14 @@ def _crc(files, names):
 def frozen_record(path):
     """``{"path", "crc32"}`` of the file that holds what a training run's checkpoint does not, or None."""
     record = (Path(path) if Path(path).is_dir() else Path(path).parent) / "state.json"
-    return json.loads(record.read_text(encoding="utf-8")).get("frozen") if record.is_file() else None
+    if not record.is_file():
+        return None
+    return read_json(record, dict, "the state of a training", "take another checkpoint of the run").get("frozen")
 
 
 def holders(model, path, names):
-    """Name → Checkpoint for ``names``, of the .ckpt ``path`` or of the files that the model has ``elsewhere``."""
+    """Name → Checkpoint for ``names``, of the .ckpt ``path`` or of the files that the
+    configuration names for parts."""
     stored = Checkpoint(_model_file(path))
     others = _elsewhere(model, stored, [name for name in names if name not in stored])
     return {name: others.get(name, stored) for name in names if name in stored or name in others}
@@ -272,24 +369,38 @@ def _model_file(path):
     return path / "model.ckpt"
 
 
+def _named_parts(model):
+    """{begin of names: (key, name or path)} of the parts for which the configuration names a file of their own."""
+    found = {}
+    for begin, section in PARTS.items():
+        name = getattr(getattr(model.config, section), "checkpoint_name_or_path", "")
+        if name:
+            found[begin] = f"model.model_config.{section}.checkpoint_name_or_path", name
+    return found
+
+
+def _part(model, begin, names):
+    """Name → Checkpoint for the parameters ``names`` of one part, from the file that the configuration names for it: one of this part
+    alone, or of a whole model, of which it is taken."""
+    key, name = _named_parts(model)[begin]
+    stored = Checkpoint(_model_file(named_file(name, key)))
+    unused = _matching(stored, model.unused_parts)
+    check_names([one for one in stored if one.startswith(begin) and one not in unused], names, f"{stored.path} ({key})")
+    return dict.fromkeys(names, stored)
+
+
 def _elsewhere(model, stored, missing):
     """Name → Checkpoint for what is ``missing`` in the model's own file and has a file of its own."""
-    found = {}
-    for begin, path in model.elsewhere().items():
+    found, named = {}, _named_parts(model)
+    for begin in PARTS:
         names = [name for name in missing if name.startswith(begin)]
         if not names or any(name.startswith(begin) for name in stored):
             continue
-        if not path:
+        if begin in named:
+            found.update(_part(model, begin, names))
+        elif begin == LANGUAGE_MODEL:
             raise CheckpointError(f"{stored.path} holds no language model: convert it together with one (convert_weight.py --llm_path), "
                                   "or set model.model_config.text_config.checkpoint_name_or_path to the .ckpt of the language model")
-        path = Path(path) if Path(path).suffix or Path(path).exists() else cache_folder() / f"{path}.ckpt"      # a name
-        if not path.is_file():
-            raise CheckpointError(f"no language model at {path.absolute()} (model.model_config.text_config.checkpoint_name_or_path): "
-                                  "convert it with\n  python convert/convert_weight.py --torch_path FOLDER --mindspore_path "
-                                  f"{path}")
-        other = Checkpoint(path)
-        check_names([name for name in other if name.startswith(begin)], names, other.path)
-        found.update(dict.fromkeys(names, other))
     return found
 
 
@@ -305,7 +416,7 @@ def _frozen(model, stored, missing, frozen_path):
                               "frozen_path (--load_checkpoint when resuming)")
     files = holders(model, path, missing)
     absent = [name for name in missing if name not in files]
-    own = [name for name in missing if not name.startswith(tuple(model.elsewhere()))]      # all that a run of stage 1 knew of
+    own = [name for name in missing if not name.startswith(LANGUAGE_MODEL)]     # all that a run of stage 1 knew of
     if absent or all(_crc(files, names) != known["crc32"] for names in ((missing, own) if own != missing else (missing,))):
         raise CheckpointError(f"{path} is not the file that {stored.path} was trained on: "
                               + (f"it has no {absent[0]}" if absent else "its weights differ") + f"; that was {known['path']}")

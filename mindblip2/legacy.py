@@ -1,8 +1,9 @@
 """What users bring along from MindFormers r1.0: names of its eight BLIP-2 YAML files and keys that they hold.
 
-IGNORED keys steer machinery that does not exist here; they are accepted, and one line names them: by the class of their section, or by
-its place where the same class is used at several.  Of IGNORED_VALUES the key means something with another value.  FIXED keys name a
-choice that BLIP-2 has made; another value would be a different model, so it is an error.
+IGNORED keys steer machinery that does not exist here; they are accepted, and one line names them, by the class of their section.
+WITHOUT_EFFECT are fields that nothing reads, in all sections of a class or at one place: they keep their default, and another value is
+named in the same line.  Of IGNORED_VALUES the key means something with another value.  FIXED keys name a choice that BLIP-2 has made;
+another value would be a different model, so it is an error.
 """
 
 PRESET_ALIASES = {
@@ -17,6 +18,17 @@ PRESET_ALIASES = {
     "run_blip2_stage2_vit_g_baichuan_7b_image_to_text_generation": "itt_blip2_stage2_vit_g_baichuan_7b",
     "blip2_stage1_pretrained": "blip2_stage1_vit_g",          # MindFormers' name of the weights
 }
+WEIGHT_ALIASES = {      # its files name weights by the preset; several presets have the same
+    **{name: "blip2_stage1_vit_g" for name in ("blip2_stage1_pretrained", "blip2_stage1_classification", "blip2_stage1_evaluator")},
+    **{f"itt_{name}": name for name in ("blip2_stage2_vit_g_llama_7b", "blip2_stage2_vit_g_baichuan_7b")},
+}
+
+TASK_ALIASES = {
+    "ContrastiveLanguageImagePretrainTrainer": "contrastive_language_image_pretrain",
+    "ZeroShotImageClassificationTrainer": "zero_shot_image_classification",
+    "ImageToTextRetrievalTrainer": "image_to_text_retrieval", "ImageToTextGenerationTrainer": "image_to_text_generation",
+    "zero_shot_image_to_text_generation": "image_to_text_generation", "blip2_retrieval": "image_to_text_retrieval",
+    "blip2_retireval": "image_to_text_retrieval"}     # the card's spelling
 
 IGNORED = {
     "RunConfig": {
@@ -33,8 +45,9 @@ IGNORED = {
     "RecomputeConfig": {"parallel_optimizer_comm_recompute", "mp_comm_recompute", "recompute_slice_activation"},
     "DatasetConfig": {"numa_enable", "return_attention_mask", "prefetch_size", "seed",      # the run's seed decides
                       "drop_remainder"},    # training always does: fewer negatives would weigh more; evaluation never does
-    "train_dataset": {"batch_size", "k_test", "add_extra_itm_score"},   # MindFormers too takes runner_config.batch_size
-    "eval_dataset": {"transforms", "repeat", "num_parallel_workers", "python_multiprocessing"},     # the processor's resize
+    "TextTransformConfig": {"padding", "random_seed", "truncation", "add_special_tokens"},  # captions are cut and padded to max_length
+    "TokenizerConfig": {"truncation"},  # an argument of the tokenizer's call
+    "ImageProcessorConfig": {"is_hwc"},     # the order of an array's axes is seen from its shape
     "DataTokenizerConfig": {"max_length", "pad_token", "bos_token", "eos_token", "unk_token", "add_special_tokens", "add_bos_token",
                             "add_eos_token", "padding", "truncation", "checkpoint_name_or_path"},
     "Blip2Config": {"type", "micro_batch_interleave_num"},
@@ -45,7 +58,22 @@ IGNORED = {
                     "param_init_type", "use_past", "offset"},
 }
 
+WITHOUT_EFFECT = {
+    "Blip2Config": {"batch_size", "is_training"},       # users of the card read them; any batch is taken, set_train decides
+    "LoaderConfig": {"column_names"},       # samples are dicts here
+    "train_dataset": {"batch_size", "k_test", "rerank", "add_extra_itm_score",      # MindFormers too takes runner_config.batch_size
+                      "memory_budget", "temperature"},
+    "train_dataset.data_loader": {"candidate_labels", "hypothesis_template"},
+    "eval_dataset": {"transforms", "repeat", "num_parallel_workers", "python_multiprocessing"},     # the processor's resize
+    "eval_dataset.data_loader": {"scenes", "property_epochs"},      # what DigitScenes is examined with is fixed
+}
+
 IGNORED_VALUES = {"metric.type": ("Accuracy",)}     # all its BLIP-2 files say so, and none of them evaluates while it trains
+
+CALLBACKS = {   # its callbacks → their keys that mean something here → the key of runner_config
+    "CheckpointMointor": {"save_checkpoint_steps": "save_steps", "keep_checkpoint_max": "keep_checkpoint_max"},     # its spelling
+    "CheckpointMonitor": {"save_checkpoint_steps": "save_steps", "keep_checkpoint_max": "keep_checkpoint_max"},
+    "MFLossMonitor": {"per_print_times": "log_every"}, "SummaryMonitor": {}, "ObsMonitor": {}}
 
 FIXED = {
     "ViTConfig": {"hidden_act": "gelu", "post_layernorm_residual": False, "use_mean_pooling": False,

@@ -12,22 +12,25 @@ from mindblip2.checkpoint import Checkpoint, CheckpointError
 from mindblip2.split import whole_shape
 
 PIECE = "piece_{}_of_{}.ckpt"
+NAME = re.compile(r"piece_(0|[1-9]\d{0,17})_of_([1-9]\d{0,17})\.ckpt")
 
 
 def found(folder, cards=None):
     """The files of a folder in the order of the cards: ``piece_I_of_N.ckpt``, or MindFormers' ``rank_I/*.ckpt``, of which the first
     ``cards`` are a model group; [] where there are none.  Raises CheckpointError where one is missing, or is not the only one."""
     folder = Path(folder)
-    named = {tuple(map(int, re.findall(r"\d+", path.name))): path for path in folder.glob("piece_*_of_*.ckpt")}
+    named = _named(folder)
     if named:
         counts = sorted({count for _, count in named})
-        missing = [PIECE.format(rank, counts[0]) for rank in range(counts[0]) if (rank, counts[0]) not in named]
+        missing = counts[0] - len(named) if len(counts) == 1 else 0
         if len(counts) > 1 or missing:
+            first = next((PIECE.format(rank, counts[0]) for rank in range(counts[0]) if (rank, counts[0]) not in named), "")
             raise CheckpointError(f"{folder} is no checkpoint in pieces: " + (
                 f"it holds pieces of {' and of '.join(map(str, counts))}; leave those of one" if len(counts) > 1 else
-                f"{', '.join(missing)} is not there; copy all {counts[0]}"))
+                f"{first}{f' and {missing - 1} more are' if missing > 1 else ' is'} not there; copy all {counts[0]}"))
         return [named[rank, counts[0]] for rank in range(counts[0])]
-    ranks = sorted(folder.glob("rank_[0-9]*"), key=lambda path: int(path.name[5:]) if path.name[5:].isdigit() else -1)[:cards]
+    ranks = [path for path in folder.glob("rank_[0-9]*") if path.is_dir()]
+    ranks = sorted(ranks, key=lambda path: int(path.name[5:]) if re.fullmatch(r"[0-9]{1,18}", path.name[5:]) else -1)[:cards]
     if len(ranks) < 2:      # one rank: a run of one card, whose checkpoint is whole
         return []
     files = [sorted(rank.glob("*.ckpt")) for rank in ranks]
@@ -36,6 +39,19 @@ def found(folder, cards=None):
             raise CheckpointError(f"{folder} is no checkpoint in pieces: expected one .ckpt in rank_{i}, "
                                   + (f"but {rank.name} comes next" if rank.name != f"rank_{i}" else f"got {len(inside)}"))
     return [inside[0] for inside in files]
+
+
+def _named(folder):
+    """{(rank, count): path} of the pieces in a folder.  Raises CheckpointError for a name that is not one of a piece."""
+    named = {}
+    for path in folder.glob("piece_*_of_*.ckpt"):
+        numbers = NAME.fullmatch(path.name)
+        rank, count = map(int, numbers.groups()) if numbers else (0, 0)
+        if rank >= count:
+            raise CheckpointError(f"{path} has no name of a piece: expected {PIECE.format('I', 'N')}, I from 0 to N - 1; rename it, or "
+                                  "take it out of the folder")
+        named[rank, count] = path
+    return named
 
 
 def opened(path, parameters):

@@ -1,5 +1,6 @@
 """Is mindblip2 equal to PyTorch on this machine, with these weights?
 
+    python -m parity run --config blip2_digits --ckpt blip2_digits            the embedded model with its own weights
     python -m parity run --config blip2_stage1_vit_g
     python -m parity run --config blip2_stage1_vit_g --weights blip2_pretrained.pth --vit_path eva_vit_g.pth --ckpt out.ckpt
     python -m parity run --config itt_blip2_stage2_vit_g_llama_7b --only language --llm_path llama-7b-hf
@@ -10,26 +11,33 @@
     python -m parity weights a.pth b.ckpt                                     do two files hold the same model?
     python -m parity mutations                                                what would be noticed: every deliberate defect
 
-Without a subcommand ``run`` is meant. Without --weights the weights are seeded random numbers. The exit code is 0 only if every row
-passes, every defect is caught, two files are the same; 1 if not; 2 if a file or an option is wrong.
+Options without a command mean ``run``. Without --weights and --ckpt the weights are seeded random numbers. The exit code is 0 only if
+every row passes, every defect is caught, two files are the same; 1 if not; 2 if a file or an option is wrong.
 """
 
 import argparse
+import difflib
+import gc
 import os
 import sys
 import time
 
 os.environ.setdefault("GLOG_v", "3")
 
+# Only what is light: help and errors come at once.
 from mindblip2.checkpoint import CheckpointError  # noqa: E402
+from mindblip2.file_io import FileError  # noqa: E402
 from mindblip2.sections import ConfigError  # noqa: E402
-from parity import report, seeded_weights  # noqa: E402
+from parity import phases, report, seeded_weights  # noqa: E402
 from parity.diagnosis import diagnose, said  # noqa: E402
 from parity.dumpfile import DumpError, DumpFile  # noqa: E402
-from parity.mutations import MUTATIONS  # noqa: E402
 from parity.selection import MODES, Selection  # noqa: E402
 
-COMMANDS = ("run", "dump", "check", "report", "weights", "mutations")
+COMMANDS = {"run": "torch and MindSpore side by side", "dump": "write inputs, torch's results and the truth to a .npz",
+            "check": "compare MindSpore here with a .npz of dump; needs no torch",
+            "report": "a page for people (HTML) from the JSON of a run or check", "weights": "do two files hold the same model?",
+            "mutations": "the mutation table, in minutes, without any file"}
+EXAMPLE = "python -m parity run --config blip2_digits --ckpt blip2_digits"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,33 +45,34 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m parity", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = found.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="torch and MindSpore side by side")
-    what = run.add_mutually_exclusive_group(required=True)
+    run = commands.add_parser("run", help=COMMANDS["run"])
+    what = run.add_mutually_exclusive_group()
     what.add_argument("--config", help="preset or YAML file")
     what.add_argument("--defects", action="store_true", help="the same as the command mutations")
     torch_options(run)
     run.add_argument("--resume", metavar="FOLDER", help="remember there what was compared; the same command goes on from there")
-    run.add_argument("--defect", choices=sorted(MUTATIONS), metavar="NAME", help="run with a deliberate defect, which must fail")
+    run.add_argument("--defect", metavar="NAME", help="run with a deliberate defect, which must fail")
     run.add_argument("--steps", type=int, default=200, help="of --mode trajectory")
     ours_options(run)
     result_options(run)
-    dump = commands.add_parser("dump", help="write inputs, torch's results and the truth to a .npz")
-    dump.add_argument("--config", required=True, help="preset or YAML file")
+    dump = commands.add_parser("dump", help=COMMANDS["dump"])
+    dump.add_argument("--config", help="preset or YAML file")
     torch_options(dump)
     dump.add_argument("--output", required=True, help="the .npz")
-    dump.set_defaults(defect=None, ckpt=None)
-    check = commands.add_parser("check", help="compare MindSpore here with a .npz of dump; needs no torch")
+    ckpt_option(dump)
+    dump.set_defaults(defect=None)
+    check = commands.add_parser("check", help=COMMANDS["check"])
     check.add_argument("dump", help="the .npz")
     selecting(check)
     ours_options(check)
     result_options(check)
-    again = commands.add_parser("report", help="a page for people (HTML) from the JSON of a run or check")
+    again = commands.add_parser("report", help=COMMANDS["report"])
     again.add_argument("result", help="the .json of --report")
     again.add_argument("--output", help="the .html; default: beside the .json")
     again.add_argument("--mutations", help="the .json of the command mutations, to be shown as well")
-    weights = commands.add_parser("weights", help="do two files hold the same model?")
+    weights = commands.add_parser("weights", help=COMMANDS["weights"])
     weights.add_argument("files", nargs=2, help=".pth, .safetensors, folders or .ckpt")
-    mutations = commands.add_parser("mutations", help="the mutation table, in minutes, without any file")
+    mutations = commands.add_parser("mutations", help=COMMANDS["mutations"])
     mutations.add_argument("--report", help="write this JSON")
     mutations.add_argument("--markdown", action="store_true", help="run nothing: print the table of docs/parity_mutations.md")
     return found
@@ -87,9 +96,14 @@ def torch_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="in which both sides may round")
 
 
+def ckpt_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--ckpt", "--load_checkpoint", help="our side computes from this converted file, or from packaged weights "
+                         "(blip2_digits); without --weights torch takes the same")
+
+
 def ours_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--ckpt", help="our side computes from this converted file, and the conversion is checked")
-    command.add_argument("--device", choices=("CPU", "GPU", "Ascend"), help="of our side; default: what the host has")
+    ckpt_option(command)
+    command.add_argument("--device", choices=("CPU", "Ascend"), help="of our side; default: what the host has")
     command.add_argument("--graph", action="store_true", help="compile each cell of ours; needs --mode isolated")
 
 
@@ -97,7 +111,7 @@ def result_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--report", help="write this JSON, with a Markdown and an HTML page beside it")
     if command.prog.endswith("check"):
         command.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: that of the dump")
-        command.add_argument("--defect", choices=sorted(MUTATIONS), metavar="NAME", help="check with a deliberate defect, which must fail")
+        command.add_argument("--defect", metavar="NAME", help="check with a deliberate defect, which must fail")
         command.add_argument("--export", metavar="FOLDER", help="write both sides in msprobe's layout too")
 
 
@@ -105,20 +119,48 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = "python -m parity " + " ".join(given)
-    if given and given[0] not in (*COMMANDS, "-h", "--help"):
+    if not given or given[0] not in (*COMMANDS, "-h", "--help"):
+        if not given or not given[0].startswith("-"):
+            print(unknown_command(*given[:1]), file=sys.stderr)
+            return 2
         given = ["run", *given]
     options = parser().parse_args(given)
     try:
+        complete(options)
         return globals()[f"{options.command}_"](options, command)
-    except (CheckpointError, ConfigError, DumpError, OSError) as error:
+    except (CheckpointError, ConfigError, DumpError, FileError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
+def unknown_command(name: str = "") -> str:
+    """What is said where no command, or none that exists, is given."""
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    first = (f"error: {name!r} is no command of python -m parity" + (f"; did you mean {near[0]!r}?" if near else "") if name else
+             "error: no command was given; expected one of these")
+    return "\n".join([first, *(f"  {command:<11}{what}" for command, what in COMMANDS.items()), f"For example: {EXAMPLE}"])
+
+
+def complete(options: argparse.Namespace) -> None:
+    """Check what argparse cannot. Raises :class:`ConfigError`."""
+    if options.command in ("run", "dump") and not options.config and not getattr(options, "defects", False):
+        more = " --output torch.npz" if options.command == "dump" else ""
+        raise ConfigError(f"{options.command} needs --config, the preset or YAML file of the model. For example: "
+                          f"{EXAMPLE.replace(' run ', f' {options.command} ')}{more}")
+    defect = getattr(options, "defect", None)
+    if defect is not None:
+        from parity.mutations import MUTATIONS
+        if defect not in MUTATIONS:
+            near = difflib.get_close_matches(defect, MUTATIONS, 1)
+            raise ConfigError(f"--defect {defect!r} is none of the deliberate defects of stage 1" + (f"; did you mean {near[0]!r}?" if near
+                              else ": python -m parity mutations --markdown lists them"))
+
+
 def run_(options: argparse.Namespace, command: str) -> int:
-    from parity import run
     if options.defects:
-        return run.run_mutations()[1]
+        from parity import mutation_run
+        return mutation_run.run_mutations()[1]
+    run = imported_run()
     prepare(options)
     start = time.monotonic()
     if options.mode == "trajectory":
@@ -128,8 +170,7 @@ def run_(options: argparse.Namespace, command: str) -> int:
 
 
 def dump_(options: argparse.Namespace, command: str) -> int:
-    from parity import run
-    print(run.dump(options))
+    print(imported_run().dump(options))
     return 0
 
 
@@ -157,14 +198,28 @@ def weights_(options: argparse.Namespace, command: str) -> int:
 
 
 def mutations_(options: argparse.Namespace, command: str) -> int:
-    from parity import mutation_docs, run
+    from parity import mutation_docs
     if options.markdown:
         print(mutation_docs.table(), end="")
         return 0
-    records, code = run.run_mutations()
+    from parity import mutation_run
+    records, code = mutation_run.run_mutations()
     if options.report:
         mutation_docs.write(options.report, records)
     return code
+
+
+def imported_run():
+    """parity.run, with MindSpore and torch. Collecting garbage among what they define takes a sixth of the time of their imports."""
+    phases.say("importing MindSpore and torch …")
+    with phases.phase("imports"):
+        gc.disable()
+        try:
+            from parity import run
+        finally:
+            gc.enable()
+            gc.freeze()
+    return run
 
 
 def prepare(options: argparse.Namespace) -> None:

@@ -34,7 +34,7 @@ def converted_in_half(model):
     """A converter that keeps matrices in half precision."""
     from convert import plan  # needs torch, as both sides of this case do
     cast = plan.cast
-    yield replaced(plan, "cast", lambda value, dtype: cast(value, dtype or "float16"))
+    yield replaced(plan, "cast", lambda value, dtype, name: cast(value, dtype or "float16", name))
 
 
 def norms_exchanged_on_the_way_back(model):

@@ -1,8 +1,7 @@
 """What is compared, part by part ("isolated": each part gets the truth's input, so none hides behind or blames another).
 
-Every case is a function of the twin and, by the same name in parity/ours.py, of our model. ``tower_cases`` needs only the networks and a
-batch; the losses are in parity/loss_cases.py. A new cell arrives here with its case and in parity/defects.py with a
-defect that the case catches.
+Every case is a function of the twin and, by the same name in parity/ours.py, of our model. The losses are in
+parity/loss_cases.py. A new cell arrives here with its case and in parity/defects.py with a defect that the case catches.
 
     # B batch · Q queries · P patches + cls · W image width · T text · L = Q + T · D width · H heads · K head width
 """
@@ -19,7 +18,7 @@ from parity.capture import twin_paths
 from parity.nets import Case
 from parity.ours import ours_of
 from parity.ours_chained import VERBS
-from parity.twin import Twin, capture, not_pad, started
+from parity.twin import Twin, capture, not_pad
 from parity.twin_qformer import caption_bias, padding_bias
 
 COMPOSED = ("vit", "vit.patch_embed", "qformer.lm_head")  # more than one input, or a case of their own below
@@ -88,7 +87,7 @@ def qformer_inputs(twin: Twin, paths: dict[str, str], image_BPW: np.ndarray, ids
         out["cache"] = torch.stack([torch.stack(pair) for pair in cache])
         out["read"] = twin.read(text)
         twin.match(text, image)
-        out["caption"], _ = twin.caption(started(text), cache)
+        out["caption"], _ = twin.caption(twin.started(text), cache)
         twin.Qformer.logits(out["caption"])
         twin.image_feats(out["see"])
         twin.text_feats(out["read"][:, 0])
@@ -147,9 +146,9 @@ def their_layer(twin: Twin, x, i: int, verb: str, ids=None, image=None, key=None
     queries = twin.config.queries if verb in ("see", "match") else 0
     bias = None
     if verb == "caption":
-        bias = caption_bias(not_pad(ids, None), key.shape[2], x.dtype)
+        bias = caption_bias(not_pad(ids, None, twin.config.pad), key.shape[2], x.dtype)
     elif ids is not None:
-        mask = torch.nn.functional.pad(not_pad(ids, None), (queries, 0), value=1)
+        mask = torch.nn.functional.pad(not_pad(ids, None, twin.config.pad), (queries, 0), value=1)
         bias = padding_bias(mask, x.dtype)
     cache = None if key is None else (key, value)
     x, own = twin.Qformer.bert.encoder["layer"][i](x, bias, image, cache, queries)

@@ -1,4 +1,4 @@
-"""Compare MindSpore on this host with what torch gave on another (parity/dump.py). Neither torch nor transformers is needed.
+"""Compare MindSpore on this host with what torch gave on another (``dump`` in parity/run.py). Neither torch nor transformers is needed.
 
 A window of one ViT block, or one layer of a language model, slides over the depth here too, so full width fits into little memory.
 """
@@ -14,7 +14,8 @@ import numpy as np
 
 from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.config import Blip2Config
-from mindblip2.sections import build
+from mindblip2.hub import named_file
+from mindblip2.sections import ConfigError, build
 from parity.capture import capture, twin_paths
 from parity.compare import Row
 from parity.dumpfile import DumpError, DumpFile
@@ -38,7 +39,7 @@ class Check:
             raise DumpError(f"{dump.path} holds no case that would tell {defect!r}: dump all cases, or draw it with the command run")
         self.defect = defect
         self.dump, self.given, self.selection = dump, given, selection or Selection()
-        self.config = build(Blip2Config, dump.header["config"]).replace(compute_dtype=dtype)
+        self.config = config_of(dump).replace(compute_dtype=dtype)
         self.fingerprints: dict[str, int] = {}
         self.activations: list[tuple[dict, dict]] | None = None  # ours and torch's of the chains, if somebody wants to keep them
 
@@ -212,6 +213,14 @@ def tells(dump: DumpFile, defect: str) -> bool:
                for entry in dump.entries)
 
 
+def config_of(dump: DumpFile) -> Blip2Config:
+    """The configuration of the dump. Raises :class:`DumpError`."""
+    try:
+        return build(Blip2Config, dump.header["config"])
+    except ConfigError as error:
+        raise DumpError(f"{dump.path}: its configuration cannot be used ({error}). Dump again with this version of parity") from None
+
+
 def differing(dumped: dict[str, int], used: dict[str, int]) -> str:
     """Which weights are not those of the dump, in words; nothing if all are."""
     other = [name for name, value in used.items() if dumped.get(name) != value]
@@ -223,8 +232,10 @@ def differing(dumped: dict[str, int], used: dict[str, int]) -> str:
 
 def run(dump: DumpFile, options: argparse.Namespace, selection: Selection) -> tuple[list[Row], str]:
     """All rows, and what is to be said of the weights."""
-    config = build(Blip2Config, dump.header["config"])
-    given = from_file(options.ckpt) if options.ckpt else seeded(config, dump.header["seed"])
+    config = config_of(dump)
+    given = drawn = seeded(config, dump.header["seed"])
+    if options.ckpt:
+        given = from_file(str(named_file(options.ckpt, "--ckpt")), drawn if dump.header.get("stored") else None)
     if not options.ckpt and not dump.header["weights"].startswith("seeded"):
         raise DumpError(f"{dump.path} was made of {dump.header['weights']}: give the converted file with --ckpt")
     check = Check(dump, given, selection, options.dtype or dump.header["dtype"], options.defect)

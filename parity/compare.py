@@ -12,7 +12,6 @@ such values come as float32.
 The other figures of a row are those that Ascend's own accuracy tools print; they inform, the ratio decides.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindblip2 import file_io
 from parity.signature import signature
 
 PASS, LOOK = 4.0, 10.0  # up to PASS it passes, up to LOOK somebody should look, above it fails
@@ -81,6 +81,16 @@ class Row:
         if self.ratio <= PASS:
             return "pass"
         return "look" if self.ratio <= LOOK else "fail"
+
+
+def row_of(record: Mapping) -> Row:
+    """A row as it was; JSON knows no infinity, so null is one where a number is missing. Raises TypeError or KeyError where the record is
+    none of a row."""
+    values = {key: math.inf if value is None else value for key, value in record.items() if key not in ("verdict", "signature")}
+    numbers = [value for key, value in values.items() if key != "name"]
+    if not isinstance(values.get("name"), str) or not all(isinstance(value, int | float) for value in numbers):
+        raise TypeError("a row has a name and numbers")
+    return Row(**values, signature=tuple(map(str, record.get("signature", ()))))
 
 
 def compare(name: str, ours32: np.ndarray, torch32: np.ndarray, truth64: np.ndarray) -> Row:
@@ -157,7 +167,7 @@ def write_json(path: str | Path, rows: Iterable[Row], about: Mapping[str, object
     records = [{"verdict": row.verdict} | {key: known(value) for key, value in asdict(row).items()} for row in rows]
     document = {"pass": all_pass(rows), "limits": {"pass": PASS, "look": LOOK}, "about": dict(about or {}),
                 "diagnosis": diagnosis, "rows": records}
-    Path(path).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    file_io.write_json(path, document)
 
 
 def known(value: object) -> object:

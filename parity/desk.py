@@ -1,16 +1,16 @@
 """What becomes of the comparisons that a stream hands over: they are compared at once, or written down for another host."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from mindblip2.file_io import atomic_file, read_text, write_text
 from mindblip2.sections import ConfigError
-from parity.compare import Row
-from parity.dumpfile import Writer
+from parity.compare import Row, row_of
+from parity.dumpfile import Arrays, Writer
 from parity.nets import Case, Nets, judge
 from parity.selection import Selection
 from parity.theirs import rows, run_theirs
@@ -66,23 +66,30 @@ class Progress:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lines, self.state, self.key = self.folder / "rows.jsonl", self.folder / "chain.npz", self.folder / "run.json"
         text = json.dumps(key, sort_keys=True)
-        if self.key.exists() and self.key.read_text() != text:
-            raise ConfigError(f"{folder} holds the progress of another run ({self.key.read_text()}): give another folder, or remove it")
-        self.key.write_text(text)
-        self.rows = dict(map(self.parsed, self.whole_lines()))
+        if self.key.exists() and (other := read_text(self.key, "the progress of a run", f"remove {folder}")) != text:
+            raise ConfigError(f"{folder} holds the progress of another run ({other[:400]}): give another folder, or remove it")
+        write_text(self.key, text)
+        self.rows = {}
+        for number, line in enumerate(self.whole_lines(), 1):
+            try:
+                name, rows = self.parsed(line)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                raise ConfigError(f"{self.lines} is damaged in line {number} ({type(error).__name__}): remove {self.folder}, or that line, "
+                                  "whose comparison is done again then") from None
+            self.rows[name] = rows
 
     def whole_lines(self) -> list[str]:
         """The lines that were written to their end."""
-        text = self.lines.read_text() if self.lines.exists() else ""
+        text = read_text(self.lines, "the rows of a run", f"remove {self.folder}") if self.lines.exists() else ""
         whole = text[:text.rfind("\n") + 1]
         if whole != text:
-            self.lines.write_text(whole)
+            write_text(self.lines, whole)
         return whole.splitlines()
 
     @staticmethod
     def parsed(line: str) -> tuple[str, list[Row]]:
         record = json.loads(line)
-        return record["name"], [Row(**row | {"signature": tuple(row["signature"])}) for row in record["rows"]]
+        return record["name"], [row_of(row) for row in record["rows"]]
 
     def once(self, name: str, make) -> list[Row]:
         if name not in self.rows:
@@ -98,13 +105,15 @@ class Progress:
     def chain(self) -> tuple[int, list[np.ndarray]]:
         if not self.state.exists():
             return 0, []
-        with np.load(self.state, allow_pickle=False) as state:
-            return int(state["done"]), [state[name] for name in ("truth", "torch32", "ours")]
+        state = Arrays(self.state, advice=f"Remove {self.folder} and begin again")
+        done, sides = state["done"], [state[name] for name in ("truth", "torch32", "ours")]
+        if done.shape or done.dtype.kind != "i" or done < 0 or len({side.shape for side in sides}) > 1:
+            raise ConfigError(f"{self.state} is damaged: remove {self.folder} and begin again")
+        return int(done), sides
 
     def leave(self, done: int, sides) -> None:
-        partial = self.folder / "chain.partial.npz"
-        np.savez(partial, done=done, **dict(zip(("truth", "torch32", "ours"), sides, strict=True)))
-        os.replace(partial, self.state)
+        with atomic_file(self.state, "wb") as file:
+            np.savez(file, done=done, **dict(zip(("truth", "torch32", "ours"), sides, strict=True)))
 
 
 class Scribe(Desk):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from convert.names import foreign_name
-from mindblip2.checkpoint import CheckpointError
+from mindblip2.checkpoint import Checkpoint, CheckpointError
 from mindblip2.config import LlamaConfig, OPTConfig
 from mindblip2.progress import progress
 from parity import seeded_weights
@@ -24,14 +24,15 @@ from parity.compare import Row
 from parity.desk import Desk
 from parity.llm_cases import FULL, HOLE, LEFT, RIGHT, fill, filled, language_conversion, layer_cases, masks, norm_case, recorded
 from parity.nets import Case, Nets, tensor
-from parity.our_weights import fingerprints
+from parity.our_weights import fingerprints, language_source
 from parity.ours import ours_of
-from parity.ours_llm import ROWS, is_baichuan, new_cell, one_layer
+from parity.ours_llm import is_baichuan, new_cell, one_layer
 from parity.patches import replaced
 from parity.theirs import numbers
 from parity.twin_llm import LanguageTwin
 
 WINDOW = ".layers.0."
+TABLES = ("embed_tokens.weight", "lm_head.weight")  # of which the window has the first rows
 
 
 class Seeded(Mapping):
@@ -51,6 +52,29 @@ class Seeded(Mapping):
 
     def __len__(self):
         return len(self.meta)
+
+
+class Stored(Mapping):
+    """The language model in a .ckpt of ours, under the names of transformers or, where its configuration is Baichuan's, under
+    Baichuan's."""
+
+    def __init__(self, stored: Checkpoint, config: LlamaConfig | OPTConfig):
+        self.stored, self.groups = stored, {}
+        for name in stored:
+            if name.startswith("llm."):
+                self.groups.setdefault(foreign_name(language_source(config), name), []).append(name)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        parts = self.groups[name]
+        if parts[1:]:  # Baichuan's W_pack
+            parts = sorted(parts, key=lambda ours: ("query", "key", "value").index(ours.split(".")[-2]))
+        return torch.cat([torch.from_numpy(self.stored.float32(ours)) for ours in parts])
+
+    def __iter__(self):
+        return iter(self.groups)
+
+    def __len__(self):
+        return len(self.groups)
 
 
 class LanguageStream:
@@ -78,7 +102,10 @@ class LanguageStream:
         for name, parameter in self.twins[1].llm.named_parameters():
             if i == 0 or WINDOW in name:
                 value = self.weight(name.replace(WINDOW, f".layers.{i}."))
-                value = value[:len(parameter)] if len(value) > len(parameter) == ROWS else value
+                value = value[:len(parameter)] if name.endswith(TABLES) else value
+                if value.shape != parameter.shape:
+                    raise CheckpointError(f"{name} has {tuple(value.shape)}, but text_config asks for {tuple(parameter.shape)}: give the "
+                                          "--config that belongs to the weights")
                 for one in (parameter, other[name]):
                     one.copy_(value)
 

@@ -77,7 +77,8 @@ def their_lm(logits, ids):
 
 
 def their_probabilities(twin, image, text):
-    """softmax over labels of similarity / temp, the best query counting."""
+    """softmax over labels of similarity / temp, the best query counting, or the first."""
+    image = image[:, :1] if twin.config.query_reduce == "first" else image
     unit = torch.nn.functional.normalize
     sims, _ = twin_losses.similarities(unit(image, dim=-1), unit(text, dim=-1), twin.temp)
     return sims.softmax(1)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.names import LAVIS
+from mindblip2.file_io import atomic_file, write_json, write_text
 from parity.capture import module_name
 from parity.ours_chained import verbs_of
 
@@ -34,7 +35,7 @@ def export(folder: str | Path, ours: Mapping[str, np.ndarray], torch32: Mapping[
     side(folder / "torch", {call(name, path): torch32[name] for name, path in known.items()}, "pytorch", tensors=False)
     mapping = {f"Cell.{call(name)}.output.0": f"Module.{call(name, path)}.output.0" for name, path in known.items()}
     lines = [f"{json.dumps(a)}: {json.dumps(b)}" for a, b in mapping.items()]
-    (folder / "data_mapping.yaml").write_text(f"# {LAVIS.title}: our output -> torch's\n" + "\n".join(lines) + "\n")
+    write_text(folder / "data_mapping.yaml", f"# {LAVIS.title}: our output -> torch's\n" + "\n".join(lines) + "\n")
     return folder
 
 
@@ -57,17 +58,17 @@ def side(folder: Path, values: Mapping[str, np.ndarray], framework: str, tensors
     """One dump folder."""
     kind, _, _ = KINDS[framework]
     target = folder / STEP
-    (target / "dump_tensor_data").mkdir(parents=True, exist_ok=True)
     data = {}
     for name, value in values.items():
         file = f"{kind}.{name}.output.0.npy"
         data[f"{kind}.{name}"] = {"input_args": [], "input_kwargs": {}, "output": [described(value, framework, file if tensors else None)]}
         if tensors:
-            np.save(target / "dump_tensor_data" / file, np.asarray(value, np.float32), allow_pickle=False)
+            with atomic_file(target / "dump_tensor_data" / file, "wb") as stream:
+                np.save(stream, np.asarray(value, np.float32), allow_pickle=False)
     header = {"task": "tensor" if tensors else "statistics", "level": "L0", "framework": framework,
               "dump_data_dir": str((target / "dump_tensor_data").resolve()) if tensors else None}
     for name, content in (("dump", header | {"data": data}), ("stack", {}), ("construct", dict.fromkeys(data))):
-        (target / f"{name}.json").write_text(json.dumps(content, indent=1))
+        write_json(target / f"{name}.json", content)
 
 
 def described(value: np.ndarray, framework: str, file: str | None) -> dict:

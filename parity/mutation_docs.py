@@ -1,8 +1,7 @@
 """The table of deliberate defects for docs/parity_mutations.md, generated from parity/mutations.py and parity/llm_defects.py."""
 
-import json
-from pathlib import Path
 
+from mindblip2.file_io import write_json
 from parity.compare import known
 from parity.llm_defects import LANGUAGE_MUTATIONS
 from parity.mutations import MUTATIONS
@@ -87,4 +86,4 @@ def table() -> str:
 
 def write(path: str, records: list[dict]) -> None:
     """What a run of all defects gave, as JSON."""
-    Path(path).write_text(json.dumps([{key: known(value) for key, value in record.items()} for record in records], indent=1) + "\n")
+    write_json(path, [{key: known(value) for key, value in record.items()} for record in records])

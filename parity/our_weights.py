@@ -7,21 +7,23 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from convert.names import LAVIS, foreign_name
+from convert.names import LAVIS, Source, foreign_name
 from convert.names_llm import BAICHUAN, LLAMA, OPT
 from mindblip2.checkpoint import Checkpoint, CheckpointError
-from mindblip2.config import Blip2Config, OPTConfig
+from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig
 from parity import seeded_weights
 from parity.ours_llm import is_baichuan
 
 Given = Callable[[str, tuple[int, ...]], np.ndarray]  # (our name, shape) -> float32
 
 
-def from_file(path: str) -> Given:
-    """The tensors of a .ckpt of ours, by name."""
+def from_file(path: str, absent: Given | None = None) -> Given:
+    """The tensors of a .ckpt of ours, by name; what it does not hold is taken from ``absent``."""
     stored = Checkpoint(path)
 
     def given(name, shape):
+        if name not in stored and absent is not None:
+            return absent(name, shape)
         if name not in stored:
             raise CheckpointError(f"{path} holds no {name}: it belongs to another model than the dump, or was not written by "
                                   "convert/convert_weight.py")
@@ -29,11 +31,15 @@ def from_file(path: str) -> Given:
     return given
 
 
+def language_source(text: LlamaConfig | OPTConfig | None) -> Source:
+    """Under whose names the weights of a language model of ours are compared."""
+    return OPT if isinstance(text, OPTConfig) else BAICHUAN if text is not None and is_baichuan(text) else LLAMA
+
+
 def seeded(config: Blip2Config, seed: int) -> Given:
     """Random numbers by the names that LAVIS and transformers have: those of ``parity.weights.Seeded``, without torch."""
     freq = config.qformer_config.cross_attention_freq
-    text = config.text_config
-    language = OPT if isinstance(text, OPTConfig) else BAICHUAN if text is not None and is_baichuan(text) else LLAMA
+    language = language_source(config.text_config)
 
     def given(name, shape):
         if name.startswith("llm."):
@@ -43,7 +49,7 @@ def seeded(config: Blip2Config, seed: int) -> Given:
             third = ("query", "key", "value").index(name.split(".")[-2])
             return np.split(seeded_weights.weight(theirs, (3 * shape[0], *shape[1:]), seed), 3)[third]
         theirs = foreign_name(LAVIS, name, freq)
-        return seeded_weights.weight(theirs, shape, seed, seeded_weights.SEP_BIAS["full"])
+        return seeded_weights.weight(theirs, shape, seed, seeded_weights.SEP_BIAS["full"], config.qformer_config.sep_token_id)
     return given
 
 

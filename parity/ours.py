@@ -1,5 +1,5 @@
 """Our side of every case of stage 1, by the case's name: what our model does with the named inputs. Needs no torch, so a host that has
-only MindSpore runs the cases that another host wrote down (parity/dump.py).
+only MindSpore runs the cases that another host wrote down (``dump`` in parity/run.py).
 
     # B batch · Q queries · P patches + cls · W image width · T text · L = Q + T · D width
 """

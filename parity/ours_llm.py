@@ -20,8 +20,8 @@ ROWS = 64  # words that a window of one layer is built with; the head is compare
 
 
 def one_layer(config):
-    """The configuration of a window: one layer, few words."""
-    return config.replace(num_layers=1, vocab_size=ROWS, bos_token_id=1, eos_token_id=2)
+    """The configuration of a window: one layer, few words. No special id is used there."""
+    return config.replace(num_layers=1, vocab_size=min(ROWS, config.vocab_size), bos_token_id=0, eos_token_id=0, pad_token_id=0)
 
 
 def is_baichuan(config) -> bool:

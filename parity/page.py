@@ -1,16 +1,15 @@
 """The report for people: one HTML file that needs nothing else, for a phone and a desk, light and dark."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 
-from parity.compare import LOOK, PASS, Row
+from mindblip2.file_io import FileError, read_json, write_text
+from parity.compare import LOOK, PASS, Row, row_of
 from parity.curves import svg
 from parity.diagnosis import Diagnosis, diagnose
-from parity.dumpfile import DumpError
 from parity.report import summary, verdict
 
 STYLE = """
@@ -55,30 +54,24 @@ CHAINS = {  # title -> name of a line -> pattern of rows whose number is the lay
 def write(result: str | Path, output: str | Path | None = None, mutations: str | Path | None = None) -> str:
     """The page of a JSON of results; returns its path."""
     document = load(result)
-    rows = [row_of(record) for record in document["rows"]]
+    try:
+        rows = [row_of(record) for record in document["rows"]]
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise FileError(f"{result} is not a result of parity: a row is damaged ({str(error)[:100]}); give what --report wrote") from None
     caught = load(mutations, list) if mutations else []
     path = Path(output or Path(result).with_suffix(".html"))
-    path.write_text(page(rows, document["about"], caught))
+    write_text(path, page(rows, document["about"], caught))
     return str(path)
 
 
 def load(path: str | Path, kind: type = dict):
-    """JSON of a run, or of the mutation table."""
-    try:
-        document = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise DumpError(f"{path} cannot be read ({error.strerror}): give what --report wrote") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DumpError(f"{path} is no JSON ({error}): give what --report wrote") from None
-    if not isinstance(document, kind) or (kind is dict and not {"rows", "about"} <= set(document)):
-        raise DumpError(f"{path} is no result of parity: give what --report wrote")
+    """JSON of a run, or of the mutation table. Raises :class:`FileError`."""
+    document = read_json(path, kind, "a result of parity", "give what --report wrote")
+    if kind is dict and not (isinstance(document.get("rows"), list) and isinstance(document.get("about"), dict)):
+        raise FileError(f"{path} is not a result of parity: it has no rows, or no about; give what --report wrote")
+    if kind is list and not all(isinstance(one, dict) for one in document):
+        raise FileError(f"{path} is not a mutation table of parity; give what mutations --report wrote")
     return document
-
-
-def row_of(record: Mapping) -> Row:
-    """A row as it was; JSON knows no infinity, so null is one where a number is missing."""
-    values = {key: math.inf if value is None else value for key, value in record.items() if key not in ("verdict", "signature")}
-    return Row(**values, signature=tuple(record.get("signature", ())))
 
 
 def page(rows: list[Row], about: Mapping, mutations: list[Mapping]) -> str:

@@ -10,6 +10,7 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mindblip2.file_io import write_text
 from parity.compare import Row, all_pass, table, write_json
 from parity.diagnosis import Diagnosis
 
@@ -86,7 +87,6 @@ def verdict(rows: list[Row]) -> str:
 def write(path: str | Path, rows: list[Row], facts: Mapping[str, object], found: Diagnosis | None = None) -> None:
     """``path`` as JSON and a Markdown page of the same name beside it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, rows, facts, asdict(found) if found else None)
     lines = summary(rows)
     body = ["# Parity with PyTorch, " + str(facts["date"]), "", *(f"- {name}: {value}" for name, value in facts.items()
@@ -96,5 +96,5 @@ def write(path: str | Path, rows: list[Row], facts: Mapping[str, object], found:
             f"All rows: [{path.name}]({path.name}).", "",
             "| " + " | ".join(lines[0]) + " |", "|" + "---|" * len(lines[0])]
     body += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines[1:]]
-    path.with_suffix(".md").write_text("\n".join(body) + "\n")
+    write_text(path.with_suffix(".md"), "\n".join(body) + "\n")
 

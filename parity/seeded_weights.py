@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 SEED = 20230  # of every checkpoint under tests/reference/tiny
-SEP_ID = 102  # [SEP] ends a stage-1 caption; its output bias is raised so that captions of a random model end
+SEP_ID = 102  # BERT's [SEP] ends a stage-1 caption; its output bias is raised so that captions of a random model end
 SEP_BIAS = {"tiny": 4.2, "full": 6.0}
 
 TIED = {  # one tensor under two names in a LAVIS state dict: name -> the name that owns it
@@ -72,15 +72,15 @@ def matrix_gain(name: str, owner: str) -> float:
     return MATRIX_GAIN.get(owner, MATRIX_GAIN_ELSE)
 
 
-def weight(name: str, shape: tuple[int, ...], seed: int = SEED, sep_bias: float = 0.0) -> np.ndarray:
+def weight(name: str, shape: tuple[int, ...], seed: int = SEED, sep_bias: float = 0.0, sep_id: int = SEP_ID) -> np.ndarray:
     """One parameter (float32), or the int64 ``position_ids`` buffer, by its LAVIS name."""
     name = TIED.get(name, name)
     if name.endswith("position_ids"):
         return np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
     mean, std = mean_and_std(name, shape)
     value = normal(seed, name, shape) * np.float32(std) + np.float32(mean)
-    if name == "Qformer.cls.predictions.bias":
-        value[SEP_ID] += np.float32(sep_bias)
+    if name == "Qformer.cls.predictions.bias" and sep_bias:
+        value[sep_id] += np.float32(sep_bias)
     return np.asarray(value, np.float32)  # a 0-d draw is a NumPy scalar
 
 

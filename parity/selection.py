@@ -3,8 +3,10 @@
 import dataclasses
 import fnmatch
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from parity.nets import Case
+if TYPE_CHECKING:  # MindSpore takes seconds to import
+    from parity.nets import Case
 
 CHAINED = "chained"  # begins the names of rows whose errors add up
 MODES = (CHAINED, "isolated", "gradients")
@@ -26,7 +28,7 @@ class Selection:
         """Do networks have to run end to end?"""
         return self.mode in (None, CHAINED)
 
-    def of(self, case: Case) -> Case | None:
+    def of(self, case: "Case") -> "Case | None":
         """What is wanted of a case, or None."""
         if self.mode == CHAINED or not self.wants(case.name):
             return None

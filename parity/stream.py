@@ -36,10 +36,12 @@ from parity.nets import Nets, tensor
 from parity.our_weights import fill, fingerprints
 from parity.ours import OursGiven
 from parity.ours_chained import batch
+from parity.phases import phase
 from parity.theirs import numbers
 from parity.weights import VIT, Weights, make_nets
 
-PARTS = 6  # of the gradients of all parameters: so many at once as fit beside the networks
+PARTS = 6  # of the gradients of all parameters, at full width: as many at once as fit into memory with the networks
+SMALL = 256 * 2**20  # bytes of gradients that are taken at once: each part costs the forward passes of all three networks again
 
 
 class Window:
@@ -70,8 +72,10 @@ class Stream:
         self.truth_BPW = self.torch32_BPW = self.ours_BPW = None  # what goes into the next block of the chain
 
     def __iter__(self) -> Iterator[list[Row]]:
-        yield from self.vit_rows()
-        yield from self.qformer_rows()
+        with phase(f"ViT, {self.blocks} blocks"):
+            yield from self.vit_rows()
+        with phase("Q-Former and losses"):
+            yield from self.qformer_rows()
 
     def vit_rows(self) -> Iterator[list[Row]]:
         """Patches, then block by block."""
@@ -147,8 +151,9 @@ class Stream:
         with torch.no_grad():
             image_BPW = truth.ln_vision(self.truth_BPW).float().numpy()
         image = without_vit(self.nets, x_BPW)
+        parts = 1 if sum(one.nbytes for one in model.trainable_params()) <= SMALL else PARTS
         cases = [ln_vision_case(model, x_BPW), *qformer_cases(model, truth, image_BPW, ids_BT), *fused_cases(), *loss_cases(),
-                 *around_cases(), stage1_conversion(), *stage1_cases(model, image, self.ids_NBT, parts=PARTS)]
+                 *around_cases(), stage1_conversion(), *stage1_cases(model, image, self.ids_NBT, parts=parts)]
         for case in progress(cases, desc="Q-Former", unit="case"):
             yield self.desk.case(case, self.nets)
         inputs = batch(image, ids_BT)

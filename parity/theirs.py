@@ -4,30 +4,49 @@ import numpy as np
 import torch
 
 from mindblip2.config import Blip2Config
-from mindblip2.sections import ConfigError
 from parity.compare import Row
 from parity.nets import Case, Nets, cotangent, judge, named, run_ours, several, together, trained
-from parity.twin import DEC, PAD, Twin
+from parity.phases import side
+from parity.twin import Twin
 from parity.twin_config import TwinConfig
 
 
 def twin_config(config: Blip2Config) -> TwinConfig:
-    """The twin's dimensions from ours. Its constants (every eps, the GELU) stay its own: they are what is compared."""
+    """The twin's dimensions and ids from ours. Its constants (every eps, the GELU, the smoothing) stay its own, as they are what is
+    compared, unless the configuration gives another number than its default: see :func:`departures`."""
     vit, qformer = config.vision_config, config.qformer_config
-    if (qformer.bos_token_id, qformer.pad_token_id) != (DEC, PAD):
-        raise ConfigError(f"bos_token_id = {qformer.bos_token_id}, pad_token_id = {qformer.pad_token_id}: the twin has "
-                          f"BERT's ids, {DEC} and {PAD}, as every LAVIS checkpoint")
     return TwinConfig(
         image_size=vit.image_size, patch=vit.patch_size, vit_width=vit.hidden_size, vit_depth=vit.num_hidden_layers,
         vit_heads=vit.num_attention_heads, vit_hidden=vit.intermediate_size, width=qformer.hidden_size,
         layers=qformer.num_hidden_layers, heads=qformer.num_attention_heads, ffn=qformer.intermediate_size,
         vocab=qformer.vocab_size, positions=qformer.max_position_embeddings,
-        cross_attention_freq=qformer.cross_attention_freq, queries=qformer.query_length, embed=qformer.head_embed_dim)
+        cross_attention_freq=qformer.cross_attention_freq, queries=qformer.query_length, embed=qformer.head_embed_dim,
+        bos=qformer.bos_token_id, pad=qformer.pad_token_id, channels=vit.num_channels, query_reduce=config.query_reduce,
+        **{name: value for name, (_, value) in departures(config).items()})
+
+
+def departures(config: Blip2Config) -> dict[str, tuple[str, float]]:
+    """Constants of LAVIS's that a configuration changes: field of the TwinConfig → our key and the value. Equality with LAVIS is not
+    given then, so a run prints them."""
+    found, default = {}, Blip2Config()
+    for name, (section, key) in {"vit_eps": ("vision_config", "layer_norm_eps"), "qformer_eps": ("qformer_config", "layer_norm_eps"),
+                                 "ln_vision_eps": ("", "ln_vision_eps"), "smoothing": ("", "label_smoothing"),
+                                 "gather_with_grad": ("", "gather_with_grad")}.items():
+        given, usual = (getattr(getattr(one, section) if section else one, key) for one in (config, default))
+        if given != usual:
+            found[name] = f"{section}.{key}".lstrip("."), given
+    return found
 
 
 def rows(case: Case, nets: Nets) -> list[Row]:
     """The case on all three networks, compared."""
-    return judge(case.name, run_ours(case, nets.ours), run_theirs(case, nets.torch32), run_theirs(case, nets.truth))
+    with side("MindSpore"):
+        ours = run_ours(case, nets.ours)
+    with side("torch"):
+        torch32 = run_theirs(case, nets.torch32)
+    with side("torch in float64"):
+        truth = run_theirs(case, nets.truth)
+    return judge(case.name, ours, torch32, truth)
 
 
 def run_theirs(case: Case, twin: Twin) -> dict[str, np.ndarray]:

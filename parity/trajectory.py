@@ -24,12 +24,14 @@ from mindblip2.sections import ConfigError
 from mindblip2.trainer.schedule import learning_rate
 from mindblip2.trainer.step import VALUES, TrainStep
 from parity.compare import Row, rms
+from parity.inputs import words_of
 from parity.nets import judge, pynative
 from parity.our_weights import fill
 from parity.twin import Twin, capture
-from parity.weights import Weights, make_twin
+from parity.weights import Weights, ckpt_of, make_twin
 
 POOL, PICTURES, BATCH, WORDS = 12, 8, 4, 12  # captions, of which some show the same picture; samples per batch; tokens
+MOST_WORDS = 29_000  # of a large vocabulary
 RATE, TIE, SEEDS, WINDOW = 1e-4, 1e-5, range(8, 14), 50
 LOSSES = ("loss", "loss_itc", "loss_itm", "loss_lm")
 KEY_BIAS = "self.key.bias"
@@ -48,8 +50,8 @@ def rows_of(options: argparse.Namespace) -> tuple[list[Row], dict]:
     pynative()
     config = load_config(options.config).model.model_config
     depth = options.blocks or config.vision_config.num_hidden_layers
-    config = config.replace(vision_config={"num_hidden_layers": depth}, text_config=None)
-    weights = Weights(config, options.weights, options.vit_path, options.ckpt, options.seed)
+    config = config.replace(vision_config={"num_hidden_layers": depth}, text_config=None, freeze_vision=True, frozen=())
+    weights = Weights(config, options.weights, options.vit_path, ckpt_of(options), options.seed)
     found = references(weights, config, options.steps)
     ours = our_run(our_model(weights, config), found.given, found.negatives)
     return judged(ours, found.torch32, found.truth), {"curves": curves(ours, found.torch32, found.truth),
@@ -86,12 +88,13 @@ def our_model(weights: Weights, config: Blip2Config) -> Blip2Qformer:
 
 def batches(config: Blip2Config, steps: int, seed: int) -> list[dict[str, np.ndarray]]:
     """Random pictures and captions, drawn four at a time from a pool that a model can learn by heart."""
-    rng, size = np.random.default_rng(seed), config.vision_config.image_size
-    image = rng.standard_normal((PICTURES, 3, size, size)).astype(np.float32)
-    ids = rng.integers(1000, 30000, (POOL, WORDS)).astype(np.int32)
-    ids[:, 0] = 101  # [CLS]
-    for row, length in zip(ids, rng.integers(5, WORDS + 1, POOL)):
-        row[length - 1], row[length:] = 102, 0  # [SEP], pads
+    rng, vision, qformer = np.random.default_rng(seed), config.vision_config, config.qformer_config
+    image = rng.standard_normal((PICTURES, vision.num_channels, vision.image_size, vision.image_size)).astype(np.float32)
+    (cls, ordinary), tokens = words_of(config), min(WORDS, config.max_txt_len)
+    ids = ordinary[rng.integers(0, min(len(ordinary), MOST_WORDS), (POOL, tokens))].astype(np.int32)
+    ids[:, 0] = cls
+    for row, length in zip(ids, rng.integers(min(5, tokens), tokens + 1, POOL)):
+        row[length - 1], row[length:] = qformer.sep_token_id, qformer.pad_token_id
     drawn = [rng.choice(POOL, BATCH, replace=False) for _ in range(steps)]
     return [{"image": image[one % PICTURES], "input_ids": ids[one], "image_id": (one % PICTURES).astype(np.int32)} for one in drawn]
 

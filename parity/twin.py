@@ -29,7 +29,6 @@ from parity.twin_generate import Rules, beam, greedy
 from parity.twin_qformer import QFormer, caption_bias, padding_bias
 from parity.twin_vit import ViT
 
-PAD, DEC = 0, 30522  # [PAD] of BERT; [DEC], the token that starts a caption, is added behind BERT's 30522 words
 NO_DECAY = ("bias", "ln", "bn")  # parts of a name that LAVIS exempts from weight decay
 
 
@@ -93,19 +92,19 @@ class Twin(nn.Module):
 
     def read(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
         """Text alone, both directions, pads masked -> (B, T, D)."""
-        bias = padding_bias(not_pad(ids_BT, mask_BT), self.query_tokens.dtype)
+        bias = padding_bias(not_pad(ids_BT, mask_BT, self.config.pad), self.query_tokens.dtype)
         return self.Qformer.bert(ids_BT, bias=bias)[0]
 
     def match(self, ids_BT, image_BPW, mask_BT=None) -> torch.Tensor:
         """Queries and text see each other, queries see the image -> (B, Q + T, D)."""
-        mask_BL = F.pad(not_pad(ids_BT, mask_BT), (self.config.queries, 0), value=1)
+        mask_BL = F.pad(not_pad(ids_BT, mask_BT, self.config.pad), (self.config.queries, 0), value=1)
         bias = padding_bias(mask_BL, image_BPW.dtype)
         return self.Qformer.bert(ids_BT, self.query(len(ids_BT)), bias, image_BPW)[0]
 
     def caption(self, ids_BT, cache, mask_BT=None):
         """Text sees what is cached (the queries, earlier text) and its own past -> (B, T, D) and the grown cache."""
         cached = cache[0][0].shape[2]
-        bias = caption_bias(not_pad(ids_BT, mask_BT), cached, self.query_tokens.dtype)
+        bias = caption_bias(not_pad(ids_BT, mask_BT, self.config.pad), cached, self.query_tokens.dtype)
         return self.Qformer.bert(ids_BT, bias=bias, cache=cache, start=cached - self.config.queries)
 
     def query(self, batch: int) -> torch.Tensor:
@@ -124,18 +123,24 @@ class Twin(nn.Module):
         """Pairwise (B, 2), class 1 = they match: mean over queries."""
         return self.itm_head(self.match(ids_BT, image_BPW, mask_BT)[:, :self.config.queries]).mean(dim=1)
 
-    def forward(self, image, ids, image_id=None, negatives=None, gather_with_grad: bool = False) -> Losses:
+    def started(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """The ids with [DEC] in the place of [CLS]: what tells the Q-Former to write."""
+        return torch.cat([torch.full_like(ids_BT[:, :1], self.config.bos), ids_BT[:, 1:]], dim=1)
+
+    def forward(self, image, ids, image_id=None, negatives=None, gather_with_grad: bool | None = None) -> Losses:
         """Image (B, 3, S, S), ids (B, T), image_id (B,), negatives ((B,), (B,)) -> Losses."""
+        gather_with_grad = self.config.gather_with_grad if gather_with_grad is None else gather_with_grad
         image_BPW = self.embed_image(image)
         query_BQD, memory = self.see(image_BPW)
         image_BQE, text_BE = self.image_feats(query_BQD), self.text_feats(self.read(ids)[:, 0])
         sims = twin_losses.similarities(image_BQE, text_BE, self.temp, gather_with_grad)
         negatives = twin_losses.hard_negatives(*sims, image_id) if negatives is None else negatives
         itm_logits = self.triple_logits(image_BPW, ids, negatives)
-        lm_logits = self.Qformer.logits(self.caption(started(ids), memory)[0])
-        itc = twin_losses.itc(*sims, image_id)
+        lm_logits = self.Qformer.logits(self.caption(self.started(ids), memory)[0])
+        itc = twin_losses.itc(*sims, image_id, self.config.smoothing)
         itm = twin_losses.itm(twin_losses.wide(itm_logits))
-        lm = twin_losses.lm(twin_losses.wide(lm_logits), ids.masked_fill(ids == PAD, twin_losses.IGNORED))
+        labels = ids.masked_fill(ids == self.config.pad, twin_losses.IGNORED)
+        lm = twin_losses.lm(twin_losses.wide(lm_logits), labels, self.config.smoothing)
         return Losses(itc + itm + lm, itc, itm, lm, *sims, negatives, itm_logits, lm_logits)
 
     def triple_logits(self, image_BPW, ids, negatives) -> torch.Tensor:
@@ -166,7 +171,7 @@ class Twin(nn.Module):
         rules = rules or Rules()
         _, memory = self.see(self.embed_image(image))
         memory = [tuple(x.repeat_interleave(num_beams, dim=0) for x in pair) for pair in memory]
-        ids = torch.full((len(image) * num_beams, 1), DEC)
+        ids = torch.full((len(image) * num_beams, 1), self.config.bos)
         if num_beams == 1:
             return greedy(self.step, ids, memory, rules), None
         return beam(self.step, ids, memory, rules, num_beams)
@@ -183,14 +188,9 @@ class Twin(nn.Module):
         return self
 
 
-def not_pad(ids_BT: torch.Tensor, mask_BT: torch.Tensor | None) -> torch.Tensor:
-    """The text mask (B, T), 1 = visible: given, or all that is not [PAD]."""
-    return (ids_BT != PAD).long() if mask_BT is None else mask_BT
-
-
-def started(ids_BT: torch.Tensor) -> torch.Tensor:
-    """The ids with [DEC] in the place of [CLS]: what tells the Q-Former to write."""
-    return torch.cat([torch.full_like(ids_BT[:, :1], DEC), ids_BT[:, 1:]], dim=1)
+def not_pad(ids_BT: torch.Tensor, mask_BT: torch.Tensor | None, pad: int) -> torch.Tensor:
+    """The text mask (B, T), 1 = visible: given, or all that is not ``pad``."""
+    return (ids_BT != pad).long() if mask_BT is None else mask_BT
 
 
 def best_only(sim: torch.Tensor, itm: torch.Tensor, k: int) -> torch.Tensor:

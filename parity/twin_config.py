@@ -27,6 +27,12 @@ class TwinConfig:
     vit_eps: float = 1e-6  # EVA's blocks
     ln_vision_eps: float = 1e-5  # torch's default, which LAVIS leaves; HF has 1e-6 on the same weights
     qformer_eps: float = 1e-12  # BERT's
+    bos: int = 30522  # [DEC], the token that starts a caption, is added behind BERT's 30522 words
+    pad: int = 0  # [PAD] of BERT
+    channels: int = 3  # of a picture
+    smoothing: float = 0.1  # of the ITC and LM targets; ITM has none
+    gather_with_grad: bool = False  # gradients through the gathered features of ITC; LAVIS has none
+    query_reduce: str = "max"  # zero-shot score over the queries: the best one's, or "first"
     gelu: str = "none"  # torch's ``approximate``: BLIP-2 is exact; "tanh" is there to be a negative control
 
     @classmethod

@@ -48,6 +48,9 @@ class LanguageTwin(nn.Module):
         self.alibi = not self.opt and config.position_embedding == "alibi"
         if self.opt:
             self.llm = transformers.OPTForCausalLM(opt_config(config))
+            for module in self.llm.modules():  # transformers' configuration has no such number
+                if isinstance(module, nn.LayerNorm):
+                    module.eps = config.layer_norm_eps
         elif packed:
             self.llm = baichuan(llama_config(config), self.alibi, config.normalized_head)
         elif is_baichuan(config):
@@ -145,12 +148,13 @@ def positions(mask_BT):
 
 def llama_config(config: LlamaConfig) -> transformers.LlamaConfig:
     """transformers' of ours."""
-    scaling = {key: value for key, value in (config.rope_scaling or {}).items() if key != "type"}
+    scaling = dict(config.rope_scaling or {})
+    kind = scaling.pop("type", "default")  # the older name of rope_type
     return transformers.LlamaConfig(
         hidden_size=config.hidden_size, num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
         num_key_value_heads=config.kv_heads, intermediate_size=config.feed_forward_size, vocab_size=config.vocab_size,
         rms_norm_eps=config.rms_norm_eps, max_position_embeddings=4096, pad_token_id=None, attn_implementation="eager",
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta} | scaling)
+        rope_parameters={"rope_type": kind, "rope_theta": config.rope_theta} | scaling)
 
 
 def opt_config(config: OPTConfig) -> transformers.OPTConfig:

@@ -29,19 +29,19 @@ def similarities(image_BQE, text_BE, temp, gather_with_grad: bool = False) -> tu
     return sim_i2t, sim_t2i
 
 
-def soft_targets(image_id_B: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def soft_targets(image_id_B: torch.Tensor, dtype: torch.dtype, smoothing: float = SMOOTHING) -> torch.Tensor:
     """Targets (B, B) when several captions show one image: 0.9 shared among its own, 0.1 over all."""
     same = (image_id_B[:, None] == image_id_B[None, :]).to(dtype)
-    return (1 - SMOOTHING) * same / same.sum(1, keepdim=True) + SMOOTHING / len(same)
+    return (1 - smoothing) * same / same.sum(1, keepdim=True) + smoothing / len(same)
 
 
-def itc(sim_i2t, sim_t2i, image_id_B=None) -> torch.Tensor:
+def itc(sim_i2t, sim_t2i, image_id_B=None, smoothing: float = SMOOTHING) -> torch.Tensor:
     """Image-text contrast: cross entropy of both directions, averaged."""
     if image_id_B is not None:
-        targets = soft_targets(image_id_B, sim_i2t.dtype)
+        targets = soft_targets(image_id_B, sim_i2t.dtype, smoothing)
         return sum(-(F.log_softmax(sim, dim=1) * targets).sum(1).mean() for sim in (sim_i2t, sim_t2i)) / 2
     targets = torch.arange(len(sim_i2t), device=sim_i2t.device)
-    return sum(F.cross_entropy(sim, targets, label_smoothing=SMOOTHING) for sim in (sim_i2t, sim_t2i)) / 2
+    return sum(F.cross_entropy(sim, targets, label_smoothing=smoothing) for sim in (sim_i2t, sim_t2i)) / 2
 
 
 def negative_weights(sim_BB: torch.Tensor, image_id_B=None) -> torch.Tensor:
@@ -65,7 +65,7 @@ def itm(logits_3B2: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits_3B2, labels)
 
 
-def lm(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+def lm(logits_BTV: torch.Tensor, labels_BT: torch.Tensor, smoothing: float = SMOOTHING) -> torch.Tensor:
     """Caption loss: position t predicts label t + 1, mean over labels that are not pads, smoothing included."""
     return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(),
-                           ignore_index=IGNORED, label_smoothing=SMOOTHING)
+                           ignore_index=IGNORED, label_smoothing=smoothing)

@@ -8,7 +8,6 @@ twin in float64 must be exactly that far from the float32 array. Wrong eps value
     # B batch · Q queries · P patches + cls · W image width · T text · V vocabulary
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mindblip2.file_io import read_json
 from parity import seeded_weights, twin_losses
+from parity.dumpfile import Arrays
 from parity.twin import Twin, capture, decay_groups, load, read_state_dict
 from parity.twin_config import TwinConfig
 
@@ -35,19 +36,18 @@ class Reference:
         self.outputs, self.grads, self.adamw = map(self.arrays, ("outputs.npz", "grads.npz", "adamw3.npz"))
         inputs = self.arrays("inputs.npz")
         self.inputs = {name: torch.from_numpy(value) for name, value in inputs.items() if value.dtype.kind != "U"}
-        noise = json.loads((self.folder / "tolerance.json").read_text())
+        noise = read_json(self.folder / "tolerance.json", dict)
         self.noise = {file: {name: entry["fp32_vs_fp64_max_abs"] for name, entry in table.items()}
                       for file, table in noise.items()}
 
     def arrays(self, file: str) -> dict[str, np.ndarray]:
         """All arrays of one .npz."""
-        with np.load(self.folder / file) as data:
-            return {name: data[name] for name in data.files}
+        return dict(Arrays(self.folder / file, compressed=True))
 
     def twin(self, dtype: torch.dtype = torch.float64, file: str = "blip2_tiny.pth", **changes) -> Twin:
         """A twin of the checkpoint; ``changes`` to its TwinConfig make deliberate defects."""
         state = read_state_dict(self.folder / file)
-        resolved = json.loads((self.folder / "config.json").read_text())["resolved"]
+        resolved = read_json(self.folder / "config.json", dict)["resolved"]
         heads = resolved["vit"]["num_heads"], resolved["qformer"]["num_attention_heads"]
         config = TwinConfig.from_state_dict(state, *heads)
         return load(state, replace(config, **changes), dtype)

@@ -65,9 +65,9 @@ class Block(nn.Module):
 class PatchEmbed(nn.Module):
     """Image (B, 3, S, S) -> one row per patch (B, P - 1, W), row by row."""
 
-    def __init__(self, width: int, patch: int):
+    def __init__(self, width: int, patch: int, channels: int = 3):
         super().__init__()
-        self.proj = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
 
     def forward(self, image_B3SS: torch.Tensor) -> torch.Tensor:
         return self.proj(image_B3SS).flatten(2).transpose(1, 2)
@@ -82,7 +82,7 @@ class ViT(nn.Module):
         tokens = 1 + (config.image_size // config.patch) ** 2
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
-        self.patch_embed = PatchEmbed(width, config.patch)
+        self.patch_embed = PatchEmbed(width, config.patch, config.channels)
         self.pos_drop = nn.Identity()  # LAVIS's dropout of rate 0; here a name to capture the embedded tokens at
         self.blocks = nn.ModuleList(Block(width, config.vit_heads, config.vit_hidden, config.vit_eps, config.gelu)
                                     for _ in range(config.vit_depth))

@@ -4,7 +4,9 @@ The twin takes LAVIS's names straight from the .pth files. Our side takes the co
 conversion is compared too; otherwise the rows of the converter's plan.
 """
 
+import argparse
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import mindspore as ms
@@ -14,11 +16,12 @@ import torch
 from convert import plan
 from convert.files import read
 from convert.kinds import detect
-from convert.names import LAVIS
+from convert.names import LAVIS, foreign_name
 from convert.shapes import model_shapes
 from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.checkpoint import Checkpoint, CheckpointError
 from mindblip2.config import Blip2Config
+from mindblip2.hub import named_file
 from parity import seeded_weights
 from parity.nets import Nets
 from parity.our_weights import fill
@@ -38,11 +41,11 @@ class Seeded(Mapping):
     def __init__(self, config: Blip2Config, seed: int = seeded_weights.SEED):
         with torch.device("meta"):
             self.meta = dict(Twin(twin_config(config)).state_dict())
-        self.seed = seed
+        self.seed, self.sep_id = seed, config.qformer_config.sep_token_id
 
     def __getitem__(self, name: str) -> torch.Tensor:
         shape = tuple(self.meta[name].shape)
-        return torch.from_numpy(seeded_weights.weight(name, shape, self.seed, seeded_weights.SEP_BIAS["full"]))
+        return torch.from_numpy(seeded_weights.weight(name, shape, self.seed, seeded_weights.SEP_BIAS["full"], self.sep_id))
 
     def __iter__(self):
         return iter(self.meta)
@@ -51,17 +54,44 @@ class Seeded(Mapping):
         return len(self.meta)
 
 
+class Stored(Seeded):
+    """A .ckpt of ours under LAVIS's names. What it does not hold (of a model of stage 2 the text half of the Q-Former and the heads)
+    is random numbers."""
+
+    def __init__(self, stored: Checkpoint, config: Blip2Config, seed: int = seeded_weights.SEED):
+        super().__init__(config, seed)
+        freq, self.stored = config.qformer_config.cross_attention_freq, stored
+        self.names = {foreign_name(LAVIS, name, freq): name for name in model_shapes(config) if name in stored}
+        self.missing = [name for name in model_shapes(config) if name not in stored]
+        if not self.names:
+            raise CheckpointError(f"{stored.path} holds no parameter of this --config: give the .ckpt of such a model")
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        ours, shape = self.names.get(name), tuple(self.meta[name].shape)
+        if ours is None:
+            return super().__getitem__(name)
+        value = torch.from_numpy(self.stored.float32(ours))
+        if value.numel() != math.prod(shape):
+            raise CheckpointError(f"{self.stored.path}: {ours} has {tuple(value.shape)}, but --config asks for {shape}: give the "
+                                  "configuration that belongs to the file")
+        return value.reshape(shape)
+
+
 class Weights:
-    """``theirs(name)`` by LAVIS's names, ``ours(name)`` by our names; both float32, one tensor at a time."""
+    """``theirs(name)`` by LAVIS's names, ``ours(name)`` by our names; both float32, one tensor at a time. A ``ckpt`` without a
+    ``torch_path`` gives both sides their weights."""
 
     def __init__(self, config: Blip2Config, torch_path=None, vit_path=None, ckpt=None, seed: int = seeded_weights.SEED):
         self.config = config
         self.vit = read(vit_path) if vit_path else None
-        self.main = read(torch_path) if torch_path else Seeded(config, seed)
+        self.stored = Checkpoint(ckpt) if ckpt else None
+        if vit_path and not torch_path:
+            raise CheckpointError(f"--vit_path {vit_path} needs --weights too: it holds the ViT of that file")
+        self.main = (read(torch_path) if torch_path else Seeded(config, seed) if self.stored is None
+                     else Stored(self.stored, config, seed))
         if torch_path and detect(self.main, torch_path) is not LAVIS:
             raise CheckpointError(f"{torch_path} is no LAVIS stage-1 file: parity compares with blip2_pretrained.pth")
-        self.stored = Checkpoint(ckpt) if ckpt else None
-        self.rows = {} if ckpt else {row.ours: row for row in self.planned() if row.ours}
+        self.rows = {} if ckpt and torch_path else {row.ours: row for row in self.planned() if row.ours}
 
     def planned(self) -> list:
         """The converter's rows. Those of seeded weights are planned on shapes alone."""
@@ -89,9 +119,14 @@ class Weights:
 
     def ours(self, name: str) -> np.ndarray:
         """A parameter of ours."""
-        if self.stored is not None:
+        if self.stored is not None and (name in self.stored or not self.rows):
             return self.stored.float32(name)
-        return plan.tensor(self.rows[name], list(self.rows.values())).float().numpy()
+        return plan.tensor(self.rows[name]).float().numpy()
+
+
+def ckpt_of(options: argparse.Namespace) -> str | None:
+    """The file that ``--ckpt`` means: a path, or the name of weights that are packaged or in the cache folder."""
+    return str(named_file(options.ckpt, "--ckpt")) if options.ckpt else None
 
 
 def resized(pos_embed_1PW: torch.Tensor, tokens: int) -> torch.Tensor:

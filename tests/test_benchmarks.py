@@ -1,6 +1,8 @@
 """What the benchmarks make of their measurements; the measuring itself is full size and run by hand (make bench)."""
 import importlib.util
 import json
+import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,7 +108,7 @@ def killed(tmp_path):
     optimizer = AdamW(model.trainable_params(), OptimizerConfig())
     run = kills.Run(tmp_path / "run", 1)
     for step in (1, 2):
-        path = saving.save(run.checkpoints, model, optimizer, {"step": step})
+        path = saving.save(run.checkpoints, model, optimizer, {"step": step, "loss_scale": {"value": 1.0, "good": 0}, "frozen": None})
         saving.record_best(run.checkpoints, path, "loss", 0.5)
     return kills, run, {int(one.name[5:]): kills.contents(one) for one in saving.saved(run.checkpoints)}
 
@@ -136,7 +138,31 @@ def test_kills_are_reported_by_their_moment():
     rows = [("after the start", 0, [], []), ("in training", 4, [], []), ("in a save", 9, [".partial_step_0000010"], ["step 8 was lost"])]
     text = kills.report(rows, {"weights": True, "log": False}, 30, 12.0)
     assert "| in a save | 1 | 1 | 9 |" in text and "lost, half written or different: 1." in text and "kill 3: step 8 was lost" in text
-    assert "weights yes, log NO.  30 steps, 3 kills, 12 s" in text
+    assert "weights yes, log NO.  30 steps." in text and text.endswith("3 kills, 12 s in all.")
+    writers = {"split": [("at random", 2, [], []), ("in a write", 1, [".x.partial"], ["y is half written or different"])]}
+    text = kills.report(rows, {"weights": True}, 30, 12.0, writers)
+    assert "| split | 2 | 1 | 3 | 1 |" in text and "split, kill 2: y is half written" in text and text.endswith("5 kills, 12 s in all.")
+
+
+def test_b5_half_written_and_mixed_files_are_noticed():
+    kills = loaded("kills")
+    truths = [{"m/a": "1", "m/b": "1", "c": "1"}, {"m/a": "2", "m/b": "2", "c": "2"}]
+    assert kills.damaged(truths[1], truths, ("m",)) == [] and kills.damaged({}, truths, ("m",)) == []
+    assert kills.damaged({"m/a": "1", "m/b": "1", "c": "2"}, truths, ("m",)) == []      # c is a file of its own
+    assert kills.damaged({"c": "3"}, truths) == ["c is half written or different"]
+    for mixed in ({"m/a": "1", "m/b": "2"}, {"m/a": "1"}):
+        assert kills.damaged(mixed, truths, ("m",)) == ["m holds files of different models, or not all"]
+
+
+def test_b5_a_process_is_forked_killed_and_waited_for(tmp_path):
+    kills, log = loaded("kills"), tmp_path / "log.txt"
+    kills.Process(os.write, 1, b"hello\n", log=log).wait(10)
+    assert log.read_text() == "hello\n"
+    process = kills.Process(time.sleep, 60, log=log)
+    process.kill()
+    with pytest.raises(SystemExit, match="ended with 1"):
+        kills.Process(int, "x", log=log).wait(10)
+    assert "ValueError" in log.read_text()
 
 
 # ------------------------------------------------------------------------------------------------ training and its data

@@ -1,8 +1,11 @@
 """Every number has its published default, and nothing that a user writes is swallowed."""
 import dataclasses
 import functools
+import math
 import subprocess
 import sys
+import types
+import typing
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,8 @@ from mindblip2.config import (
     load_config,
     presets,
 )
-from mindblip2.sections import ConfigError
+from mindblip2.sections import ConfigError, Count, Section, _plain_type, build, section
+from mindblip2.text_config import LlamaConfig, OPTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "model.model_config."
@@ -112,12 +116,13 @@ def test_an_empty_section_means_its_defaults(load):
     ("model: {model_config: 3}", "model.model_config must be a mapping, got 3"),
     ("run_mode: fly", "run_mode = 'fly': expected one of 'train', 'finetune', 'eval', 'predict', 'export', 'check', 'plan'"),
     ("context: {mode: 2}", "ContextConfig.mode = 2: expected one of 0, 1"),
-    ("context: {device_target: TPU}", "expected one of '', 'CPU', 'GPU', 'Ascend'"),
+    ("context: {device_target: TPU}", "expected one of '', 'CPU', 'Ascend'"),
+    ("context: {device_target: GPU}", "context.device_target = 'GPU': expected 'CPU' or 'Ascend'"),
     ("model: {model_config: {compute_dtype: half}}", "expected one of 'float32', 'float16', 'bfloat16'"),
     ("model: {model_config: {softmax_dtype: float16}}", "softmax_dtype = 'float16': expected one of 'float32'"),
     ("processor: {image_processor: {image_size: [224, 196]}}", "[224, 196]: BLIP-2 pictures are square"),
     ("- a list", "must hold a mapping of sections, but holds a list"),
-    ("a: [1", "is not a YAML file"),
+    ("a: [1", "is not YAML: "),
 ])
 def test_an_unusable_value_is_named(load, text, complaint):
     with pytest.raises(ConfigError) as error:
@@ -274,3 +279,95 @@ def test_configurations_load_without_mindspore_or_torch():
     command = [sys.executable, "-c", code, "tests/fixtures/mindformers_keys.yaml"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ ranges
+OUTSIDE = (-2, 0, 1, 2**40)        # of these every number of a configuration refuses at least one
+
+
+def numeric_keys(cls, where=""):
+    """(dotted key, how many numbers it holds or None for one) of every number below a section; a tuple's elements too."""
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        for option in typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,):
+            key = f"{where}.{name}" if where else name
+            if name in {*legacy.WITHOUT_EFFECT.get(where, ()), *legacy.WITHOUT_EFFECT.get(cls.__name__, ())}:    # named, and not read
+                continue
+            plain = _plain_type(option)
+            if dataclasses.is_dataclass(option):
+                yield from numeric_keys(option, key)
+            elif plain in (int, float):
+                yield key, None
+            elif plain is tuple and any(_plain_type(one) in (int, float) for one in typing.get_args(option)):
+                elements = typing.get_args(option)
+                yield key, 1 if elements[-1] is ... else len(elements)
+
+
+def nested(dotted, value):
+    first, _, rest = dotted.partition(".")
+    return {first: nested(rest, value) if rest else value}
+
+
+def unchecked(cls):
+    """The numbers of a section that take NaN, infinity or whatever number."""
+    found = []
+    for key, count in numeric_keys(cls):
+        def refused(number, key=key, count=count):
+            try:
+                build(cls, nested(key, number if count is None else [number] * count))
+            except ConfigError as error:
+                return key.rpartition(".")[2] in str(error)
+            return False
+        if not all(map(refused, (math.nan, math.inf, -math.inf, "nan"))) or not any(map(refused, OUTSIDE)):
+            found.append(key)
+    return found
+
+
+@pytest.mark.parametrize("cls", [RunConfig, LlamaConfig, OPTConfig])
+def test_a7_every_number_is_finite_and_has_a_range(cls):
+    assert unchecked(cls) == []
+    assert len(list(numeric_keys(cls))) > {RunConfig: 110, LlamaConfig: 15, OPTConfig: 10}[cls]
+
+
+def test_a7_a_number_without_a_range_is_found():
+    """Negative control of the test above."""
+    @section
+    class Careless(Section):
+        steps: int = 3
+        rate: float = 0.1
+        weights: tuple[float, ...] = ()
+        checked: Count = 1
+    globals()["Careless"] = Careless
+    assert unchecked(Careless) == ["steps", "rate", "weights"]
+
+
+@pytest.mark.parametrize("text, complaint", [
+    ("processor: {image_processor: {std: [.nan, 1, 1]}}", "processor.image_processor.std[0] = nan: expected a finite number"),
+    ("processor: {image_processor: {std: [a, b, c]}}", "processor.image_processor.std[0] = 'a': expected float, got str"),
+    ("processor: {image_processor: {std: [0, 1, 1]}}", "processor.image_processor.std[0] = 0.0: expected above 0"),
+    ("processor: {image_processor: {std: [1, 1]}}", "processor.image_processor.std = [1, 1]: expected 3 values, got 2"),
+    ("processor: {image_processor: {image_size: [-14, -14]}}", "processor.image_processor.image_size[0] = -14: expected at least 1"),
+    ("processor: {image_processor: {image_size: [a, a]}}", "processor.image_processor.image_size[0] = 'a': expected int, got str"),
+    ("lr_schedule: {learning_rate: .nan}", "lr_schedule.learning_rate = nan: expected a finite number"),
+    ("lr_schedule: {total_steps: 0}", "lr_schedule.total_steps = 0: expected at least 1, or -1 for none"),
+    ("model: {model_config: {qformer_config: {hidden_dropout_prob: 2}}}", "hidden_dropout_prob = 2.0: expected from 0 to less than 1"),
+    ("model: {model_config: {qformer_config: {sep_token_id: 30523}}}", "sep_token_id = 30523: expected an id of the vocabulary"),
+    ("model: {model_config: {temperature: 0}}", "model.model_config.temperature = 0.0: expected above 0"),
+    ("runner_config: {save_steps: -1}", "runner_config.save_steps = -1: expected at least 0"),
+    ("seed: -1", "seed = -1: expected from 0 to 4294967295"),
+    ("generation: {length_penalty: .nan}", "generation.length_penalty = nan: expected a finite number"),
+    ("train_dataset: {transforms: [{type: Normalize, std: [.inf, 1, 1]}]}", "train_dataset.transforms[0].std[0] = inf: expected a finite"),
+    ("train_dataset: {data_loader: {ratios: [0, 0]}}", "ratios = [0.0, 0.0]: expected at least one above 0"),
+    ("train_dataset: {data_loader: {image_dirs: [1]}}", "train_dataset.data_loader.image_dirs[0] = 1: expected str, got int"),
+    ("callbacks: [abc]", "callbacks[0]: unknown type 'None'"),
+])
+def test_a7_a_number_out_of_range_names_its_key_and_file(load, text, complaint):
+    with pytest.raises(ConfigError) as error:
+        load(text)
+    assert complaint in str(error.value) and ".yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["seed: 0", "seed: 4294967295", "runner_config: {save_steps: 0}", "lr_schedule: {total_steps: -1}",
+                                  "lr_schedule: {learning_rate: 0}", "model: {model_config: {qformer_config: {hidden_dropout_prob: 0}}}",
+                                  "train_dataset: {max_unreadable: 1}", "processor: {image_processor: {std: [1, 1, 1], mean: [0, 0, 0]}}"])
+def test_a7_the_ends_of_the_ranges_are_taken(load, text):
+    load(text)

@@ -82,6 +82,49 @@ def test_a_folder_is_exchanged_as_one(tmp_path):
     assert read_text(folder / "config") == "2" and names(tmp_path) == ["model"]
 
 
+def test_b5_a_folder_within_a_folder_is_written_with_it(tmp_path):
+    folder = tmp_path / "model"
+    with atomic_folder(folder) as outer:
+        write_text(outer / "config", "1")
+        with atomic_folder(outer) as inner:
+            assert inner == outer
+            write_text(inner / "tokenizer", "1")
+        assert not folder.exists()
+    assert names(folder) == ["config", "tokenizer"] and names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("is_here", [False, True])
+def test_b5_what_others_write_meanwhile_stays(tmp_path, monkeypatch, is_here):
+    folder = tmp_path / "model"
+    for name in ("config", "log", "old", "theirs"):
+        write_text(folder / name, "1")
+    if is_here:
+        monkeypatch.chdir(folder)
+    with open(folder / "log", "a") as log, atomic_folder(folder) as new:
+        write_text(new / "config", "2")
+        (new / "old").unlink()
+        log.write("2")
+        write_text(folder / "theirs", "2")
+        write_text(folder / "sub" / "new", "2")
+    assert names(folder) == ["config", "log", "sub", "theirs"]
+    assert [read_text(folder / name) for name in ("config", "log", "sub/new", "theirs")] == ["2", "12", "2", "2"]
+
+
+def test_b5_a_full_disk_names_the_file_that_was_meant(tmp_path):
+    with pytest.raises(DiskFullError) as caught, atomic_folder(tmp_path / "model") as new, atomic_file(new / "a" / "b", "wb", 77) as file:
+        file.write(b"12345")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "model" / "a" / "b") and "77 bytes are needed" in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_b5_what_is_no_json_is_not_written(tmp_path):
+    write_json(tmp_path / "a.json", [1.5])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", [float("nan")])
+    assert read_json(tmp_path / "a.json") == [1.5]
+
+
 def test_the_working_directory_keeps_its_identity(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_text("config", "1")
@@ -149,7 +192,7 @@ def test_damaged_yaml_is_an_error_with_the_name(tmp_path, text, complaint):
     start = time.monotonic()
     with pytest.raises(FileError, match="a.yaml") as caught:
         read_yaml(tmp_path / "a.yaml")
-    assert complaint in str(caught.value) and time.monotonic() - start < 5
+    assert complaint in str(caught.value) and "\n" not in str(caught.value) and time.monotonic() - start < 5
 
 
 def test_anchors_are_followed():

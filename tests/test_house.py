@@ -14,6 +14,8 @@ from tests.house import (
     path_complaints,
     readme_complaints,
     strictness_complaints,
+    unused_writers,
+    writer_complaints,
 )
 
 FILES = listed()
@@ -45,6 +47,11 @@ def test_cells_explain_their_letters():
 
 def test_loading_is_strict():
     kept([line for name in PYTHON for line in strictness_complaints(read(name), name)])
+
+
+def test_b5_files_are_written_by_file_io():
+    kept([line for name in SOURCES for line in writer_complaints(read(name), name)])
+    kept(unused_writers({name: read(name) for name in SOURCES}))
 
 
 def test_no_path_of_one_machine():
@@ -123,6 +130,33 @@ def test_a_cell_without_its_letters_is_reported(source, complaint):
 def test_loose_loading_is_reported(call):
     assert len(strictness_complaints(call, "a.py")) == 1
     assert strictness_complaints(call.replace("False", "True"), "a.py") == []
+
+
+@pytest.mark.parametrize("call", [
+    "open(path, 'w')", "open(path, mode='xb')", "open(path, 'r+b')", "open(path, mode)", "path.open('a')", "io.open(path, 'w')",
+    "os.fdopen(handle, 'wb')", "path.write_text(text)", "Path(path).write_bytes(data)", "np.save(path, x)", "np.savez(path, x=x)",
+    "numpy.savetxt(path, x)", "x.tofile(path)", "image.save(path)", "figure.savefig(path)", "torch.save(x, path)", "save_file(x, path)",
+    "shutil.copyfile(a, b)", "shutil.copytree(a, b)", "json.dump(x, file)", "yaml.safe_dump(x, file)", "yaml.dump(x, stream=file)",
+    "pickle.dump(x, file)", "ms.export(net, x, file_name=name)", "mindspore.save_checkpoint(net, name)", "zipfile.ZipFile(path, 'w')",
+    "tempfile.NamedTemporaryFile(delete=False)", "logging.FileHandler(path)",
+    "with atomic_file(path) as file:\n    json.dump(x, other)",
+])
+def test_b5_a_new_writer_is_reported(call):
+    reports = writer_complaints(call, "mindblip2/new.py")
+    assert len(reports) == 1 and "writes without mindblip2.file_io" in reports[0]
+
+
+@pytest.mark.parametrize("call", [
+    "open(path)", "open(path, 'rb')", "open(path, encoding='utf-8')", "path.open('r')", "Image.open(stream)", "np.load(path)",
+    "write_text(path, text)", "file_io.write_bytes(path, data)", "json.dumps(x)", "yaml.safe_dump(x)", "model.save_checkpoint(path)",
+    "work.export(model)", "text.copy()", "zipfile.ZipFile(path)", "with atomic_file(path, 'wb') as file:\n    np.savez(file, x=x)",
+])
+def test_b5_reading_and_file_io_are_not_reported(call):
+    assert writer_complaints(call, "mindblip2/new.py") == []
+
+
+def test_b5_a_reviewed_writer_that_is_gone_is_reported():
+    assert any("train.jsonl" in line for line in unused_writers({"mindblip2/trainer/monitor.py": "pass"}))
 
 
 @pytest.mark.parametrize("path", ["/" + "home/me/x.ckpt", "C:\\" + "Users\\me"])

@@ -5,12 +5,14 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import run_blip2
 from mindblip2 import Blip2ImageToTextGeneration, Trainer, load_config, pipeline
 from mindblip2.checkpoint import Checkpoint
 from mindblip2.data.processor import Blip2Processor
+from mindblip2.data.prompted import prompt_ids
 from mindblip2.image_to_text import Writer
 from tests import stage2_small
 
@@ -164,6 +166,146 @@ def test_rows_behind_the_vocabulary_are_no_text(small, files, monkeypatch):
     assert "".join(pieces).strip() == "red square"
     with pytest.raises(ValueError, match="lies outside the vocabulary"):        # the control: the tokenizer itself is strict
         padded.processor.tokenizer.decode(written)
+
+
+def test_a5_a_text_ends_where_this_call_ends_it(piped, small, files, monkeypatch):
+    """Not at the configured end token where the call has another one, and not at padding that the model wrote itself."""
+    encode = lambda text: piped.processor.tokenizer.encode(text, add_special_tokens=False)     # noqa: E731
+    text_config = piped.model.config.text_config
+    red, square, end = encode(" red"), encode(" square"), encode(" green")[0]
+    written = [*red, text_config.pad_token_id, *square, text_config.eos_token_id, *red, end, *square]
+
+    def generate(self, image, rows, on_token=None, **how):
+        for one in written if on_token else ():
+            on_token([one])
+        return np.array([written], np.int32)
+    monkeypatch.setattr(Blip2ImageToTextGeneration, "generate", generate)
+    how = {"return_full_text": False, "num_beams": 1}
+    assert piped(files[0], **how) == ["red square"]             # at the configured end, over the padding
+    shown = []
+    longer = piped(files[0], **how, eos_token_id=[end, encode(" blue")[0]], on_text=lambda new: shown.append(new[0]))
+    assert longer == [piped.processor.tokenizer.decode([*red, *square, text_config.eos_token_id, *red]).strip()]
+    assert longer != ["red square"] and "".join(shown).strip() == longer[0]
+    assert piped.predict_answers(files[0], "what?", num_beams=1, eos_token_id=square[0]) == ["red"]
+    trainer = Trainer(task="image_to_text_generation", model=piped.model)
+    assert trainer.predict(files[0], eos_token_id=end, **how) == longer
+
+
+def test_a5_an_end_token_of_the_call_ends_the_decoding_too(piped, files):
+    how = {"return_full_text": False, "num_beams": 1, "min_new_tokens": 0, "max_new_tokens": 8}
+    image = piped.processor.image_processor(files[0])
+    ids = piped.model.generate(image, [[2]], num_beams=1, min_new_tokens=0, max_new_tokens=8)[0].tolist()
+    third = next(i for i in range(2, 8) if ids[i] not in ids[:i])
+    assert piped(files[0], **how, eos_token_id=[ids[third]]) == [piped.processor.tokenizer.decode(ids[:third]).strip()]
+    assert piped(files[0], **how) == [piped.processor.tokenizer.decode(ids).strip()]        # control: without it the text goes on
+
+
+def test_a13_image_tokens_in_a_prompt_are_no_text(piped, files):
+    plain = piped(files[:2], hypothesis_template=PROMPT, **SHORT)
+    assert piped(files[:2], hypothesis_template="<image>" * 4 + PROMPT, **SHORT) == plain
+    assert piped([{"image": file, "prompt": f"<image>{PROMPT}"} for file in files[:2]], **SHORT) == plain
+    assert Trainer(task="image_to_text_generation", model=piped.model).predict(
+        files[:2], hypothesis_template="<image>" + PROMPT, **SHORT) == plain
+    assert piped(files[:2], hypothesis_template="image" + PROMPT, **SHORT) != plain     # control: another prompt
+
+
+def test_a13_the_id_of_the_image_token_is_taken_out_of_prompt_ids(piped, files, small):
+    model, image = piped.model, piped.processor.image_processor(files[0])
+    own, token = model.config, small.words.size - 1
+    assert model._prompts([[token, token, 2, 7]], 1) == [[token, token, 2, 7]]      # control: here it is a token as any other
+    try:
+        model.config = own.replace(text_config={"image_token_id": token})
+        assert model._prompts([[token, token, 2, 7]], 1) == [[2, 7]]
+        assert model.generate(image, [[token, 2, 7]], **SHORT).tolist() == model.generate(image, [[2, 7]], **SHORT).tolist()
+    finally:
+        model.config = own
+
+
+# ------------------------------------------------------------------------------------------------ what a user types
+def test_b13_generate_takes_texts_arrays_and_samples(piped, files):
+    """All that means the same gives the same ids."""
+    torch = pytest.importorskip("torch")
+    model, processor = piped.model, piped.processor
+    image, rows = processor.image_processor(files[:2]), [prompt_ids(model.config, processor.tokenizer, PROMPT)] * 2
+    wanted = model.generate(image, rows, **SHORT).tolist()
+    array, ids = image.asnumpy(), np.array(rows)
+    for given in ((array, ids), (array.astype(np.float64), rows[0]), (torch.from_numpy(array), torch.tensor(rows)), (image, PROMPT),
+                  (files[:2], [PROMPT, PROMPT]), ([np.asarray(Image.open(file)) for file in files[:2]], ms.Tensor(ids)),
+                  ({"image": array, "prompt": PROMPT},), ({"image": files[:2], "prompt": [PROMPT] * 2},),
+                  (processor(files[:2], [PROMPT] * 2),), (processor(files[:2], [PROMPT] * 2, return_tensors="np"),)):
+        assert model.generate(*given, **SHORT).tolist() == wanted, given
+    assert model.generate(image, "a red", **SHORT).tolist() != wanted      # control
+    assert model.generate({"image": image}, **SHORT).tolist() == model.generate(image, **SHORT).tolist()
+    ids = model.generate_text_for_image(array, PROMPT, **SHORT)
+    assert ids.tolist() == [row + new for row, new in zip(rows, wanted)]
+
+
+@pytest.mark.parametrize("given, complaint", [
+    (({"picture": 1},), "samples has the keys 'picture': expected 'image', 'prompt', 'prompt_ids'"),
+    (({"image": 1, "prompt": "a", "input_ids": [2]},), "'prompt' and 'input_ids', which are the same argument"),
+    (({"image": np.zeros((1, 3, 16, 16), np.float32), "prompt": "a"}, "b"), "a prompt is in samples and another beside it"),
+    ((np.zeros((3, 16, 16), np.float32),),
+     r"image is float32 \(3, 16, 16\): expected float32 \(B, 3, S, S\), normalised, as Blip2Processor"),
+    ((np.zeros((1, 3, 16, 16), np.float32), [[1.5]]), r"prompt_ids is \[\[1.5\]\]: expected token ids"),
+    ((np.zeros((1, 3, 16, 16), np.float32), 7), "prompt_ids is 7: expected token ids"),
+    ((None,), r"image is None: expected float32 \(B, 3, S, S\)")], ids=str)
+def test_b13_what_generate_cannot_take_is_one_line(piped, given, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        piped.model.generate(*given, **SHORT)
+
+
+def test_b13_without_a_known_processor_texts_are_an_error_and_arrays_are_not(small, piped, files):
+    config = piped.model.config
+    bare = Blip2ImageToTextGeneration(type(config)(**config.to_dict())).load_checkpoint(small.ckpt)
+    image, row = piped.processor.image_processor(files[:1]), prompt_ids(config, piped.processor.tokenizer, PROMPT)
+    for given in ((image, PROMPT), (files[:1], [row])):
+        with pytest.raises(ValueError, match=r"were given, but this model's configuration was made in Python, .*: give image as float32"):
+            bare.generate(*given, **SHORT)
+    assert bare.generate(image, [row], **SHORT).tolist() == piped.model.generate(image, PROMPT, **SHORT).tolist()
+    with pytest.raises(ValueError, match="input_ids is text: expected token ids"):
+        piped.model(image, PROMPT)
+
+
+def test_b13_lists_of_prompts_and_numbers_are_checked(piped, files):
+    with pytest.raises(ValueError, match="the list of prompts is empty: give one prompt for all pictures"):
+        piped(files[:1], [])
+    with pytest.raises(ValueError, match="a prompt is 5: expected a string"):
+        piped(files[:1], [5])
+    with pytest.raises(ValueError, match="^max_new_tokens = '5': expected a whole number of at least 1"):
+        piped("nowhere.png", max_new_tokens="5")
+    with pytest.raises(ValueError, match="^length_penalty = nan: expected a finite number"):
+        piped("nowhere.png", length_penalty=float("nan"))
+    with pytest.raises(ValueError, match="^batch_size = '8': expected a whole number of at least 1"):
+        piped("nowhere.png", batch_size="8")
+    torch = pytest.importorskip("torch")
+    pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    assert piped(torch.from_numpy(pixels), **SHORT) == piped(files, **SHORT)        # a batch of pictures
+
+
+def test_b13_another_name_of_an_argument_goes_over_the_presets(small, piped, files):
+    """--generation.max_length 30 over a preset's max_new_tokens; so do calls over their pipeline's defaults."""
+    config = load_config(small.yaml, {"generation.max_new_tokens": 5, "generation.num_beams": 2})
+    with_preset = Path("preset.yaml")
+    raw = yaml.safe_load(Path(small.yaml).read_text(encoding="utf-8"))
+    with_preset.write_text(yaml.safe_dump({**raw, "generation": dict(config.generation)}), encoding="utf-8")
+    assert load_config(with_preset, {"generation.max_length": 3}).generation == {"num_beams": 2, "max_length": 3}
+    with pytest.raises(ValueError, match="are the same argument"):      # control: two on one command line contradict each other
+        piped.model.decoding(load_config(with_preset, {"generation.max_length": 3, "generation.max_new_tokens": 4}).generation)
+    wanted = piped(files[0], max_new_tokens=3, num_beams=2)
+    ran = run_blip2.run(["--config", str(with_preset), "--run_mode", "predict", "--mode", "1", "--load_checkpoint", small.ckpt,
+                         "--predict_data", files[0], "--generation.max_length", "3"])
+    own = pipeline("image_to_text_generation", model=piped.model, max_new_tokens=5, num_beams=2)
+    assert ran == wanted == own(files[0], max_length=3) != own(files[0])
+    assert Trainer(args=load_config(with_preset, {"context.mode": 1})).predict(files[0], small.ckpt, max_length=3) == wanted
+
+
+def test_a19_a_batch_is_what_its_pictures_give_one_by_one(piped, files):
+    how = {"do_sample": True, "temperature": 3.0, "max_new_tokens": 6, "hypothesis_template": PROMPT}
+    for captions in (1, 2):
+        batch = piped(files, num_return_sequences=captions, **how)
+        assert batch == [piped(file, num_return_sequences=captions, **how)[0] for file in files]
+        assert batch == piped(files, num_return_sequences=captions, batch_size=2, **how)
+    assert piped(files, **how) != piped(files, seed=1, **how)       # control
 
 
 def test_unknown_arguments_are_errors_before_a_picture_is_read(piped, small):

@@ -12,6 +12,22 @@ def text(**section):
     return Blip2Config(text_config=section).text_config
 
 
+@pytest.mark.parametrize("kind", ["LlamaConfig", "OPTConfig"])
+def test_a3_a_language_model_may_have_several_end_tokens(kind, tmp_path):
+    config = Blip2Config(text_config={"type": kind, "eos_token_id": [2, 9], "image_token_id": 77, "temperature": 0.9})
+    own = config.text_config
+    assert (own.eos_token_id, own.end_token_ids) == ((2, 9), (2, 9))
+    config.save_pretrained(tmp_path)
+    assert "eos_token_id:\n      - 2\n      - 9" in (tmp_path / "config.yaml").read_text()
+    assert Blip2Config.from_pretrained(tmp_path).text_config == own
+    assert text(type=kind, eos_token_id=[9]) == text(type=kind, eos_token_id=9) and text(type=kind, eos_token_id=9).end_token_ids == (9,)
+    for wrong, complaint in (([], r" = \(\): expected a token id, or several different"), ([2, 2], r" = \(2, 2\): expected a token id"),
+                             ([2, -1], r"\[1\] = -1: expected from 0"), ([2, True], r"\[1\] = True: expected int"), (-1, " = -1: expected"),
+                             ("x", " = 'x': expected int or tuple")):
+        with pytest.raises(ConfigError, match=f"eos_token_id{complaint}"):
+            text(type=kind, eos_token_id=wrong)
+
+
 def test_the_type_says_which_section_it_is():
     assert Blip2Config().text_config is None
     assert text() == text(type="LlamaConfig") == LlamaConfig()

@@ -129,3 +129,94 @@ def test_no_pictures_and_a_bad_top_k_are_refused(model, processor, pictures):
 def test_the_tokenizer_of_another_model_is_refused(model):
     with pytest.raises(ValueError, match="knows 30523 tokens, the model 120"):
         ZeroShotClassifier(model, Blip2Processor(), ["cat"])
+
+
+# ------------------------------------------------------------------------------------------------ labels that no score can tell apart
+def test_a8_labels_of_unknown_tokens_are_refused(model, processor):
+    """The right ones of the list are not named; two unknown words of one label among known ones are a warning only."""
+    with pytest.raises(ValueError, match=r"knows no token of 2 of 3 labels \('cat', 'lorry truck'\).*vocabulary has 120 tokens"):
+        classifier(model, processor, labels=["cat", "seven", "lorry truck"])
+    assert classifier(model, processor, labels=["seven", "one"]).labels == ["seven", "one"]
+
+
+def test_a8_labels_with_the_same_tokens_are_refused(model, processor):
+    with pytest.raises(ValueError, match="the labels 'seven', 'Seven' have the same tokens as 'a handwritten {}'"):
+        classifier(model, processor, labels=["one", "seven", "Seven"])
+    with pytest.raises(ValueError, match=r"the labels 'red truck', 'red cat' have the same tokens"):     # [UNK] for both
+        classifier(model, processor, labels=["one", "red truck", "red cat"])
+    with pytest.raises(ValueError, match="have the same tokens .of 18 at most.*or raise max_length"):
+        classifier(model, processor, labels=["seven " * 30 + "one", "seven " * 30 + "two"])
+    assert len(classifier(model, processor, labels=["seven seven one", "seven seven two"]).labels) == 2
+
+
+def test_a8_some_unknown_words_are_a_warning_that_names_them(model, processor, caplog):
+    classifier(model, processor, labels=["one", "red cat"])
+    assert "do not know all" not in caplog.text and "does not know all words of 1 of 2 labels: 'red cat' (cat)" in caplog.text
+    caplog.clear()
+    ZeroShotClassifier(model, processor, ["one", "two"], "my snapshot of {}")
+    assert "does not know 'my', 'snapshot' of hypothesis_template = 'my snapshot of {}'" in caplog.text
+    caplog.clear()
+    classifier(model, processor)
+    assert caplog.text == ""
+
+
+def test_a8_one_string_is_split_at_its_commas(model, processor, pictures):
+    """As transformers: in the pipeline, the Trainer, and as one argument of the command line."""
+    import run_blip2
+    from mindblip2 import Trainer, pipeline
+    said = {"hypothesis_template": "a handwritten {}"}
+    ours = pipeline("zero_shot_image_classification", model=model, processor=processor, **said)
+    split, listed = (ours(pictures[0][:1], candidate_labels=labels) for labels in ("seven, one,,nine ", ["seven", "one", "nine"]))
+    assert split == listed and len(split[0]) == 3
+    trainer = Trainer(task="zero_shot_image_classification", model=model, candidate_labels="seven, one", **said)
+    assert trainer.model is model and checked_labels(trainer.candidate_labels) == ["seven", "one"]
+    for given, labels in ((["cat, big dog"], ["cat", "big dog"]), (["cat,", "dog,", "bird"], ["cat", "dog", "bird"]),
+                          (["cat", "truck, big"], ["cat", "truck, big"]), (["cat"], ["cat"])):
+        options, overrides = run_blip2.arguments(["--config", "blip2_digits", "--candidate_labels", *given])
+        assert options.candidate_labels == labels == overrides["eval_dataset.data_loader.candidate_labels"]
+    assert checked_labels(["truck, big"]) == ["truck, big"]      # the control: a list says itself what its labels are
+
+
+# ------------------------------------------------------------------------------------------------ temperature
+def test_a15_a_temperature_divides_the_similarities(model, processor, pictures):
+    """1 gives the softmax of the cosines, which are transformers' probabilities; the learnt one is the default."""
+    image = processor.image_processor(pictures[0][:3])
+    features = model.extract_features({"image": image}, "image").image_embeds_proj.asnumpy()
+    labels = classifier(model, processor).label_features().asnumpy()
+    cosine = np.einsum("bqe,le->bql", features, labels).max(1)
+
+    def softmax(logits):
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        return odds / odds.sum(1, keepdims=True)
+    learnt = classifier(model, processor).probabilities(pictures[0][:3])
+    one = classifier(model, processor, temperature=1).probabilities(pictures[0][:3])
+    np.testing.assert_allclose(one, softmax(cosine), atol=1e-5)
+    np.testing.assert_allclose(learnt, softmax(cosine / float(model.temp)), atol=1e-5)
+    same = classifier(model, processor, temperature=float(model.temp)).probabilities(pictures[0][:3])
+    np.testing.assert_allclose(same, learnt, atol=1e-6)
+    assert np.abs(one - learnt).max() > 0.1 and (one.argmax(1) == learnt.argmax(1)).all()
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "1", True])
+def test_a15_a_temperature_is_finite_and_above_0(model, processor, wrong):
+    with pytest.raises(ValueError, match="temperature = .*expected a finite number above 0"):
+        classifier(model, processor, temperature=wrong)
+    with pytest.raises(ValueError, match="with use_itm: .*leave one of them out"):
+        classifier(model, processor, temperature=1.0, use_itm=True)
+
+
+def test_a15_pipeline_trainer_and_configuration_take_it(model, processor, pictures, here, capsys):
+    from mindblip2 import Trainer, pipeline
+    from mindblip2.config import load_config
+    said = {"candidate_labels": DIGITS, "hypothesis_template": "a handwritten {}"}
+    ours = pipeline("zero_shot_image_classification", model=model, processor=processor, **said)
+    warm = pipeline("zero_shot_image_classification", model=model, processor=processor, temperature=1, **said)
+    expected = ours(pictures[0][:2], temperature=1.0)
+    assert warm(pictures[0][:2]) == expected != ours(pictures[0][:2])
+    trainer = Trainer(task="zero_shot_image_classification", model="blip2_digits", **said)
+    assert trainer.predict(pictures[0][:2], temperature=1, top_k=10) == expected
+    config = load_config("blip2_digits", {"eval_dataset.temperature": 1, "context.mode": 1})
+    trainer = Trainer(args=config, task="zero_shot_image_classification", **said)
+    assert trainer.predict(pictures[0][:2], top_k=10) == expected
+    with pytest.raises(ValueError, match="the exported classifier divides ITC similarities by the learnt temperature"):
+        trainer.export(folder="mindir")

@@ -8,7 +8,7 @@ B prompts · M beams · N = B × M · T ids so far · V vocab · K candidates ·
 """
 import numpy as np
 
-from mindblip2.cells.scores import best, checked, draw_several, log_softmax, narrow, restrict
+from mindblip2.cells.scores import best, checked, draw_several, generators, log_softmax, narrow, restrict
 
 NEVER = np.float32(-1e9)    # score of what must not be chosen; as in transformers not -inf, so that too few candidates make no NaN
 
@@ -36,7 +36,7 @@ class _Search:
         self.order_N = None
         # Only the first of the equal beams counts at first.
         self.total_BM = np.where(np.arange(how.beams) == 0, np.float32(0), NEVER)[None].repeat(self.batch, 0)
-        self.random = np.random.default_rng(how.seed)
+        self.random = generators(how)[0]
 
     def candidates(self, scores_NV):
         """(beam (B, K), token (B, K), total log-probability (B, K)), the best first, or in the order drawn."""

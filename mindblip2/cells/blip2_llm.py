@@ -3,11 +3,13 @@
 B batch · P image tokens · Q queries · T text · L = Q + T · W image width
 D width of the language model · V vocab · N rows = batch × beams or captions
 """
+import operator
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindblip2.cells import losses, noise
+from mindblip2.cells import inputs, losses, noise
 from mindblip2.cells.generate import LanguageDecoding, complete
 from mindblip2.cells.layers import LayerNorm, Linear
 from mindblip2.cells.llama import Llama
@@ -15,6 +17,7 @@ from mindblip2.cells.opt import OPT
 from mindblip2.cells.qformer import QFormer
 from mindblip2.cells.vit import ViT
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig
+from mindblip2.data.prompted import check_language_vocabulary, prompt_ids
 from mindblip2.hub import Pretrained
 from mindblip2.lock import unlocked
 
@@ -30,6 +33,7 @@ class Blip2Llm(Pretrained):
 
     presets, task = ("blip2_stage2_*",), "image_to_text_generation"
     new_parts = ("llm_proj.*",)         # a training that starts from stage 1 begins with these …
+    begins_training = True
     unused_parts = ("vision_proj.*", "text_proj.*", "itm_head.*", "temp", "qformer.embeddings.*", "qformer.lm_head.*",
                     "qformer.encoder.layers.*.text_*")     # … and leaves these out
 
@@ -40,11 +44,12 @@ class Blip2Llm(Pretrained):
         if text is None:
             raise ValueError(f"{type(self).__name__} needs model_config.text_config, the language model: take a preset of stage 2, or "
                              "give a section of type LlamaConfig or OPTConfig")
-        self.vit = ViT(vision, dtype)
-        self.ln_vision = LayerNorm(vision.hidden_size, self.config.ln_vision_eps)
-        self.qformer = QFormer(qformer, dtype, text=False)
-        self.llm_proj = Linear(qformer.hidden_size, text.hidden_size, dtype)
-        self.llm = LANGUAGE_MODELS[type(text)](text, dtype, dtype if self.config.freeze_text else "float32")
+        with self.building():
+            self.vit = ViT(vision, dtype)
+            self.ln_vision = LayerNorm(vision.hidden_size, self.config.ln_vision_eps)
+            self.qformer = QFormer(qformer, dtype, text=False)
+            self.llm_proj = Linear(qformer.hidden_size, text.hidden_size, dtype)
+            self.llm = LANGUAGE_MODELS[type(text)](text, dtype, dtype if self.config.freeze_text else "float32")
         self.queries, self.most = qformer.query_length, text.positions
         self.noise = noise.bind(self)
         self._words = self.noise.given
@@ -53,10 +58,14 @@ class Blip2Llm(Pretrained):
         if self.config.freeze_text:
             self.freeze("llm.*")
         self.freeze(*self.config.frozen)
+        self.load_named()
 
-    def elsewhere(self):
-        """The language model may lie in a file of its own."""
-        return {"llm.": self.config.text_config.checkpoint_name_or_path}
+    def __call__(self, image, input_ids, *rest, **named):
+        """``construct`` of Tensors, or of arrays of NumPy or torch."""
+        if inputs.texts(input_ids):
+            raise ValueError("input_ids is text: expected token ids (B, T) int32, prompt first and the end token last, padded on the right")
+        return super().__call__(inputs.pictures(self, image), inputs.token_ids(self, input_ids), *map(inputs.tensor, rest),
+                                **{name: inputs.tensor(value) for name, value in named.items()})
 
     def construct(self, image, input_ids, prompt_length=None, length=None):
         """The mean loss of the tokens that follow the prompt.
@@ -102,7 +111,7 @@ class Blip2Llm(Pretrained):
 class Blip2ImageToTextGeneration(Blip2Llm):
     """The same model, to be asked: ``generate`` writes after a picture and a prompt."""
 
-    presets = ("itt_*",)
+    presets, begins_training = ("itt_*",), False
 
     def __init__(self, config=None):
         super().__init__(config)
@@ -113,12 +122,16 @@ class Blip2ImageToTextGeneration(Blip2Llm):
 
         image (B, 3, S, S), or one picture for all prompts · prompt_ids: what follows the queries, one row of ids for all pictures or
         one for each, as lists of any length or as an array padded on either side; None: bos, where texts of this model begin with it.
+        Arrays may be MindSpore's, NumPy's or torch's.  Where the configuration was read from a preset or file, image may also be what its
+        processor takes, and prompt_ids a text or a list of texts.  A dict ``{"image", "prompt"}`` (LAVIS's samples) or of
+        ``Blip2Processor`` may stand for both.
         ``on_token``: called with the (N,) ids of every step as they come, not with beams.  Keywords are the fields of
         :class:`mindblip2.cells.decoding.LanguageDecoding` and its aliases; all lengths count new tokens only.
 
         Raises TypeError for an unknown keyword; ValueError for values out of range, ids outside the vocabulary, and a prompt that
         leaves no room."""
         how = self.decoding(decoding)
+        image, prompt_ids = self._asked(image, prompt_ids)
         rows = self._prompts(prompt_ids, image.shape[0])
         room = self.room(max(map(len, rows)), how.max_new_tokens)
         x_BLD, mask_BL = self._prompted(self.queries_of(image), rows)
@@ -127,6 +140,7 @@ class Blip2ImageToTextGeneration(Blip2Llm):
 
     def generate_text_for_image(self, image, prompt_ids=None, **decoding):
         """MindFormers' name of ``generate``, with the prompts before the new ids: (B × captions, T + new) int32."""
+        image, prompt_ids = self._asked(image, prompt_ids)
         ids_NT = self.generate(image, prompt_ids, **decoding)
         rows = self._prompts(prompt_ids, image.shape[0])
         prompt_BT = _padded(rows, self.config.text_config.pad_token_id, left=True)
@@ -137,19 +151,36 @@ class Blip2ImageToTextGeneration(Blip2Llm):
         text = self.config.text_config
         said = {"repetition_penalty": text.repetition_penalty, "eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
         if text.do_sample:      # only then: MindFormers' files hold top_k 1 everywhere
-            said |= {"do_sample": True, "top_k": text.top_k, "top_p": text.top_p}
+            said |= {"do_sample": True, "top_k": text.top_k, "top_p": text.top_p, "temperature": text.temperature}
         return LanguageDecoding.of(keywords, **said)
 
     def queries_of(self, image):
         """What the language model reads of pictures (B, 3, S, S): (B, Q, D).  Called from outside of a graph."""
         return self._see[0](self.vit.by_blocks(image))
 
+    def _asked(self, image, prompt):
+        """(image (B, 3, S, S), prompts as ids) from what a user may give for them."""
+        if isinstance(image, dict):
+            found = inputs.unpacked(image, {"image": "image", "prompt": "prompt", "prompt_ids": "prompt", "input_ids": "prompt",
+                                            "attention_mask": "mask"})
+            if prompt is not None and "prompt" in found:
+                raise ValueError("a prompt is in samples and another beside it: give one of them")
+            image, prompt = found["image"], found.get("prompt", prompt)
+            if "mask" in found and not inputs.texts(prompt):
+                mask, ids = (_numpy(one) for one in (found["mask"], prompt))
+                prompt = [row[own != 0].tolist() for row, own in zip(np.atleast_2d(ids), np.atleast_2d(mask))]
+        if inputs.texts(prompt):
+            tokenizer = inputs.processor(self, "texts").tokenizer
+            check_language_vocabulary(self.config, tokenizer)
+            prompt = [prompt_ids(self.config, tokenizer, one) for one in ([prompt] if isinstance(prompt, str) else prompt)]
+        return inputs.pictures(self, image), prompt
+
     def _prompts(self, prompt_ids, batch):
         """One list of ids per picture, or per prompt where there is one picture."""
         text = self.config.text_config
         if prompt_ids is None:
             prompt_ids = [text.bos_token_id] if self.config.begins_with_bos else []
-        rows = _listed(prompt_ids, text.pad_token_id)
+        rows = [[one for one in row if one != text.image_token_id] for row in _listed(prompt_ids, text.pad_token_id)]
         rows = rows * batch if len(rows) == 1 else rows
         if batch not in (1, len(rows)):
             raise ValueError(f"{batch} pictures and {len(rows)} prompts: give one prompt for all pictures, one for each, or one picture "
@@ -190,10 +221,15 @@ class Blip2ImageToTextGeneration(Blip2Llm):
         return moved.reshape(x_BLD.shape), Tensor((place_BL >= 0).astype(np.float32))
 
     def _counted(self, rows, how):
-        """The prompts, where the scores count them: LAVIS's OPT hands them to its beam search, -1 at padding."""
-        if how.scorer != "lavis" or not isinstance(self.config.text_config, OPTConfig):
-            return None
-        return _padded(rows, -1, left=True)
+        """The ids before the new tokens that penalty, n-grams and LAVIS's length of a caption see: (B, L) int32, or None.
+
+        ``transformers``: what its BLIP-2 gets from its processor, an image token for each query, then padding up to the longest
+        prompt, then the prompt; padding counts as a token there.  ``lavis``: of an OPT the prompts alone, of a Llama nothing."""
+        text = self.config.text_config
+        if how.scorer == "lavis":
+            return _padded(rows, -1, left=True) if isinstance(text, OPTConfig) else None
+        image_BQ = np.full((len(rows), self.queries), -1 if text.image_token_id is None else text.image_token_id, np.int32)
+        return np.concatenate([image_BQ, _padded(rows, text.pad_token_id, left=True)], 1)
 
 
 class _See(nn.Cell):
@@ -225,14 +261,22 @@ def _up(count, step):
 
 def _listed(prompt_ids, pad_id):
     """Rows of ids from a row, rows, an array or a Tensor; an array's padding, at either end, is taken off."""
-    ids = prompt_ids.asnumpy() if isinstance(prompt_ids, Tensor) else prompt_ids
+    ids = _numpy(prompt_ids)
     is_array = isinstance(ids, np.ndarray)
-    rows = [ids] if len(ids) == 0 or np.ndim(ids[0]) == 0 else ids
-    rows = [[int(one) for one in row] for row in rows]
+    try:
+        rows = [ids] if len(ids) == 0 or np.ndim(ids[0]) == 0 else ids
+        rows = [[operator.index(one) for one in row] for row in rows]
+    except (TypeError, ValueError):
+        raise ValueError(f"prompt_ids is {prompt_ids!r}: expected token ids, one row or one for each picture, or a text or a list of "
+                         "texts") from None
     if is_array:
         real = [[i for i, one in enumerate(row) if one != pad_id] for row in rows]
         rows = [row[places[0]:places[-1] + 1] if places else [] for row, places in zip(rows, real)]
     return rows
+
+
+def _numpy(ids):
+    return ids.asnumpy() if isinstance(ids, Tensor) else inputs.array(ids)
 
 
 def _padded(rows, fill, left=False, width=None):

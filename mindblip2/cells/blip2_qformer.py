@@ -3,6 +3,7 @@
 B batch · G batch over all cards · L labels · P image tokens · Q queries · T text · S buffer slots · W image width · D width · E embed
 V vocab · N rows = batch × beams
 """
+import logging
 from typing import NamedTuple
 
 import mindspore as ms
@@ -10,7 +11,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindblip2 import comm
-from mindblip2.cells import losses, noise
+from mindblip2.cells import inputs, losses, noise
 from mindblip2.cells.generate import Decoding, generate
 from mindblip2.cells.layers import MASKED, Graph, LayerNorm, Linear, whole_vocabulary
 from mindblip2.cells.qformer import QFormer
@@ -18,6 +19,7 @@ from mindblip2.cells.vit import ViT
 from mindblip2.config import Blip2Config
 from mindblip2.hub import Pretrained
 
+logger = logging.getLogger("mindblip2")
 LABELS = 32     # that are read at once
 
 
@@ -32,19 +34,25 @@ class Features(NamedTuple):
 
 class Blip2Qformer(Pretrained):
     """BLIP-2 stage 1.  Called with pictures and captions it returns its losses; see also ``extract_features``,
-    ``itm_logits``, ``itc_similarity`` and ``generate``."""
+    ``itm_logits``, ``itc_similarity`` and ``generate``.
+
+    All these calls take Tensors, or arrays of NumPy or torch; where the configuration was read from a preset or file, also pictures
+    and texts as its processor takes them."""
 
     presets = ("blip2_stage1_*", "blip2_digits")
 
     def __init__(self, config=None):
         super().__init__(config or Blip2Config())
+        if self.config.text_config is not None:
+            logger.warning("model.model_config.text_config has no effect: a %s has no language model", type(self).__name__)
         vision, qformer, dtype = self.config.vision_config, self.config.qformer_config, self.config.compute_dtype
-        self.vit = ViT(vision, dtype)
-        self.ln_vision = LayerNorm(vision.hidden_size, self.config.ln_vision_eps)
-        self.qformer = QFormer(qformer, dtype)
-        self.vision_proj = Linear(qformer.hidden_size, qformer.head_embed_dim, dtype)
-        self.text_proj = Linear(qformer.hidden_size, qformer.head_embed_dim, dtype)
-        self.itm_head = Linear(qformer.hidden_size, 2, dtype)
+        with self.building():
+            self.vit = ViT(vision, dtype)
+            self.ln_vision = LayerNorm(vision.hidden_size, self.config.ln_vision_eps)
+            self.qformer = QFormer(qformer, dtype)
+            self.vision_proj = Linear(qformer.hidden_size, qformer.head_embed_dim, dtype)
+            self.text_proj = Linear(qformer.hidden_size, qformer.head_embed_dim, dtype)
+            self.itm_head = Linear(qformer.hidden_size, 2, dtype)
         self.temp = Parameter(Tensor(self.config.temperature, ms.float32), name="temp")
         self._caption_step = (_CaptionStep(self.qformer),)  # kept, so that a graph is compiled once; in a tuple: it is no child
         self._graphs = {}   # of methods; in a dict: they are no children
@@ -53,6 +61,11 @@ class Blip2Qformer(Pretrained):
         if self.config.freeze_vision:
             self.freeze("vit.*")
         self.freeze(*self.config.frozen)
+        self.load_named()
+
+    def __call__(self, image, input_ids, *rest, **named):
+        return super().__call__(inputs.pictures(self, image), inputs.token_ids(self, input_ids), *map(inputs.tensor, rest),
+                                **{name: inputs.tensor(value) for name, value in named.items()})
 
     def construct(self, image, input_ids, image_id=None, negatives=None, return_tuple=False):
         """Stage-1 losses of matching pictures and captions.
@@ -103,10 +116,12 @@ class Blip2Qformer(Pretrained):
         return self.ln_vision(self.vit.by_blocks(image))
 
     def extract_features(self, samples, mode="multimodal"):
-        """Embeddings of ``{"image": (B, 3, S, S), "text_input": (B, T) ids}``; mode "image", "text" or "multimodal"."""
+        """Embeddings of ``{"image": (B, 3, S, S), "text_input": (B, T) ids}``, where the ids may also be called ``input_ids`` as those of
+        ``Blip2Processor``; mode "image", "text" or "multimodal"."""
         if mode not in ("image", "text", "multimodal"):
             raise ValueError(f"mode = {mode!r}: expected 'image', 'text' or 'multimodal'")
-        image, ids = (_needed(samples, key, mode) for key in ("image", "text_input"))
+        image, text = _needed(samples, mode, "image"), _needed(samples, mode, "text_input", "input_ids")
+        ids = None if text is None else inputs.token_ids(self, text)
         if mode == "text":
             text_BTD = self.qformer.read(ids)
             return Features(text_embeds=text_BTD, text_embeds_proj=self._project(self.text_proj, text_BTD))
@@ -117,12 +132,13 @@ class Blip2Qformer(Pretrained):
 
     def itm_logits(self, image, input_ids):
         """Does picture b match text b?  (B, 2), the mean over queries; class 1 is "yes"."""
+        image, input_ids = inputs.pictures(self, image), inputs.token_ids(self, input_ids)
         _check_batch(image, input_ids, self.config.qformer_config.max_position_embeddings)
         return self.match_logits(input_ids, self.remember(image))
 
     def remember(self, image):
         """The image memory of pictures (B, 3, S, S): keys and values of every cross-attention layer, made once and reused."""
-        return ms.mutable(self.qformer.memory(self.embed_image(image)))  # mutable: values change, the graph stays
+        return ms.mutable(self.qformer.memory(self.embed_image(inputs.pictures(self, image))))  # mutable: values change, the graph stays
 
     def match_logits(self, input_ids, memory):
         """``itm_logits`` from image memories that are there already; of one picture, it meets all texts without a copy."""
@@ -130,7 +146,7 @@ class Blip2Qformer(Pretrained):
 
     def itc_similarity(self, image, input_ids):
         """Cosine of every picture with every text, the best query counts, not divided by temp: (B_image, B_text)."""
-        return losses.similarity(self.image_features(self.remember(image)), self.text_features(input_ids))
+        return losses.similarity(self.image_features(self.remember(image)), self.text_features(inputs.token_ids(self, input_ids)))
 
     def image_features(self, memory):
         """Unit vectors of the queries that have seen pictures: image memories → (B, Q, E)."""
@@ -143,9 +159,14 @@ class Blip2Qformer(Pretrained):
     def generate(self, image, use_cache=True, **decoding):
         """Captions of pictures (B, 3, S, S) → ids (B, at most 1 + max_new_tokens) int32, [DEC] first, as LAVIS.
 
-        Keywords are the fields of :class:`mindblip2.cells.decoding.Decoding` and its aliases.  ``use_cache=False`` computes the whole
+        ``image`` may also be LAVIS's ``{"image": …}``; stage 1 writes without a prompt.  Keywords are the fields of
+        :class:`mindblip2.cells.decoding.Decoding` and its aliases.  ``use_cache=False`` computes the whole
         prefix at every step: the same ids, slower."""
         config = self.config.qformer_config
+        if not isinstance(use_cache, bool):
+            raise ValueError(f"use_cache = {use_cache!r}: expected true or false; stage 1 writes captions without a prompt, a "
+                             "Blip2ImageToTextGeneration takes one")
+        image = inputs.pictures(self, inputs.unpacked(image, {"image": "image"})["image"] if isinstance(image, dict) else image)
         how = Decoding.of(decoding, eos_token_id=config.sep_token_id, pad_token_id=config.pad_token_id)
         if how.max_new_tokens >= config.max_position_embeddings:
             raise ValueError(f"max_new_tokens = {how.max_new_tokens}: the model has "
@@ -196,29 +217,33 @@ class Blip2Classifier(Blip2Qformer):
 
     task = "zero_shot_image_classification"
 
+    def __call__(self, image, label_ids):
+        return super().__call__(image, label_ids)
+
     def construct(self, image, label_ids):
         """Pictures (B, 3, S, S) and label texts (L, T) → probabilities (B, L)."""
         memory = self.qformer.memory(self.ln_vision(self.vit(image)))
         return self.probabilities(self.image_features(memory), self.text_features(label_ids))
 
-    def probabilities(self, image_BQE, label_LE):
-        """softmax over labels of similarity / temp.  The best query counts, or with ``query_reduce: first`` the first, as
-        MindFormers did."""
+    def probabilities(self, image_BQE, label_LE, temperature=None):
+        """softmax over labels of similarity / temp, or / ``temperature`` where that is given.  The best query counts, or with
+        ``query_reduce: first`` the first, as MindFormers did."""
         if self.config.query_reduce == "first":
             image_BQE = image_BQE[:, :1]
-        return ops.softmax(losses.similarity(image_BQE, label_LE) / self.temp, -1)
+        return ops.softmax(losses.similarity(image_BQE, label_LE) / (self.temp if temperature is None else temperature), -1)
 
-    def scores(self, image_BQE, label_LE):
+    def scores(self, image_BQE, label_LE, temperature=None):
         """``probabilities``, called from outside of a graph."""
-        return self._graph(self.probabilities)(image_BQE, label_LE)
+        return self._graph(self.probabilities)(image_BQE, label_LE, temperature)
 
     def label_features(self, label_ids):
         """``text_features`` of any number of labels (L, T) → (L, E).  Called from outside of a graph."""
-        return self._some_at_once(self.text_features, label_ids)
+        return self._some_at_once(self.text_features, inputs.token_ids(self, label_ids))
 
     def match_probabilities(self, image, label_ids):
         """The same question to the ITM head: softmax over labels of the log-odds that picture and label match, (B, L).  Called from
         outside of a graph."""
+        image, label_ids = inputs.pictures(self, image), inputs.token_ids(self, label_ids)
         memory, batch = self.remember(image), image.shape[0]
 
         def odds_LB(ids_LT):
@@ -307,9 +332,13 @@ def _check_batch(image, input_ids, positions):
                          "truncate them")
 
 
-def _needed(samples, key, mode):
-    if mode == {"image": "text", "text_input": "image"}[key]:
+def _needed(samples, mode, *keys):
+    """The value under one of ``keys``, the names of one input; None where the mode does not read it."""
+    if not isinstance(samples, dict):
+        raise ValueError(f"samples is a {type(samples).__name__}: expected a dict {{'image': (B, 3, S, S), 'text_input': (B, T) ids}}")
+    if mode == ("text" if keys[0] == "image" else "image"):
         return None
-    if key not in samples:
-        raise ValueError(f"extract_features(mode={mode!r}) needs samples[{key!r}], got {sorted(samples)}")
-    return samples[key]
+    given = [key for key in keys if key in samples]
+    if len(given) != 1:
+        raise ValueError(f"extract_features(mode={mode!r}) needs samples[{keys[0]!r}], got {sorted(samples)}")
+    return samples[given[0]]

@@ -5,13 +5,16 @@ B prompts · N = B × beams or captions, rows of the decoder
 import dataclasses
 import difflib
 import logging
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
+
+from mindblip2.text_config import GENERATION_ALIASES as ALIASES
 
 logger = logging.getLogger("mindblip2")
 
-# Names that users of LAVIS and MindFormers bring along.  All lengths count generated tokens only.
-ALIASES = {"max_length": "max_new_tokens", "min_length": "min_new_tokens", "num_captions": "num_return_sequences",
-           "use_nucleus_sampling": "do_sample"}
 SAMPLING = ("top_p", "top_k", "temperature", "seed")     # without effect on greedy and beam search
 
 
@@ -29,11 +32,11 @@ class Decoding:
     top_p: float = 0.9                  # drawn from the fewest tokens that have this probability together
     top_k: int = 0                      # drawn from this many tokens; 0: no limit
     temperature: float = 1.0            # below 1 likely tokens become likelier
-    repetition_penalty: float = 1.0     # above 1 tokens that are there already become less likely, those of given ids included
+    repetition_penalty: float = 1.0     # above 1 tokens that are there already become less likely, those of a prompt included
     length_penalty: float = 1.0         # of beams: the log-probability is divided by length ** this; above 0 favours long captions
     no_repeat_ngram_size: int = 0       # so many tokens in a row never occur twice; 0: no limit
     num_return_sequences: int = 1       # captions per picture, the best first; at most num_beams, or any number of drawn ones
-    seed: int = 0
+    seed: int = 0                       # of the draws; they depend on it alone, not on the place of a picture in its batch
     eos_token_id: int | tuple = 102     # or several ids, each of which ends a caption
     pad_token_id: int = 0               # after the end
     scorer: str = "lavis"               # of beams, see mindblip2.cells.beams
@@ -41,21 +44,14 @@ class Decoding:
     def __post_init__(self):
         if isinstance(self.eos_token_id, list):
             object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
+        for name, (expected, fits) in _EXPECTED.items():
+            if not fits(getattr(self, name)):
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected {expected}")
+        if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens = {self.min_new_tokens}, max_new_tokens = {self.max_new_tokens}: expected "
-                             "0 <= min_new_tokens <= max_new_tokens and at least one new token")
-        if (self.num_beams is not None and self.num_beams < 1) or not 0 < self.top_p <= 1 or min(
-                self.temperature, self.repetition_penalty) <= 0:
-            raise ValueError(f"num_beams = {self.num_beams}, top_p = {self.top_p}, temperature = {self.temperature}, "
-                             f"repetition_penalty = {self.repetition_penalty}: expected num_beams >= 1, 0 < top_p <= 1, and "
-                             "the other two above 0")
-        if self.top_k < 0 or self.no_repeat_ngram_size < 0:
-            raise ValueError(f"top_k = {self.top_k}, no_repeat_ngram_size = {self.no_repeat_ngram_size}: expected 0 for no "
-                             "limit, or a number of tokens")
-        if self.scorer not in ("lavis", "transformers"):
-            raise ValueError(f"scorer = {self.scorer!r}: expected 'lavis' or 'transformers'")
+                             "min_new_tokens <= max_new_tokens")
         most = self.beams if self.beams > 1 or not self.do_sample else self.num_return_sequences
-        if not 1 <= self.num_return_sequences <= max(most, 1):
+        if self.num_return_sequences > most:
             raise ValueError(f"num_return_sequences = {self.num_return_sequences}: {most} beams find at most {most} captions; raise "
                              "num_beams, or use do_sample=True with num_beams=1 for any number")
 
@@ -78,7 +74,7 @@ class Decoding:
             if value is None:
                 continue
             other, before = said.get(own, (name, value))
-            if before != value:
+            if before is not value and before != value:
                 raise ValueError(f"{other} = {before} and {name} = {value} are the same argument; give one of them")
             said[own] = name, value
         how = cls(**{**defaults, **{own: value for own, (_, value) in said.items()}})
@@ -124,3 +120,43 @@ class LanguageDecoding(Decoding):
         if self.num_beams is None:
             return 1 if self.do_sample else 5
         return self.num_beams
+
+
+def merged(*layers):
+    """Generation arguments from several places as one dict; a later layer goes over the earlier ones, whichever of its names an
+    argument has there (``max_length`` of a call goes over ``max_new_tokens`` of a preset)."""
+    found = {}
+    for layer in layers:
+        given = {ALIASES.get(name, name) for name in layer}
+        found = {**{name: value for name, value in found.items() if ALIASES.get(name, name) not in given}, **layer}
+    return found
+
+
+def _whole(value, least):
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def _number(value):
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _at_least(least):
+    return f"a whole number of at least {least}", lambda value: _whole(value, least)
+
+
+# What each argument may be, in words and as a test.
+_EXPECTED = {
+    "max_new_tokens": _at_least(1), "min_new_tokens": _at_least(0), "num_return_sequences": _at_least(1), "seed": _at_least(0),
+    "num_beams": ("a whole number of at least 1", lambda value: value is None or _whole(value, 1)),
+    "do_sample": ("true or false", lambda value: isinstance(value, (bool, np.bool_))),
+    "top_p": ("a number above 0 and at most 1", lambda value: _number(value) and 0 < value <= 1),
+    "top_k": ("a number of tokens, or 0 for no limit", lambda value: _whole(value, 0)),
+    "no_repeat_ngram_size": ("a number of tokens, or 0 for no limit", lambda value: _whole(value, 0)),
+    "temperature": ("a finite number above 0", lambda value: _number(value) and value > 0),
+    "repetition_penalty": ("a finite number above 0", lambda value: _number(value) and value > 0),
+    "length_penalty": ("a finite number", _number),
+    "eos_token_id": ("a token id, several, or null for none", lambda value: value is None or _whole(value, 0) or (
+        isinstance(value, tuple) and all(_whole(one, 0) for one in value))),
+    "pad_token_id": ("a token id", lambda value: _whole(value, 0)),
+    "scorer": ("'lavis' or 'transformers'", lambda value: value in ("lavis", "transformers")),
+}

@@ -9,7 +9,7 @@ from mindspore import ops
 
 EDGE = 5.6  # beyond it Φ is 0 or 1 in float32
 # 2Φ(x) - 1 = x · P(s), s = 2(x / EDGE)² - 1 in [-1, 1]: minimax of degree 15, absolute error of GELU below 6e-9 in exact arithmetic.
-# In float32 it is nearer to the truth than torch's erf (benchmarks/gelu.md); tanh and exp are avoided, MindSpore's fused ones are crude.
+# In float32 it is nearer to the truth than torch's erf; tanh and exp are avoided, MindSpore's fused ones are crude.
 SERIES = (0.2525191867275635, -0.12610257959195648, 0.09396205633972454, -0.07669091986684834, 0.0639345951594494,
           -0.052624660324692124, 0.04191671464044584, -0.03150565947972568, 0.021871155793391765, -0.015087164492242133,
           0.010808601917474108, -0.005726517623275367, 0.0014982385171251572, -0.001257669879734501, 0.001717367495749306,

@@ -12,7 +12,7 @@ import numpy as np
 
 from mindblip2.cells.beams import beam_search
 from mindblip2.cells.decoding import Decoding, LanguageDecoding
-from mindblip2.cells.scores import checked, draw, narrow, restrict
+from mindblip2.cells.scores import checked, draw, generators, narrow, restrict
 
 __all__ = ["Decoding", "LanguageDecoding", "complete", "generate", "stream"]
 
@@ -30,8 +30,9 @@ def complete(step, logits_BV, how, prompt_BT=None, on_token=None):
     """Token ids (B × captions, at most max_new_tokens) int32 that follow B prompts: the text, the end token, padding.
 
     ``logits_BV``: of the first new token, as the prompts' prefill left them.  ``step``: position 0 is the first new token; the first
-    ``order`` picks N rows out of the B of the prefill, later ones out of N.  ``prompt_BT``: ids of the prompts (-1: padding), for
-    the penalty on repetition and for n-grams; without them these see new tokens only, as transformers with ``inputs_embeds``.
+    ``order`` picks N rows out of the B of the prefill, later ones out of N.  ``prompt_BT``: ids of the prompts, of -1 where there
+    is none, for the penalty on repetition and for n-grams; without them these see new tokens only, as transformers does with
+    ``inputs_embeds`` and no ``input_ids``.
     ``on_token``: called with the (N,) ids of every step as soon as they are there; after its end a row gives padding.
 
     Raises ValueError for ``on_token`` with beams, an end token outside the vocabulary, and NaN."""
@@ -73,13 +74,16 @@ def _decode(step, logits_NV, given_NT, how):
 
 def _one_by_one(step, logits_NV, ids_NT, how):
     """Yield the next token of every row until all have ended."""
-    random = np.random.default_rng(how.seed)
+    captions, prompts = generators(how), len(ids_NT) // how.rows
     rows, done_N = np.arange(len(ids_NT)), np.zeros(len(ids_NT), bool)
     for new in range(how.max_new_tokens):
         if new:
             logits_NV = step(ids_NT[:, -1], new, rows)
         scores_NV = restrict(checked(logits_NV, new, how), ids_NT, new, how)
-        token_N = draw(narrow(scores_NV, how), random) if how.do_sample else scores_NV.argmax(1)
+        if how.do_sample:
+            token_N = draw(narrow(scores_NV, how), np.tile([caption.random() for caption in captions], prompts))
+        else:
+            token_N = scores_NV.argmax(1)
         token_N = np.where(done_N, how.pad_token_id, token_N).astype(np.int32)
         ids_NT = np.concatenate([ids_NT, token_N[:, None]], 1)
         done_N |= np.isin(token_N, how.ends)

@@ -35,7 +35,7 @@ def parameter(initial, shape, name, held=ms.float32, split=None):
     cards, rank = comm.mesh.model, comm.mesh.model_rank
     if cards == 1 or split is None:
         made = Parameter(initializer(initial, shape, held), name=name)
-    elif not getattr(Parameter, "init_param", True):    # within no_init: its values will be loaded
+    elif not device.draws_values():     # they will be loaded
         made = Parameter(initializer(Zero(), split.shape(shape, cards), held), name=name)
     else:
         whole = initializer(initial, shape, ms.float32).init_data().asnumpy()
@@ -124,7 +124,7 @@ class Frame(nn.Cell):
 
     def __init__(self, make):
         super().__init__(auto_prefix=False)
-        with ms.nn.utils.no_init_parameters():
+        with device.no_init():
             self.layer = make().set_train(False)
         self.never = (never_of(self.layer),)    # in a tuple: an argument, no constant of the graph
 

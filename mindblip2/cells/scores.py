@@ -24,7 +24,7 @@ def checked(logits_NV, new, how):
 
 
 def restrict(scores_NV, ids_NT, new, how):
-    """Penalty, repeated n-grams, minimal length, in place.  Ids of -1 are padding of prompts."""
+    """Penalty, repeated n-grams, minimal length, in place.  What is no id of the vocabulary (-1) counts as no token."""
     if how.repetition_penalty != 1.0:
         seen_NV = _marked(scores_NV.shape, ids_NT)
         penalty = np.float32(how.repetition_penalty)
@@ -40,7 +40,7 @@ def _marked(shape, ids_NT):
     """True (N, V) at the ids of each row."""
     marked = np.zeros(shape, bool)
     rows_NT = np.broadcast_to(np.arange(shape[0])[:, None], ids_NT.shape)
-    real_NT = ids_NT >= 0
+    real_NT = (ids_NT >= 0) & (ids_NT < shape[1])
     marked[rows_NT[real_NT], ids_NT[real_NT]] = True
     return marked
 
@@ -77,22 +77,29 @@ def narrow(scores_NV, how):
     return scores_NV
 
 
-def draw(scores_NV, random):
-    """One token per row."""
+def generators(how):
+    """One random generator for each caption of a prompt, made from the seed and the caption's number only.
+
+    All prompts of a batch take the same draws, so that what is drawn for a prompt does not depend on the others of its batch."""
+    return [np.random.default_rng((how.seed, caption)) for caption in range(how.rows)]
+
+
+def draw(scores_NV, uniform_N):
+    """One token per row, chosen by a number from 0 to less than 1."""
     order_NV = np.argsort(-scores_NV, 1, kind="stable")
     sorted_NV = np.take_along_axis(scores_NV, order_NV, 1)
     probs_NV = np.exp(sorted_NV - sorted_NV[:, :1])
     probs_NV /= probs_NV.sum(1, keepdims=True)
     edges_NV = np.cumsum(probs_NV, 1)
-    draw_N1 = random.random((len(scores_NV), 1)) * edges_NV[:, -1:]
+    draw_N1 = np.asarray(uniform_N)[:, None] * edges_NV[:, -1:]
     choice_N = np.minimum((edges_NV <= draw_N1).sum(1), (probs_NV > 0).sum(1) - 1)
     return np.take_along_axis(order_NV, choice_N[:, None], 1)[:, 0]
 
 
 def draw_several(scores_NV, count, random):
-    """``count`` different candidates per row, in the order drawn: the largest sums of score and Gumbel noise are such draws."""
-    noisy_NV = scores_NV + random.gumbel(size=scores_NV.shape)
-    return best(noisy_NV, count)
+    """``count`` different candidates per row, in the order drawn: the largest sums of score and Gumbel noise are such draws.  All
+    rows take the same noise, see ``generators``."""
+    return best(scores_NV + random.gumbel(size=(1, scores_NV.shape[1])), count)
 
 
 def best(scores_NV, count):

@@ -43,9 +43,9 @@ class RandomResizedCrop:
                 return int(left), int(top), width, height
         width, height = image_width, image_height
         if image_width / image_height < self.ratio[0]:
-            height = round(width / self.ratio[0])
+            height = max(round(width / self.ratio[0]), 1)
         elif image_width / image_height > self.ratio[1]:
-            width = round(height * self.ratio[1])
+            width = max(round(height * self.ratio[1]), 1)
         return (image_width - width) // 2, (image_height - height) // 2, width, height
 
 

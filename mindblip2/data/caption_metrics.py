@@ -20,14 +20,31 @@ def caption_scores(captions, references):
     """``{"Bleu_1", …, "Bleu_4", "ROUGE_L", "CIDEr"}`` over all pictures; CIDEr goes up to 10, the others to 1.
 
     ``captions``: picture → one caption.  ``references``: picture → list of captions by people.  CIDEr weighs words by how many of the
-    given pictures' references hold them, so its value belongs to this set of pictures (with one picture all words weigh nothing).
+    given pictures' references hold them, so its value belongs to this set of pictures; where that leaves no word any weight, it is not
+    among the scores, and a line says so (pycocoevalcap gives 0).
 
     Raises ValueError where the two name other pictures, or a picture has no reference."""
     pictures = _matched(captions, references)
     found = [words(captions[picture]) for picture in pictures]
     wanted = [[words(one) for one in references[picture]] for picture in pictures]
-    scores = [*bleu(found, wanted), float(np.mean(rouge_l(found, wanted))), float(np.mean(cider_d(found, wanted)))]
-    return dict(zip(NAMES, scores))
+    scores = dict(zip(NAMES, [*bleu(found, wanted), float(np.mean(rouge_l(found, wanted)))]))
+    why = why_no_cider([references[picture] for picture in pictures])
+    if why:
+        print(f"CIDEr left out: {why}")
+        return scores
+    return {**scores, "CIDEr": float(np.mean(cider_d(found, wanted)))}
+
+
+def why_no_cider(references):
+    """Why CIDEr says nothing about these pictures, each with its list of references; "" if it does.
+
+    A word that every picture's references hold weighs nothing; where that is all there is, every caption scores 0."""
+    if len(references) == 1:
+        return "there is one picture, and it weighs words by how many of several pictures have them; give at least two"
+    if len({frozenset(ngram for one in texts for ngram in _ngrams(words(one))) for texts in references}) == 1:
+        return (f"the references of all {len(references)} pictures have the same words, and it weighs words by what tells pictures apart; "
+                "give pictures with different references")
+    return ""
 
 
 def _matched(captions, references):

@@ -5,6 +5,7 @@ import numpy as np
 
 from mindblip2.data.captions import BlipCaption
 from mindblip2.data.image import sizes
+from mindblip2.data.text_checks import cleaned
 
 SHOWN = 5   # unreadable files named in a message
 
@@ -33,16 +34,14 @@ def pictures_and_captions(samples):
 def pictures_and_texts(samples, prompt="", max_words=50):
     """Samples → pictures, cleaned texts of all, and the index of each text's picture (T,) int64.
 
-    Raises ValueError as :func:`pictures_and_captions`, and for a caption of which nothing is left."""
+    Raises ValueError as :func:`pictures_and_captions`, and for a caption of which nothing is left; warns of more than ``max_words``."""
     pictures, captions = pictures_and_captions(samples)
-    clean, texts, text_image = BlipCaption(prompt, max_words), [], []
-    for i, own in enumerate(captions):
-        for caption in own:
-            texts.append(clean(caption))
-            text_image.append(i)
-            if texts[-1] == prompt:
-                raise ValueError(f"sample {i}: nothing is left of the caption {caption!r} when it is cleaned; remove it")
-    return pictures, texts, np.array(text_image)
+    clean = BlipCaption(prompt, max_words)
+    empty = [(i, caption) for i, own in enumerate(captions) for caption in own if clean(caption) == prompt]
+    if empty:
+        raise ValueError(f"{_where(samples, empty[0][0])}: nothing is left of the caption {empty[0][1]!r} when it is cleaned; remove it")
+    texts = cleaned([caption for own in captions for caption in own], clean)
+    return pictures, texts, np.repeat(np.arange(len(captions)), [len(own) for own in captions])
 
 
 def check_readable(pictures):
@@ -65,6 +64,11 @@ def _parts(sample, i):
         raise ValueError(f"sample {i} has no {'picture' if picture is None else 'caption'}: expected "
                          f'{{"image": …, "captions": [text, …]}}, got {str(sample)[:200]}')
     return picture, captions, read("image_id")
+
+
+def _where(samples, i):
+    """A sample in a message, with the file and row that it is from where the samples say so."""
+    return f"sample {i}" + (f" ({samples.source(i)})" if hasattr(samples, "source") else "")
 
 
 def _names(picture, image_id):

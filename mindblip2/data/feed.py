@@ -3,6 +3,7 @@
 B batch · T text · S side of the picture
 """
 import os
+from hashlib import blake2b
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from mindblip2.data.captions import BlipCaption
 from mindblip2.data.order import order
 from mindblip2.data.pixels import ImageError
 from mindblip2.data.processor import rgb
+from mindblip2.data.text_checks import UnknownCount
 from mindblip2.data.workers import ahead, columns, from_workers, stacked
 
 LENGTHS = 4         # texts are padded to a quarter, half, … of the full length: the same numbers, less work, few shapes to compile
@@ -46,7 +48,7 @@ class Feed:
 
     A picture that cannot be read is replaced by the sample at its place of the next batch (not by a neighbour: a batch shall not
     hold the same picture twice), and counted: ``skipped``, and the first ``skipped_names``.  UnreadableError is raised for more
-    than ``max_unreadable`` of the samples."""
+    than ``max_unreadable`` of the samples: looked at from 100 samples on, and before the last batch of every epoch."""
 
     def __init__(self, samples, processor, batch_size, seed, *, transforms=(), ratios=(), shuffle=True, prompt="", max_words=50,
                  max_length=None, text=None, rank=0, world=1, workers=0, processes=True, max_unreadable=0.01):
@@ -61,6 +63,7 @@ class Feed:
         self.indexable = hasattr(samples, "__getitem__") and hasattr(samples, "__len__") and not hasattr(samples, "epoch")
         self.sizes = tuple(getattr(samples, "sizes", None) or (len(samples),)) if self.indexable else ()
         self.seen, self.skipped, self.skipped_names = 0, 0, []
+        self.unknown = UnknownCount(processor.tokenizer if text is None else text.tokenizer, rank == 0)
         if hasattr(samples, "__len__") and len(samples) < self.chunk:
             raise ValueError(f"{len(samples)} samples make no batch of {batch_size} on {world} ranks: lower "
                              "runner_config.batch_size")
@@ -77,9 +80,12 @@ class Feed:
     def epoch(self, epoch, start_step=0):
         """The batches of an epoch from ``start_step`` on.  Closing or dropping the iterator ends what works for it."""
         made = self._from_list(epoch, start_step) if self.indexable else ahead(self._from_stream(epoch, start_step))
-        for batch in made:
-            self._count(batch["skipped"])
+        for step, batch in enumerate(made, start_step + 1):
+            self._count(batch["skipped"], is_last=hasattr(self.samples, "__len__") and step == len(self))
+            self.unknown.add(batch["input_ids"], batch["length"])
             yield self._trimmed(batch)
+        self.unknown.end()
+        self._check_unreadable()    # samples without a length: now the end is known
 
     # ------------------------------------------------------------------------------------------------ samples in any order
     def _from_list(self, epoch, start_step):
@@ -104,13 +110,16 @@ class Feed:
             raise ValueError(f"a training sample is a dict with 'image' and 'caption', this one has {got}")
         if self.transforms:
             rng = np.random.default_rng([self.seed, epoch, place])
-            image = self.transforms[number if len(self.transforms) > 1 else 0](rgb(sample["image"], "the picture"), rng)
+            image = self.transforms[number if len(self.transforms) > 1 else 0](self._rgb(sample["image"]), rng)
         else:
             image = self.processor.image_processor([sample["image"]], return_tensors="np")[0]
         caption = sample["caption"]
         if isinstance(caption, (list, tuple)) and caption:      # one of them, the same whenever this place is made again
             caption = caption[np.random.default_rng([self.seed, epoch, place, 1]).integers(len(caption))]
         return image, *self._ids(self.clean(caption), sample.get("prompt")), _checked_id(sample.get("image_id", -1))
+
+    def _rgb(self, picture):
+        return rgb(picture, "the picture", self.processor.image_processor.alpha)
 
     def _ids(self, caption, prompt):
         if self.text is not None:
@@ -150,12 +159,16 @@ class Feed:
         raise UnreadableError(_in_a_row(tried))
 
     # ------------------------------------------------------------------------------------------------ batches
-    def _count(self, skipped):
+    def _count(self, skipped, is_last):
         self.seen += self.batch_size
         self.skipped += len(skipped)
         self.skipped_names += skipped[:max(NAMED - len(self.skipped_names), 0)]
-        share = self.skipped / (self.seen + self.skipped)
-        if self.seen >= SOON and share > self.max_unreadable:
+        if self.seen >= SOON or is_last:
+            self._check_unreadable()
+
+    def _check_unreadable(self):
+        share = self.skipped / max(self.seen + self.skipped, 1)
+        if share > self.max_unreadable:
             raise UnreadableError(f"{self.skipped} of {self.seen + self.skipped} pictures ({share:.1%}) could not be read, more "
                                   f"than max_unreadable = {self.max_unreadable:g}: {_some(self.skipped_names)}{ADVICE}")
 
@@ -233,8 +246,13 @@ def _stream(samples, epoch):
 
 
 def _checked_id(image_id):
+    """The image_id as int32.  A text, as in annotation files, becomes 31 bits of its BLAKE2 hash: the same in every process, and two of
+    the pictures in a batch of 1,000 get the same number once in 4,000 batches."""
+    if isinstance(image_id, str):
+        image_id = int.from_bytes(blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "big") >> 1
     if not isinstance(image_id, (int, np.integer)) or not -1 <= image_id < 2**31:
-        raise ValueError(f"image_id = {image_id!r}: expected a whole number from 0 to 2**31 - 1, the same for the same picture")
+        raise ValueError(f"image_id = {image_id!r}: expected a text, or a whole number from 0 to 2**31 - 1, the same for the same "
+                         "picture")
     return np.int32(image_id)
 
 

@@ -6,7 +6,9 @@ import numpy as np
 from mindblip2.data import tokenizer_files
 from mindblip2.data.encoding import SIDES, checked_length, encoding, joined, listed, texts_of
 from mindblip2.data.vocabulary import HuggingFace, SentencePieces
+from mindblip2.file_io import FileError
 
+RARE = "\U00013000"  # an Egyptian hieroglyph
 PADDED = 128        # a model's vocabulary may be larger than its tokenizer's by less than this: rounded up for the hardware
 
 
@@ -62,6 +64,11 @@ class LanguageTokenizer:
                             else SentencePieces(self.vocab_file, settings.get("legacy", True)))
         for token, (number, special) in sorted(added.items(), key=lambda item: item[1]):
             self._vocabulary.add(token, special, number)
+            if self._vocabulary.id_of(token) != number:
+                raise FileError(f"the added token {token!r} has id {number} in the files beside {self.vocab_file}, but "
+                                f"{self._vocabulary.id_of(token)} in the vocabulary: are the files of one model?  Get all of them again")
+        if not all(isinstance(token, str) and token for token in added_tokens):
+            raise ValueError(f"added_tokens = {list(added_tokens)}: expected texts")
         for token in added_tokens:
             self._vocabulary.add(token, True)
         said = dict(zip(tokenizer_files.SPECIAL, (bos_token, eos_token, unk_token, pad_token)))
@@ -72,6 +79,8 @@ class LanguageTokenizer:
         self.add_bos_token = _first(add_bos_token, settings.get("add_bos_token"), plan.add_bos_token, bool(before) or opt)
         self.add_eos_token = _first(add_eos_token, settings.get("add_eos_token"), plan.add_eos_token, bool(after))
         self._joins = settings.get("clean_up_tokenization_spaces", plan.joins)
+        # A vocabulary of bytes can write everything: what no text of today holds shows whether there is an unknown token in use.
+        self.unknown_id = self.unk_token_id if self.unk_token_id in self._vocabulary.encode(RARE) else None
 
     def _name(self, name, told, usual):
         """Settle one special token: ``self.eos_token`` and ``self.eos_token_id``."""

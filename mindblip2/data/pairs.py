@@ -1,10 +1,14 @@
 """Loaders of pictures with captions, by the names that MindFormers gives them."""
+import logging
 import os
 from pathlib import Path
 
 import numpy as np
 
 from mindblip2.data.annotations import AnnotationError, Picture, read_annotations
+from mindblip2.file_io import read_text
+
+logger = logging.getLogger("mindblip2")
 
 STAGES = ("train", "eval")
 FLICKR8K_PARTS = {"train": "trainImages", "dev": "devImages", "test": "testImages", "eval": "testImages"}
@@ -42,6 +46,10 @@ class Pairs:
         caption = captions[place - self._ends[i]] if self.repeat_images else list(captions)
         return {"image": path, "caption": caption, "image_id": image_id}
 
+    def source(self, index):
+        """Where sample ``index`` is written, for messages: file and row."""
+        return self.pictures[int(np.searchsorted(self._ends, range(len(self))[index], "right"))].source
+
     def __iter__(self):
         return (self[index] for index in range(len(self)))
 
@@ -66,6 +74,8 @@ class MultiImgCapDataLoader(Pairs):
             raise ValueError(f"stage = {stage!r}: expected one of {', '.join(map(repr, STAGES))}")
         if len(column_names) != 2:
             raise ValueError(f"column_names = {list(column_names)}: expected two, of the picture and of the text")
+        if tuple(column_names) != ("image", "text"):
+            logger.warning("column_names = %s has no effect: samples are dicts with image, caption and image_id", list(column_names))
         if not annotation_files:
             raise AnnotationError(f"no annotation_files: name the JSON files under {os.path.abspath(dataset_dir)}, and for each "
                                   "its folder of pictures in image_dirs")
@@ -86,14 +96,16 @@ class Flickr8kDataLoader(Pairs):
         part = _first(texts.parent, (f"Flickr_8k.{FLICKR8K_PARTS[stage]}.txt",))
         folder = _first(dataset_dir, ("Flickr8k_Dataset/Flickr8k_Dataset", "Flickr8k_Dataset", "Flicker8k_Dataset"))
         captions = {}
-        for line in texts.read_text(encoding="utf-8").splitlines():
+        for line in read_text(texts, "Flickr8k's file of captions").splitlines():
             name, tab, caption = line.partition("\t")   # "123.jpg#0<tab>A child …"
             if tab:
                 captions.setdefault(name.rpartition("#")[0], []).append(caption)
-        names = part.read_text(encoding="utf-8").split()
+        names = read_text(part, "one of Flickr8k's lists of pictures").split()
         bare = [name for name in names if name not in captions]
         if bare:
-            raise AnnotationError(f"{part.absolute()} lists {bare[0]}, of which {texts.absolute()} has no caption; get both again")
+            raise AnnotationError(f"{part.absolute()} lists {bare[0][:80]!r}, of which {texts.absolute()} has no caption; get both again")
+        if not names:
+            raise AnnotationError(f"{part.absolute()} lists no pictures; get it again")
         pictures = [Picture(str(folder / name), tuple(captions[name]), i, str(part), i) for i, name in enumerate(names)]
         train = stage == "train"
         super().__init__(pictures, train, train if shuffle is None else shuffle)

@@ -7,13 +7,15 @@ T text
 """
 import numpy as np
 
+IMAGE_TOKEN = "<image>"     # transformers' placeholder of a query, of which its prompts begin with one for each
+
 
 class PromptedText:
     """Captions and prompts to ids as the model of ``config`` (a ``Blip2Config``) reads them.
 
-    The end token is ``text_config.eos_token_id``, which for OPT is a line end, as in LAVIS; bos is there if ``begins_with_bos`` says so,
-    whatever the tokenizer puts in front by itself.  ``max_length`` in tokens, all included: a longer caption loses its end, and
-    with it the end token, since it does not end there.
+    The end token is ``text_config.eos_token_id``, of several the first, which for OPT is a line end, as in LAVIS; bos is there if
+    ``begins_with_bos`` says so, whatever the tokenizer puts in front by itself.  ``max_length`` in tokens, all included: a longer caption
+    loses its end, and with it the end token, since it does not end there.
 
     Raises ValueError for a tokenizer of another model, a special id outside the vocabulary, and a prompt that leaves no room for a
     caption."""
@@ -22,17 +24,17 @@ class PromptedText:
         text = config.text_config
         check_language_vocabulary(config, tokenizer)
         self.tokenizer, self.prompt, self.max_length = tokenizer, prompt, max_length
-        self.before = [text.bos_token_id] if config.begins_with_bos else []
-        self.end, self.pad = text.eos_token_id, text.pad_token_id
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if not 0 <= getattr(text, name) < text.vocab_size:
+        self.config = config
+        self.end, self.pad = text.end_token_ids[0], text.pad_token_id
+        for name, ids in (("bos_token_id", [text.bos_token_id]), ("eos_token_id", text.end_token_ids), ("pad_token_id", [self.pad])):
+            if not all(0 <= one < text.vocab_size for one in ids):
                 raise ValueError(f"text_config.{name} = {getattr(text, name)} lies outside the vocabulary of {text.vocab_size}: give the "
                                  "language model's")
         self._check_room(prompt)
 
     def ids(self, text):
         """The ids of a prompt, as a list."""
-        return self.before + plain_ids(self.tokenizer, text)
+        return prompt_ids(self.config, self.tokenizer, text)
 
     def __call__(self, caption, prompt=None):
         """``{"input_ids": (T,) int32, padded on the right, "length", "prompt_length"}`` of a cleaned caption.
@@ -59,8 +61,19 @@ class PromptedText:
                              "room for a caption: shorten it, or raise max_length (and processor.tokenizer.max_length)")
 
 
+def without_image_tokens(text):
+    """A text without the placeholders of image tokens: the queries stand before every text here, without being named in it."""
+    return text.replace(IMAGE_TOKEN, "")
+
+
+def prompt_ids(config, tokenizer, prompt):
+    """What follows the queries of the model of ``config``: bos, where the model has one there, and the ids of a prompt; a list."""
+    return [config.text_config.bos_token_id] * config.begins_with_bos + plain_ids(tokenizer, prompt)
+
+
 def plain_ids(tokenizer, text):
-    """The ids of a text without special tokens."""
+    """The ids of a text without special tokens and without the placeholders of image tokens."""
+    text = without_image_tokens(text)
     if hasattr(tokenizer, "encode"):
         return tokenizer.encode(text, add_special_tokens=False)
     return tokenizer(text, padding=False, truncation=False)["input_ids"][1:-1]      # BERT's puts two around

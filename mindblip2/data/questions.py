@@ -6,9 +6,10 @@ VQA (v1, v2, OK-VQA) has ``{"questions": [{"image_id", "question", "question_id"
 """
 import logging
 import os
+from collections.abc import Hashable
 from typing import NamedTuple
 
-from mindblip2.data.annotations import AnnotationError, checked_rows, content_of
+from mindblip2.data.annotations import AnnotationError, checked_rows, content_of, picture_name, shown
 
 logger = logging.getLogger("mindblip2")
 
@@ -44,8 +45,8 @@ def read_questions(files, image_dirs):
                               f"annotation_files, as {PAIR}")
     folders = [image_dirs[i] for i in asking] if len(image_dirs) == len(files) else image_dirs
     if len(folders) != len(asking):
-        raise AnnotationError(f"{len(files)} annotation_files, of questions {len(asking)}, and {len(image_dirs)} image_dirs: expected one "
-                              "folder for each file of questions")
+        raise AnnotationError(f"{', '.join(map(os.path.abspath, files))}: {len(files)} annotation_files, of questions {len(asking)}, and "
+                              f"{len(image_dirs)} image_dirs: expected one folder for each file of questions")
     found = [one for i, folder in zip(asking, folders) for one in _questions(files[i], contents[i], folder, answers)]
     unasked = set(answers) - {one.question_id for one in found}
     if unasked:
@@ -60,18 +61,23 @@ def asks(rows):
     return isinstance(first, Question) or isinstance(first, dict) and "question" in first
 
 
-def question(row, where, folder=""):
-    """A :class:`Question` of one row or sample."""
+def question(row, where, folder=None):
+    """A :class:`Question` of one row of a file, whose pictures lie in ``folder``, or of a sample.  An answer that is null is none."""
     if isinstance(row, Question):
         return row
     _check(row, ("image", "question"), where, '{"image", "question", "answer"}')
-    answers = row.get("answers", row.get("answer", ()))
-    answers = [answers] if isinstance(answers, str) else answers
-    answers = tuple(one.get("answer") if isinstance(one, dict) else one for one in answers)
-    if not isinstance(row["question"], str) or not all(isinstance(one, str) for one in answers):
-        raise AnnotationError(f"{where}: question = {row['question']!r}, answers = {repr(answers)[:80]}: expected texts")
-    image = os.path.normpath(os.path.join(folder, row["image"])) if folder and isinstance(row["image"], str) else row["image"]
-    return Question(image, row["question"], answers, row.get("question_id"))
+    answers = row.get("answers", row.get("answer"))
+    answers = [answers] if isinstance(answers, str) else () if answers is None else answers
+    if isinstance(answers, (list, tuple)):
+        answers = tuple(one.get("answer") if isinstance(one, dict) else one for one in answers)
+    if not isinstance(row["question"], str) or not isinstance(answers, tuple) or not all(isinstance(one, str) for one in answers):
+        raise AnnotationError(f"{where}: question = {shown(row['question'])}, answers = {shown(answers)}: expected texts")
+    number, image = row.get("question_id"), row["image"]
+    if not isinstance(number, Hashable):
+        raise AnnotationError(f"{where}: question_id = {shown(number)}: expected a number or a text")
+    if folder is not None:
+        image = os.path.normpath(os.path.join(folder, picture_name(image, where, folder)))
+    return Question(image, row["question"], answers, number)
 
 
 def _official(content):
@@ -113,15 +119,15 @@ def _coco_rows(name, content, folder):
     """The rows of VQA's questions with the names of COCO's pictures."""
     kind, subset = content.get("data_type", "mscoco"), content.get("data_subtype")
     if kind != "mscoco" or not isinstance(subset, str):
-        raise AnnotationError(f"{name}: data_type = {kind!r}, data_subtype = {subset!r}: expected 'mscoco' and 'val2014' or the like, "
-                              "which name the pictures; write a list of" ' {"image", "question", "question_id"}')
+        raise AnnotationError(f"{name}: data_type = {shown(kind)}, data_subtype = {shown(subset)}: expected 'mscoco' and 'val2014' or "
+                              "the like, which name the pictures; write a list of" ' {"image", "question", "question_id"}')
     subset = subset.replace("-dev", "")         # the questions of test-dev are about pictures of test
     below = subset if os.path.isdir(os.path.join(folder, subset)) else ""
     rows = checked_rows(content["questions"], name, "questions")
     for i, row in enumerate(rows):
         _check(row, ("image_id", "question", "question_id"), f"{name}, question {i}", '{"image_id", "question", "question_id"}')
-        if not isinstance(row["image_id"], int):
-            raise AnnotationError(f"{name}, question {i}: image_id = {row['image_id']!r}: expected COCO's number of a picture")
+        if not isinstance(row["image_id"], int) or isinstance(row["image_id"], bool):
+            raise AnnotationError(f"{name}, question {i}: image_id = {shown(row['image_id'])}: expected COCO's number of a picture")
     return [{**row, "image": os.path.join(below, f"COCO_{subset}_{row['image_id']:012d}.jpg")} for row in rows]
 
 
@@ -131,6 +137,8 @@ def _annotations(file, content):
     for i, row in enumerate(checked_rows(content["annotations"], file, "annotations")):
         where = f"{name}, annotation {i}"
         _check(row, ("question_id", "answers"), where, '{"question_id", "image_id", "answers"}')
+        if not isinstance(row["question_id"], Hashable):
+            raise AnnotationError(f"{where}: question_id = {shown(row['question_id'])}: expected a number or a text")
         if row["question_id"] in found:
             raise AnnotationError(f"{where}: question_id {row['question_id']} comes twice; get the file again")
         answers = question({"image": "", "question": "", "answers": row["answers"]}, where).answers
@@ -140,5 +148,5 @@ def _annotations(file, content):
 
 def _check(row, keys, where, expected):
     if not isinstance(row, dict) or not set(keys) <= set(row):
-        got = f"the keys {sorted(row)}" if isinstance(row, dict) else repr(row)[:60]
+        got = f"the keys {shown(sorted(row))}" if isinstance(row, dict) else shown(row)
         raise AnnotationError(f"{where}: expected {expected}, got {got}")

@@ -7,13 +7,15 @@ import dataclasses
 import difflib
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
 from PIL import Image
 
 from mindblip2.config import CLIP_MEAN, CLIP_STD
-from mindblip2.data.augment import RandAugment, RandomHorizontalFlip, RandomResizedCrop
+from mindblip2.data.augment import MOST, RandAugment, RandomHorizontalFlip, RandomResizedCrop
+from mindblip2.data.pixels import check_size
 from mindblip2.data.transforms import normalize, resize, to_chw
-from mindblip2.sections import ConfigError
+from mindblip2.sections import ConfigError, Count, Factor, Fraction, Natural, Positive, Range, argument
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "linear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 VISUAL_GENOME = re.compile(r"(^|[/\\_.-])(vg|visual[-_]?genome)([/\\_.-]|$)", re.IGNORECASE)
@@ -36,7 +38,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Resize:
-    """To a square of ``size`` pixels (a pair says so too), or with one number, as in MindFormers, the shorter side to it."""
+    """To a square of ``size`` pixels (a pair says so too), or with one number, as in MindFormers, the shorter side to it.  Raises
+    ImageError where that would make a picture too large."""
     size: int
     square: bool = True
     resample: int = Image.Resampling.BICUBIC
@@ -45,7 +48,9 @@ class Resize:
         if self.square:
             return resize(image, self.size, self.resample)
         scale = self.size / min(image.size)
-        return image.resize(tuple(max(self.size, int(side * scale)) for side in image.size), self.resample)
+        size = tuple(max(self.size, int(side * scale)) for side in image.size)
+        check_size(size, f"a picture of {image.width} x {image.height}, its shorter side resized to {self.size},")   # a line of one pixel
+        return image.resize(size, self.resample)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def recipe(words, size, mean=CLIP_MEAN, std=CLIP_STD):
     for entry in words:
         kind, options = _taken_apart(entry)
         if kind == "Normalize":
-            norm.update({key: tuple(value) for key, value in options.items() if key in norm})
+            norm |= {key: argument(RANGES[key], options[key], f"transforms: Normalize {key}") for key in norm.keys() & options.keys()}
         elif kind not in ARRAYS:
             steps.append(_made(kind, options))
     last = next((step for step in reversed(steps) if hasattr(step, "size")), None)
@@ -107,6 +112,9 @@ NAMED = {
 }
 STEPS = {"RandomResizedCrop": RandomResizedCrop, "RandomHorizontalFlip": RandomHorizontalFlip, "RandAugment": RandAugment,
          "Resize": Resize, "CenterCrop": CenterCrop}
+RANGES = {"size": Count, "scale": tuple[Factor, Factor], "ratio": tuple[Positive, Positive], "prob": Fraction, "num_ops": Natural,
+          "magnitude": Annotated[float, Range(0, MOST)], "mean": tuple[Fraction, Fraction, Fraction],
+          "std": tuple[Positive, Positive, Positive]}
 OPTIONS = {"Normalize": ("mean", "std", "is_hwc"), "ToPIL": (), "ToTensor": (), "Resize": ("size", "interpolation"),
            "RandomResizedCrop": ("size", "scale", "ratio", "interpolation")}
 
@@ -138,6 +146,10 @@ def _made(kind, options):
         options["size"] = options["size"][0]
     elif kind == "Resize":
         options["square"] = False
+    for key in RANGES.keys() & options.keys():
+        options[key] = argument(RANGES[key], options[key], f"transforms: {kind} {key}")
+        if isinstance(options[key], tuple) and options[key][0] > options[key][1]:
+            raise ConfigError(f"transforms: {kind} {key} = {list(options[key])}: expected the smaller number first")
     try:
         return STEPS[kind](**options)
     except TypeError as error:

@@ -12,6 +12,7 @@ from mindblip2.data import digits
 from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.questions import Question
 from mindblip2.data.vqa import PROMPT
+from mindblip2.file_io import atomic_file
 
 DETAIL_ODDS = ((0, 0.7, 0.3), (0.8, 0.2, 0))  # captions with colour and digit, digit, colour: at first, and later
 SEVERAL = 0.8                   # share of the later batches whose scenes have two or three digits
@@ -122,11 +123,11 @@ def _pair(digit, colour):
 def draw(folder, size=digits.SIZE):
     """Write a few held-out pictures of each kind, named after what they show; returns the paths."""
     folder, paths = Path(folder), []
-    folder.mkdir(parents=True, exist_ok=True)
     pairs = labelled_sets(size)[1]
     for i in np.random.default_rng(0).choice(len(pairs.pictures), SHOWN, replace=False):
         paths.append(folder / f"{len(paths):02d}_{pairs.truths[i].replace(' ', '_')}.png")
-        Image.fromarray(pairs.pictures[i]).save(paths[-1])
+        with atomic_file(paths[-1], "wb") as file:
+            Image.fromarray(pairs.pictures[i]).save(file, "PNG")
     return paths
 
 

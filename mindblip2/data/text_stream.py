@@ -7,10 +7,11 @@ class TextStream:
     A word is shown when the next begins, since its end may still come, and so may the joins at punctuation; signs without spaces
     between them, as in Chinese, at once; halves of a sign never.
 
-    ``tokenizer``: anything with ``decode(ids, skip_special_tokens)``."""
+    ``tokenizer``: anything with ``decode(ids, skip_special_tokens)``.  ``ends``: the ids that end a text; neither they nor what a row
+    gets after one of them is text."""
 
-    def __init__(self, tokenizer):
-        self.tokenizer, self.rows = tokenizer, []
+    def __init__(self, tokenizer, ends=()):
+        self.tokenizer, self.ends, self.rows = tokenizer, frozenset(ends), []
 
     def put(self, token_N):
         """The ids of one step, one per row, to the new text of each row: a list of strings, empty where nothing is new."""
@@ -18,7 +19,7 @@ class TextStream:
         self.rows = self.rows or [_Row() for _ in token_N]
         if len(token_N) != len(self.rows):
             raise ValueError(f"{len(token_N)} ids after steps of {len(self.rows)}: expected one for each row")
-        return [row.put(one, self.tokenizer) for row, one in zip(self.rows, token_N)]
+        return [row.put(one, self.tokenizer, self.ends) for row, one in zip(self.rows, token_N)]
 
     def end(self):
         """What was still held back, for each row."""
@@ -27,9 +28,12 @@ class TextStream:
 
 class _Row:
     def __init__(self):
-        self.ids, self.shown = [], ""
+        self.ids, self.shown, self.ended = [], "", False
 
-    def put(self, one, tokenizer):
+    def put(self, one, tokenizer, ends):
+        if self.ended or one in ends:
+            self.ended = True
+            return self.rest(tokenizer)
         self.ids.append(one)
         text = tokenizer.decode(self.ids, True)
         text = text[:_settled(text)]

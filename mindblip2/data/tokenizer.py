@@ -1,14 +1,17 @@
 """BERT's WordPiece tokenizer with LAVIS's [DEC] token, through the ``tokenizers`` library; and which tokenizer a configuration means."""
 import difflib
+import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from mindblip2.config import TokenizerConfig
+from mindblip2.config import TokenizerConfig, cache_folder
 from mindblip2.data.encoding import checked_length, encoding, joined, listed, texts_of
 from mindblip2.data.language_tokenizer import KIND_NAMES, LanguageTokenizer
-from mindblip2.data.tokenizer_files import ASSETS, SPECIAL
+from mindblip2.data.tokenizer_files import ASSETS, MAX_BYTES, SPECIAL
+from mindblip2.file_io import FileError, read_text, write_text
 
 VOCAB_FILE = ASSETS / "bert_base_uncased_vocab.txt"
 PAD, UNK, CLS, SEP, MASK, DEC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"
@@ -20,23 +23,43 @@ def load_tokenizer(config):
     """The tokenizer that a ``tokenizer:`` section (``TokenizerConfig``) describes: :class:`BertTokenizer` for stage 1, or a
     :class:`LanguageTokenizer`.
 
-    A language model's comes from ``vocab_file``, or from ``checkpoint_name_or_path`` where that is a folder or a file; never from
-    another model.  ``add_special_tokens: false`` means neither bos nor eos, unless ``add_bos_token`` or ``add_eos_token`` is said.
+    It comes from ``vocab_file``, else from ``checkpoint_name_or_path``: a file or folder, or the name of one in the cache folder.  BERT's
+    default is the packaged vocabulary; a language model's tokenizer never comes from another model.  ``add_special_tokens: false``
+    means neither bos nor eos, unless ``add_bos_token`` or ``add_eos_token`` is said.
 
-    Raises ValueError for an unknown type, and as the two classes."""
+    Raises ValueError for an unknown type, FileNotFoundError that names the key where a file is not there, and as the two classes."""
+    try:
+        return _loaded(config)
+    except FileNotFoundError as error:
+        if config.vocab_file or not config.checkpoint_name_or_path:
+            raise
+        raise FileNotFoundError(f"processor.tokenizer.checkpoint_name_or_path = {config.checkpoint_name_or_path!r}: {error}") from None
+
+
+def _loaded(config):
     if config.type == "BertTokenizer":
-        return BertTokenizer(config.vocab_file or None, config.max_length)
+        return BertTokenizer(config.vocab_file or _bert_vocabulary(config.checkpoint_name_or_path), config.max_length)
     if config.type not in KIND_NAMES:
         near = difflib.get_close_matches(config.type, ("BertTokenizer", *KIND_NAMES), 1, 0.5)
         raise ValueError(f"tokenizer.type = {config.type!r}" + (f"; did you mean {near[0]!r}?" if near else "")
                          + f"  Known: BertTokenizer, {', '.join(KIND_NAMES)}")
-    folder = config.checkpoint_name_or_path
     silent = None if config.add_special_tokens else False
     return LanguageTokenizer(
-        config.vocab_file or (folder if folder and Path(folder).exists() else ""), config.type, config.max_length,
+        config.vocab_file or config.checkpoint_name_or_path, config.type, config.max_length,
         bos_token=config.bos_token, eos_token=config.eos_token, unk_token=config.unk_token, pad_token=config.pad_token,
         add_bos_token=silent if config.add_bos_token is None else config.add_bos_token,
         add_eos_token=silent if config.add_eos_token is None else config.add_eos_token, added_tokens=config.added_tokens)
+
+
+def _bert_vocabulary(name):
+    """The file that ``checkpoint_name_or_path`` means, None for the packaged one, which MindFormers calls bert_base_uncased."""
+    if name in ("", "bert_base_uncased", "bert-base-uncased"):
+        return None
+    for path in (Path(name), cache_folder() / name):
+        if path.exists():
+            return path / "vocab.txt" if path.is_dir() else path
+    raise FileNotFoundError(f"no tokenizer {Path(name).absolute()} or {cache_folder() / name}: give a vocab.txt, or the folder that holds "
+                            "it; or remove the key for the packaged vocabulary of bert-base-uncased")
 
 
 def save_tokenizer(tokenizer, folder):
@@ -78,8 +101,7 @@ class BertTokenizer:
         """``{"input_ids", "attention_mask"}`` of a string or a list of strings.
 
         ``padding``: "max_length", "longest" (or True), or False.  ``truncation``: text is cut so that [SEP] is the
-        last of ``max_length`` tokens.  Both are on by default, unlike transformers': LAVIS forgot them in places
-        (D-41, D-42).
+        last of ``max_length`` tokens.  Both are on by default, unlike transformers': LAVIS forgot them in places.
         ``return_tensors``: None gives lists, 1-D for a string and 2-D for a list; "np" int32 arrays and
         "ms" int32 Tensors (B, T), also for a single string.
 
@@ -115,8 +137,7 @@ class BertTokenizer:
     def save(self, folder):
         """Write ``vocab.txt`` into ``folder`` (made if missing), as read, without the added [DEC]; returns its path."""
         path = Path(folder) / "vocab.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{word}\n" for word in self.words), encoding="utf-8", newline="\n")
+        write_text(path, "".join(f"{word}\n" for word in self.words))
         return path
 
     def __len__(self):
@@ -128,6 +149,7 @@ class BertTokenizer:
     vocab_size = property(lambda self: len(self.words), doc="Lines of the vocabulary file, as in LAVIS.")
     pad_token_id = property(lambda self: self.convert_tokens_to_ids(PAD), doc="0 in bert-base-uncased.")
     unk_token_id = property(lambda self: self.convert_tokens_to_ids(UNK), doc="100 in bert-base-uncased.")
+    unknown_id = unk_token_id           # what stands for a word that cannot be written in the vocabulary
     cls_token_id = property(lambda self: self.convert_tokens_to_ids(CLS), doc="101 in bert-base-uncased.")
     sep_token_id = property(lambda self: self.convert_tokens_to_ids(SEP), doc="102; ends captions (LAVIS has no EOS).")
     mask_token_id = property(lambda self: self.convert_tokens_to_ids(MASK), doc="103; None if the file has none.")
@@ -142,18 +164,18 @@ class BertTokenizer:
 
 def read_vocab(path):
     """The words of a vocabulary file in the order of their ids; raises as :class:`BertTokenizer`."""
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no vocabulary file {path}; give the path of a BERT vocab.txt, or leave vocab_file "
                                 "empty for the bert-base-uncased vocabulary shipped with mindblip2")
-    with open(path, encoding="utf-8-sig") as lines:     # not splitlines(): Unicode line ends may be words
-        words = [line.rstrip("\n") for line in lines]
+    text = read_text(path, "a BERT vocabulary", "expected one word per line, in UTF-8; get it again", MAX_BYTES)
+    words = [line.rstrip("\n") for line in io.StringIO(text, newline=None)]      # not splitlines(): Unicode line ends may be words
     missing = [token for token in REQUIRED if token not in words]
     if missing:
-        raise ValueError(f"{path} is not a BERT vocabulary: {', '.join(missing)} missing among its {len(words)} lines; "
+        raise FileError(f"{path} is not a BERT vocabulary: {', '.join(missing)} missing among its {len(words)} lines; "
                          f"expected one word per line, with {', '.join(REQUIRED)} among them")
     if len(set(words)) < len(words):
-        twice = next(word for i, word in enumerate(words) if word in words[:i])
-        raise ValueError(f"{path} holds {twice!r} twice: a word must have one id; remove one line and mind that the "
+        twice = Counter(words).most_common(1)[0][0]
+        raise FileError(f"{path} holds {twice[:80]!r} twice: a word must have one id; remove one line and mind that the "
                          "ids of the words below it change")
     return words
 

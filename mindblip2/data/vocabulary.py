@@ -2,11 +2,16 @@
 
 Both turn text into ids without special tokens around it, and ids into text.  Added tokens are found in the text first and never cut.
 """
-import json
+import contextlib
 import re
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from mindblip2.data.sniff import HEAD, looks_like
+from mindblip2.data.tokenizer_files import ADVICE, MAX_BYTES, MAX_ID, read_bytes
+from mindblip2.file_io import FileError, read_json, read_text
+
+SAMPLE = "A photo of 2 cats, 猫 é"        # what every vocabulary is tried with, so that damage is found where the file is known
 SPACE = "▁"
 # A field after the end of a protobuf message overrides the same field in it: normalizer_spec { add_dummy_prefix: false }.
 NO_PREFIX = b"\x1a\x02\x18\x00"
@@ -26,14 +31,11 @@ class SentencePieces:
         except ImportError:
             raise ImportError(f"{path.name} is a sentencepiece model, and the package sentencepiece is not installed: pip install "
                               "'mindblip2[llm]' or pip install sentencepiece, or give the tokenizer.json of the same model") from None
-        model = path.read_bytes()
-        try:
+        model = read_bytes(path)
+        with reading(path, f"a sentencepiece model ({len(model)} bytes, {looks_like(model[:HEAD])})"):
             self.pieces = SentencePieceProcessor(model_proto=model)
             self.later = self.pieces if legacy else SentencePieceProcessor(model_proto=model + NO_PREFIX)
-        except RuntimeError:
-            raise ValueError(f"{path} is not a sentencepiece model ({len(model)} bytes, beginning {model[:24]!r}): download it again"
-                             + ("; this is Git's placeholder of a large file, fetch it with git lfs pull"
-                                if model.startswith(b"version https://git-lfs") else "")) from None
+            self.pieces.decode(self.pieces.encode(SAMPLE))
         self.added, self.names = {}, {}     # token → id, id → token
         self.special = {i for i in range(len(self.pieces)) if self.pieces.is_control(i) or self.pieces.is_unknown(i)}
         self.around = [], []                # nothing is said in the file about ids around a text
@@ -91,14 +93,22 @@ class HuggingFace:
     Raises FileNotFoundError without the merges, ValueError for a file that is neither."""
 
     def __init__(self, path):
-        self.library = _byte_level(path) if _is_plain_vocabulary(path) else _from_json(path)
-        self.library.no_padding()
-        self.library.no_truncation()
-        self.special = {one for one, token in self.library.get_added_tokens_decoder().items() if token.special}
-        self.around = self._around()
+        if _is_plain_vocabulary(path):
+            self.library = _byte_level(path)
+        else:
+            with reading(path, "a tokenizer.json that the tokenizers library can read"):
+                self.library = Tokenizer.from_file(str(path))
+        with reading(path, "a usable tokenizer"):
+            self.library.no_padding()
+            self.library.no_truncation()
+            self.special = {one for one, token in self.library.get_added_tokens_decoder().items() if token.special}
+            self.around = self._around()
+            self.decode(self.encode(SAMPLE))
+            if not 0 < len(self) <= MAX_ID:
+                raise ValueError(f"its ids go up to {len(self) - 1}")
 
     def __len__(self):
-        return max(self.library.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def id_of(self, token):
         return self.library.token_to_id(token)
@@ -127,28 +137,34 @@ class HuggingFace:
         return whole[:start], whole[start + len(bare):]
 
 
+@contextlib.contextmanager
+def reading(path, what):
+    """Errors of a library that reads ``path`` become a FileError that names it and ``what`` it should be.
+
+    The libraries are written in Rust and C++: their errors have no particular type, and a panic is a BaseException."""
+    try:
+        yield
+    except FileError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise FileError(f"{path} is not {what}: {' '.join(str(error).split())[:200]}; {ADVICE}") from None
+
+
 def _is_plain_vocabulary(path):
     """Whether a JSON file maps words to ids, and nothing else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file ({error}): expected a tokenizer.json, or a vocab.json with merges.txt beside "
-                         "it") from None
+    content = read_json(path, None, "a JSON file (tokenizer.json, or vocab.json with merges.txt beside it)", ADVICE, MAX_BYTES)
     return isinstance(content, dict) and bool(content) and all(isinstance(one, int) for one in content.values())
-
-
-def _from_json(path):
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:      # the library raises nothing more particular
-        raise ValueError(f"{path} is not a tokenizer.json that the tokenizers library can read ({error})") from None
 
 
 def _byte_level(path):
     merges = path.with_name("merges.txt")
     if not merges.is_file():
         raise FileNotFoundError(f"{path.name} needs {merges} beside it: download both from the page of the language model")
-    library = Tokenizer(models.BPE.from_file(str(path), str(merges)))
+    read_text(merges, "a list of merges", ADVICE, MAX_BYTES)
+    with reading(merges, f"the list of merges of {path.name}"):
+        library = Tokenizer(models.BPE.from_file(str(path), str(merges)))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     return library

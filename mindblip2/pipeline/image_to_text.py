@@ -2,13 +2,15 @@
 from pathlib import Path
 
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
+from mindblip2.cells.decoding import merged
 from mindblip2.config import print_support_list
-from mindblip2.data.processor import Blip2Processor
+from mindblip2.data.own_processor import own_processor
 from mindblip2.data.vqa import PROMPT
+from mindblip2.hub import named_file
 from mindblip2.image_to_text import Writer
 from mindblip2.lock import exclusive
 
-DEFAULT = "itt_blip2_stage2_vit_g_llama_7b"
+DEFAULT = "itt_blip2_stage2_vit_g_opt_2_7b"     # of those that BLIP-2 published
 
 
 class ImageToTextGenerationPipeline:
@@ -23,7 +25,9 @@ class ImageToTextGenerationPipeline:
     def __init__(self, model=None, processor=None, checkpoint=None, hypothesis_template="", batch_size=8, return_full_text=True, **options):
         self.model = (Blip2ImageToTextGeneration.from_pretrained(model or DEFAULT, checkpoint)
                       if isinstance(model, (str, Path, type(None))) else model)
-        self._writer = Writer(self.model, processor or _own_processor(self.model))
+        if checkpoint and self.model is model:
+            model.load_checkpoint(named_file(checkpoint, "checkpoint"))
+        self._writer = Writer(self.model, processor or own_processor(self.model))
         self.hypothesis_template, self.batch_size, self.return_full_text = hypothesis_template, batch_size, return_full_text
         self.model.decoding(options)        # wrong ones are an error here
         self._options = options
@@ -39,23 +43,16 @@ class ImageToTextGenerationPipeline:
         :class:`mindblip2.cells.decoding.LanguageDecoding`: max_new_tokens, num_beams, do_sample, top_k, … and ``on_text`` of
         :class:`mindblip2.image_to_text.Writer`; another name is a TypeError."""
         return self._writer(images, self.hypothesis_template if hypothesis_template is None else hypothesis_template,
-                            batch_size or self.batch_size, self.return_full_text if return_full_text is None else return_full_text,
-                            **{**self._options, **options})
+                            self.batch_size if batch_size is None else batch_size,
+                            self.return_full_text if return_full_text is None else return_full_text, **merged(self._options, options))
 
     @exclusive
     def predict_answers(self, images, questions, prompt=PROMPT, batch_size=None, **options):
         """Short answers to questions about pictures, one question for each or for all; LAVIS's defaults (10 tokens, length_penalty 0)."""
-        return self._writer.answers(images, questions, prompt, batch_size or self.batch_size, **{**self._options, **options})
+        return self._writer.answers(images, questions, prompt, self.batch_size if batch_size is None else batch_size,
+                                    **merged(self._options, options))
 
     @classmethod
     def show_support_list(cls):
         """Print and return the names that ``model`` takes."""
         return print_support_list(cls.__name__, Blip2ImageToTextGeneration.preset_names())
-
-
-def _own_processor(model):
-    """The processor of the preset or file that the model's configuration was read from."""
-    if not model.config.preset:
-        raise ValueError("this model's configuration was made in Python, so nothing says which tokenizer belongs to it: pass processor="
-                         "Blip2Processor.from_pretrained(name), or a Blip2Processor with the language model's tokenizer")
-    return Blip2Processor.from_pretrained(model.config.preset)

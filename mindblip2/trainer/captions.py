@@ -1,7 +1,8 @@
 """Captions and answers that a model of stage 2 writes, and their scores: in an evaluation, and on the way in training."""
 from mindblip2 import comm
 from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
-from mindblip2.data.caption_metrics import NAMES, caption_scores
+from mindblip2.cells.decoding import merged
+from mindblip2.data.caption_metrics import NAMES, caption_scores, why_no_cider
 from mindblip2.data.captioned import check_readable, pictures_and_captions
 from mindblip2.data.captions import BlipQuestion
 from mindblip2.data.java_metrics import NAMES as JAVA
@@ -13,6 +14,7 @@ from mindblip2.sections import ConfigError
 from mindblip2.trainer.loaders import prompt_of
 
 SCORES = (*NAMES, "agg_metrics", "exact", *JAVA)
+NEED_CIDER = ("CIDEr", "agg_metrics")
 
 
 class HeldOutCaptions:
@@ -22,6 +24,10 @@ class HeldOutCaptions:
     def __init__(self, model, processor, config, samples, prompt=""):
         self.pictures, self.captions = pictures_and_captions(samples)
         check_readable(self.pictures)
+        why = why_no_cider(self.captions) if config.metric.type in NEED_CIDER else ""
+        if why:
+            raise ConfigError(f"metric.type = {config.metric.type!r} cannot choose a checkpoint here: {why}, or name another "
+                              "metric, such as Bleu_4")
         self.writer, self.prompt, self.options = writer_of(model, processor), prompt or asking_prompt(config), options_of(config)
         decoding = {name: value for name, value in self.options.items() if name != "batch_size"}
         self.java = [name for name in JAVA if name == config.metric.type]      # slow ones only where they decide
@@ -56,7 +62,7 @@ class HeldOutAnswers:
                               f"eval_dataset.data_loader.hypothesis_template, e.g. to {PROMPT!r}")
         longest = max(len(self.writer.prompt_ids(self.prompt.replace("{}", one))) for one in self.questions)
         decoding = {name: value for name, value in self.options.items() if name != "batch_size"}
-        model.room(longest, model.decoding({**ANSWER, **decoding}).max_new_tokens)
+        model.room(longest, model.decoding(merged(ANSWER, decoding)).max_new_tokens)
 
     def __str__(self):
         return f"answers to {len(self.questions)} questions, each as {self.prompt!r}"
@@ -90,11 +96,14 @@ def ask(writer, pictures, questions, prompt, options):
 
 def score(texts, captions, java=JAVA):
     """Scores of ``texts`` against the lists of people's ``captions``: BLEU, ROUGE-L, CIDEr, LAVIS's sum of BLEU-4 and CIDEr by which it
-    chooses a checkpoint, the share of texts that somebody wrote just so, and those of METEOR and SPICE that are named and to be had."""
+    chooses a checkpoint, the share of texts that somebody wrote just so, and those of METEOR and SPICE that are named and to be had.
+
+    What cannot be computed is not among them, and a line says why: CIDEr, and the sum with it, of one picture."""
     both = dict(enumerate(texts)), dict(enumerate(captions))
     figures = caption_scores(*both)
     exact = sum(text in own for text, own in zip(texts, captions)) / len(texts)
-    return {**figures, "agg_metrics": figures["CIDEr"] + figures["Bleu_4"], "exact": exact, **java_scores(*both, java)}
+    summed = {"agg_metrics": figures["CIDEr"] + figures["Bleu_4"]} if "CIDEr" in figures else {}
+    return {**figures, **summed, "exact": exact, **java_scores(*both, java)}
 
 
 def options_of(config):

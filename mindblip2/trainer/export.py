@@ -5,8 +5,9 @@ Shapes are fixed when a part is exported.  Of more than 1 GB MindSpore writes th
 B pictures or texts · C labels · P image tokens · Q queries · T text · L = Q + T · S = L + room
 D width · E embed · V vocab · in the cache of a language model: N layers · J heads of keys and values · K head width
 """
-import json
-from pathlib import Path
+import errno
+import re
+import shutil
 from typing import NamedTuple
 
 import mindspore as ms
@@ -15,8 +16,10 @@ from mindspore import Tensor, nn, ops
 
 from mindblip2 import comm, device
 from mindblip2.cells.layers import whole_vocabulary
+from mindblip2.file_io import FileError, atomic_folder, read_json, sync_file, write_json
 from mindblip2.progress import progress
 from mindblip2.sections import ConfigError
+from mindblip2.trainer.plan import bytes_of
 
 FORMAT = 1      # of mindir.json
 
@@ -32,18 +35,47 @@ def write(parts, folder, **about):
     """Write ``folder/<part>.mindir`` and ``mindir.json``; returns what that says.  Raises ConfigError on a mesh of several processes."""
     if comm.mesh.size > 1:
         raise ConfigError("export works in one process: leave use_parallel out (a checkpoint does not depend on the mesh)")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     said = {"format": FORMAT, "mindspore": ms.__version__, "device": device.target(), **about, "parts": {}}
-    for name, part in progress(parts.items(), desc="export", unit="part"):
-        part.cell.set_train(False)
-        ms.export(part.cell, *part.inputs.values(), file_name=str(folder / f"{name}.mindir"), file_format="MINDIR")
-        file = next(file for file in (f"{name}.mindir", f"{name}_graph.mindir") if (folder / file).is_file())
-        said["parts"][name] = {
-            "file": file, "outputs": part.outputs,
-            "inputs": {key: {"shape": list(one.shape), "dtype": str(one.dtype).lower()} for key, one in part.inputs.items()}}
-    (folder / "mindir.json").write_text(json.dumps(said, indent=1, ensure_ascii=False), encoding="utf-8")
+    with atomic_folder(folder) as partial:
+        for old in [partial / file for name in {*parts, *_exported(partial)} for file in files_of(name)]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        for name, part in progress(parts.items(), desc="export", unit="part"):
+            part.cell.set_train(False)
+            _export(part, partial / f"{name}.mindir")
+            file = next(file for file in files_of(name) if (partial / file).is_file())
+            said["parts"][name] = {
+                "file": file, "outputs": part.outputs,
+                "inputs": {key: {"shape": list(one.shape), "dtype": str(one.dtype).lower()} for key, one in part.inputs.items()}}
+        write_json(partial / "mindir.json", said)
     return said
+
+
+def files_of(part):
+    """What ``mindspore.export`` may write for a part: one file, or from 1 GB on a graph and a folder of weights."""
+    return f"{part}.mindir", f"{part}_graph.mindir", f"{part}_variables"
+
+
+def _exported(folder):
+    """The parts of an earlier export, perhaps of another task."""
+    file = folder / "mindir.json"
+    try:
+        parts = read_json(file, dict).get("parts") if file.is_file() else {}
+    except FileError:
+        return ()
+    return [name for name in parts if re.fullmatch(r"\w+", name)] if isinstance(parts, dict) else ()
+
+
+def _export(part, path):
+    """``mindspore.export``, whose files are written to the disk, and which says nothing else of a full one than that it failed."""
+    try:
+        ms.export(part.cell, *part.inputs.values(), file_name=str(path), file_format="MINDIR")
+        for file in [*path.parent.glob(path.stem + "*.mindir"), *path.parent.glob(f"{path.stem}_variables/*")]:
+            sync_file(file)
+    except RuntimeError as error:
+        needed = bytes_of(part.cell.get_parameters())
+        if shutil.disk_usage(path.parent).free > needed:
+            raise
+        raise OSError(errno.ENOSPC, f"about {needed:,} bytes are needed for {path.name} ({error})", str(path)) from error
 
 
 # ------------------------------------------------------------------------------------------------ stage 1

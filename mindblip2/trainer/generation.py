@@ -1,16 +1,19 @@
 """The task of stage 2: train the bridge, write about pictures, and measure captions and answers."""
-import json
 from pathlib import Path
 
 from mindblip2 import comm
 from mindblip2.cells.blip2_llm import PROMPT_STEP, Blip2ImageToTextGeneration
+from mindblip2.cells.decoding import merged
 from mindblip2.data import scenes
 from mindblip2.data.captioned import check_readable, pictures_and_captions
 from mindblip2.data.captions import BlipQuestion
+from mindblip2.data.decoded import DecodedPictures
 from mindblip2.data.image import load_image
 from mindblip2.data.questions import asks, question
 from mindblip2.data.sheet import text_sheet
 from mindblip2.data.vqa import PROMPT, vqa_accuracy
+from mindblip2.file_io import atomic_file, write_json
+from mindblip2.image_to_text import pairs
 from mindblip2.trainer import export
 from mindblip2.trainer.captions import ask, asking_prompt, options_of, score, write, writer_of
 from mindblip2.trainer.inputs import load, pictures_of
@@ -32,8 +35,9 @@ class Generation:
         options = {**options}
         prompt = _prompt(trainer, options)
         pictures = pictures_of(input_data)
-        check_readable(pictures)
-        texts = _writer(trainer, checkpoint)(pictures, prompt, **{**trainer.config.generation, **options})
+        images, prompts = pairs(pictures, prompt)
+        decoded = DecodedPictures(images, trainer.processor().image_processor)
+        texts = _writer(trainer, checkpoint)(decoded, prompts, **merged(trainer.config.generation, options))
         for picture, text in zip(pictures, texts):
             if isinstance(picture, (str, Path)):
                 print(f"{picture}: {text}")
@@ -49,7 +53,7 @@ class Generation:
             samples = questions(loader, trainer.config.processor.image_processor.image_size)
         if samples is None:
             samples = captioned_pictures(loader, trainer.config.processor.image_processor.image_size)
-        options = {**options_of(trainer.config), **options}
+        options = merged(options_of(trainer.config), options)
         prompt, samples = _prompt(trainer, options), samples if hasattr(samples, "__len__") else list(samples)
         if asks(samples):
             asked = [question(one, f"sample {i}") for i, one in enumerate(samples)]
@@ -60,20 +64,19 @@ class Generation:
     @staticmethod
     def export(trainer, checkpoint, options):
         """Parts, and what else ``mindir.json`` says.  The prompt is the configuration's, its length rounded up."""
-        options = {**trainer.config.generation, **options}
+        options = merged(trainer.config.generation, options)
         prompt, batch = _prompt(trainer, options), options.pop("batch_size")
         ids = _writer(trainer, checkpoint).prompt_ids(prompt)
         model = trainer.model
         length = max(-(-len(ids) // PROMPT_STEP), 1) * PROMPT_STEP
-        new = model.room(length, model.decoding(options).max_new_tokens)
-        text = model.config.text_config
-        return export.language(model, batch, length, new), {"prompt": prompt, "prompt_ids": ids, "eos_token_id": text.eos_token_id,
-                                                            "pad_token_id": text.pad_token_id}
+        how = model.decoding(options)
+        return export.language(model, batch, length, model.room(length, how.max_new_tokens)), {
+            "prompt": prompt, "prompt_ids": ids, "eos_token_id": how.eos_token_id, "pad_token_id": how.pad_token_id}
 
 
 def _demo(trainer, checkpoint, options):
     """Captions of the demo's scenes, and answers to questions about them."""
-    size, options = trainer.config.processor.image_processor.image_size, {**options_of(trainer.config), **options}
+    size, options = trainer.config.processor.image_processor.image_size, merged(options_of(trainer.config), options)
     figures = _captions(trainer, checkpoint, scenes.captioned(size, "told"), "", {**options})
     return {"captions": figures, "answers": _answers(trainer, None, scenes.questions(size), PROMPT, {**options})}
 
@@ -127,8 +130,7 @@ def _write(trainer, what, rows):
     path = Path(trainer.config.output_dir) / f"{trainer.task}_{what}.json"
     if not comm.first():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_json(path, rows)
     print(f"texts are saved at: {path}")
 
 
@@ -137,7 +139,9 @@ def _draw(trainer, what, pictures, texts, title):
     path = Path(trainer.config.output_dir) / f"{trainer.task}_{what}.png"
     if not comm.first():
         return
-    text_sheet([load_image(picture) for picture in pictures[:SHEET_LIMIT]], texts[:SHEET_LIMIT], title).save(path)
+    page = text_sheet([load_image(picture) for picture in pictures[:SHEET_LIMIT]], texts[:SHEET_LIMIT], title)
+    with atomic_file(path, "wb") as file:
+        page.save(file, "PNG")
     print(f"picture is saved at: {path}")
 
 

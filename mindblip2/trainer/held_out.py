@@ -29,6 +29,9 @@ class HeldOutRetrieval:
         text, self.recipe = data.text_transforms, Recipe.of(data)
         self.model, self.net, self.image_processor = model, Match(model), processor.image_processor
         self.pictures, texts, self.owners = pictures_and_texts(samples, text.prompt, text.max_words)
+        if len(self.pictures) == 1:
+            raise ConfigError("do_eval by retrieval with one picture: every text finds it, whatever the model, so no checkpoint is better "
+                              "than another; give at least two pictures in eval_dataset")
         check_readable(self.pictures)
         self.ids_TL = token_ids(model, processor.tokenizer, texts, self.recipe.text_length)
 

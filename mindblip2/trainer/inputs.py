@@ -2,27 +2,23 @@
 from pathlib import Path
 
 from mindblip2.data.labelled import PICTURE_SUFFIXES
-from mindblip2.hub import find_weights, no_init
-from mindblip2.legacy import PRESET_ALIASES
+from mindblip2.hub import find_weights, named_file, no_init
 
 DEFAULT_MODEL = {"contrastive_language_image_pretrain": "blip2_stage1_vit_g",
                  "zero_shot_image_classification": "blip2_stage1_classification",
                  "image_to_text_retrieval": "blip2_stage1_evaluator", "feature_extraction": "blip2_stage1_vit_g",
-                 "image_to_text_generation": "itt_blip2_stage2_vit_g_llama_7b"}
-
-
-def named_weights(name):
-    """The file of a name or path: a path as it is, else what is found under the name; None for ""."""
-    if not name or Path(name).suffix or Path(name).exists():
-        return name or None
-    return find_weights(PRESET_ALIASES.get(name, name))
+                 "image_to_text_generation": "itt_blip2_stage2_vit_g_opt_2_7b"}
 
 
 def load(trainer, cell, checkpoint):
-    """See that ``trainer.model`` is there, with ``checkpoint`` or the preset's weights; returns what these are called."""
+    """See that ``trainer.model`` is there, with the weights of ``checkpoint``, else those that the configuration names, else the preset's;
+    returns what these are called.  A model object has the weights that its configuration names already."""
     config = trainer.config.model.model_config
+    if checkpoint:
+        checkpoint = named_file(checkpoint, "load_checkpoint")
     if trainer.model is None:
-        checkpoint = checkpoint or named_weights(config.checkpoint_name_or_path or trainer.name or DEFAULT_MODEL[trainer.task])
+        checkpoint = checkpoint or (named_file(config.checkpoint_name_or_path) if config.checkpoint_name_or_path else
+                                    find_weights(Path(trainer.name or DEFAULT_MODEL[trainer.task]).stem))
         with no_init():
             trainer.model = cell(config)
     if checkpoint:

@@ -9,6 +9,7 @@ from mindblip2.data.pairs import Pairs
 from mindblip2.data.prompted import PromptedText
 from mindblip2.data.questions import read_questions
 from mindblip2.data.recipe import recipes
+from mindblip2.data.text_checks import warn_truncated
 from mindblip2.sections import ConfigError
 
 
@@ -82,9 +83,11 @@ def questions(loader, image_size):
 
 
 def token_ids(model, tokenizer, texts, length):
-    """Texts as the model reads them: (T, ``length``) int32, padded."""
+    """Texts as the model reads them: (T, ``length``) int32, padded.  Warns of texts that are cut."""
     positions = model.config.qformer_config.max_position_embeddings
     if length > positions:
         raise ValueError(f"texts of {length} tokens, but the model has {positions} positions: lower "
                          "eval_dataset.text_transforms.max_length")
-    return tokenizer(texts, max_length=length, padding="max_length", return_tensors="np")["input_ids"]
+    encoded = tokenizer(texts, max_length=length, padding="max_length", return_tensors="np")
+    warn_truncated(tokenizer, texts, encoded["attention_mask"], length, "text_transforms.max_length")
+    return encoded["input_ids"]

@@ -1,6 +1,9 @@
-"""Stage-1 training: a feed of batches in; a trained model, its checkpoints and its log out."""
+"""Training: a feed of batches in; a trained model, its checkpoints and its log out."""
+import fnmatch
 import itertools
+import json
 import logging
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -9,16 +12,22 @@ import mindspore as ms
 
 from mindblip2 import comm, device
 from mindblip2.checkpoint import CheckpointError
+from mindblip2.file_io import DISK_FULL, DiskFullError, write_json
+from mindblip2.hub import whole_bytes
 from mindblip2.trainer import saving
 from mindblip2.trainer.held_out import is_due
 from mindblip2.trainer.monitor import Monitor
 from mindblip2.trainer.optim import layer_scales
 from mindblip2.trainer.schedule import learning_rate
 from mindblip2.trainer.step import TrainStep
+from mindblip2.trainer.stop import StopSignals, error_of, how_to_go_on
 
 logger = logging.getLogger("mindblip2")
-# What may differ in a resumed run: where things lie, and how fast they are read.
-FREE = ("dataset_dir", "num_parallel_workers", "python_multiprocessing", "max_unreadable", "checkpoint_name_or_path")
+# What may differ in a resumed run without a change of the data's order or of the model; the differences are printed.
+MAY_CHANGE = ("lr_schedule.*", "layer_decay", "optimizer.max_grad_norm", "optimizer.learning_rate", "total_steps", "epochs", "save_steps",
+              "log_every", "keep_checkpoint_max", "summary", "evaluation.*",
+              "*dataset_dir", "*num_parallel_workers", "*python_multiprocessing", "*max_unreadable", "*checkpoint_name_or_path")
+_ABSENT = object()
 
 
 def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None):
@@ -27,8 +36,11 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
     ``config``: the RunConfig.  ``resume``: a checkpoint of this run, see ``saving.find``.  ``frozen``: ``{"path", "crc32"}`` of the file
     that holds what is not trained; then checkpoints hold only what is.  ``held_out``: what is evaluated on the way, see ``held_out``;
     it decides which checkpoint is the best, else the mean loss does.  Writes checkpoints to ``checkpoint/rank_0`` and the log to
-    ``log`` under ``output_dir``.  Raises FloatingPointError, naming the loss or gradient, when one is not finite, and
-    :class:`CheckpointError` where ``resume`` does not belong to this run.  Returns the log: a list of dicts."""
+    ``log`` under ``output_dir``.
+
+    After SIGTERM or SIGINT the step in hand is finished, a checkpoint is saved, and SystemExit(143) or KeyboardInterrupt is raised; see
+    :class:`StopSignals`.  Raises FloatingPointError, naming the loss or gradient and the last good checkpoint, when a number is not finite,
+    :class:`CheckpointError` where ``resume`` does not belong to this run, and :class:`DiskFullError`.  Returns the log: a list of dicts."""
     runner, folder = config.runner_config, Path(output_dir) / "checkpoint" / "rank_0"
     epoch_steps = -(-len(feed) // runner.accumulation_steps)
     total = planned_steps(config, epoch_steps)
@@ -36,46 +48,77 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
     if comm.mesh.data > 1 and device.target() != "CPU":     # there MindSpore's own operators draw
         ms.set_seed(config.seed + comm.rank())
     step_of = TrainStep(model, config.optimizer, _scales(model, config), config.parallel.enable_parallel_optimizer)
-    facts = _facts(model, config, epoch_steps, total) | {"frozen": frozen}
-    start = _restored(resume, facts, step_of, folder) if resume else _fresh(folder)
+    facts = _facts(model, config, epoch_steps, total, held_out) | {"frozen": frozen}
+    state = saving.read_state(resume) if resume else {"step": _fresh(folder)}
+    if resume:
+        _restore(resume, state, facts, step_of, folder)
+    start = state["step"]
+    loss_sum, loss_count = state.get("window") or (0.0, 0)        # of the steps since the last checkpoint that was planned
+    if hasattr(feed, "skipped"):
+        feed.seen, feed.skipped = state.get("unreadable") or (0, 0)
     comm.barrier()      # all have looked into the folder
     if comm.first():
         _tidy(folder, start, f"eval_{held_out.metric}" if held_out else "loss")
     log_folder = Path(output_dir) / "log" if comm.first() else tempfile.mkdtemp(prefix="mindblip2-log-")
-    monitor = Monitor(log_folder, total, runner.log_every, start, runner.summary)
-    every, losses, unreadable = runner.save_steps or epoch_steps, [], 0
+    monitor, signals, stopped_by = Monitor(log_folder, total, runner.log_every, start, runner.summary), StopSignals(), None
+    every, unreadable, done = runner.save_steps or epoch_steps, 0, start
     try:
-        for step, batches in zip(range(start, total), _steps(feed, epoch_steps, runner.accumulation_steps, start)):
-            if not config.train_dataset.use_image_id:
-                batches = [{name: array for name, array in batch.items() if name != "image_id"} for batch in batches]
-            rate = learning_rate(config.lr_schedule, step, total, epoch_steps)
-            model.noise.set(config.seed, step)
-            numbers = step_of(batches, rate)
-            losses.append(numbers["loss"])
-            monitor.add({**numbers, "lr": rate}, sum(len(batch["input_ids"]) for batch in batches) * comm.mesh.data)
-            unreadable = _told(feed, unreadable)
-            done, last = step + 1, step + 1 == total
-            judged = _evaluated(held_out, model, monitor) if held_out and (last or is_due(config, done, epoch_steps)) else {}
-            if done % every == 0 or last or judged:
-                loss = sum(losses) / len(losses)
-                state = {"step": done, "epoch": done // epoch_steps, "loss_scale": step_of.scale.state(), **facts, "loss": loss,
-                         "judged": judged if held_out else {"loss": loss}}
-                path = saving.save(folder, model, step_of.optimizer, state, runner.keep_checkpoint_max)
-                if comm.first():
-                    saving.note_best(folder, path, state["judged"])
-                losses = []
+        with signals:
+            if held_out and resume and is_due(config, start, epoch_steps) and not state["judged"]:
+                _judge_again(folder, resume, state, _evaluated(held_out, model, monitor))
+            for step, batches in zip(range(start, total), _steps(feed, epoch_steps, runner.accumulation_steps, start)):
+                if not config.train_dataset.use_image_id:
+                    batches = [{name: array for name, array in batch.items() if name != "image_id"} for batch in batches]
+                rate = learning_rate(config.lr_schedule, step, total, epoch_steps)
+                model.noise.set(config.seed, step)
+                numbers = step_of(batches, rate)
+                loss_sum, loss_count = loss_sum + numbers["loss"], loss_count + 1
+                unreadable = _told(feed, unreadable)
+                monitor.add({**numbers, "lr": rate}, sum(len(batch["input_ids"]) for batch in batches) * comm.mesh.data, unreadable)
+                done, last = step + 1, step + 1 == total
+                stopped_by = signals.agreed()
+                examined = held_out and (last or is_due(config, done, epoch_steps)) and (last or not stopped_by)
+                judged = _evaluated(held_out, model, monitor) if examined else {}
+                planned = done % every == 0 or last or bool(judged)
+                if planned or stopped_by:
+                    loss = loss_sum / loss_count
+                    if planned:
+                        loss_sum, loss_count = 0.0, 0
+                    made = {"step": done, "epoch": done // epoch_steps, "loss_scale": step_of.scale.state(), **facts, "loss": loss,
+                            "judged": judged if held_out else {"loss": loss} if planned else {}, "window": [loss_sum, loss_count],
+                            "unreadable": [getattr(feed, "seen", 0), getattr(feed, "skipped", 0)]}
+                    path = saving.save(folder, model, step_of.optimizer, made, runner.keep_checkpoint_max)
+                    if comm.first():
+                        saving.note_best(folder, path, made["judged"])
+                    stopped_by = signals.agreed()       # evaluating and saving may have taken long
+                if stopped_by:
+                    break
+    except FloatingPointError as error:
+        raise FloatingPointError(f"step {done + 1}: {error}; {_after_divergence(folder, config)}") from None
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise _disk_full(error, folder, log_folder, model, step_of.optimizer, facts) from error
     finally:
         monitor.close()
         model.set_train(False)
+    if stopped_by:
+        print(f"{stopped_by.name}: stopped after step {done} of {total}; the checkpoint is saved at: {folder / saving.NAME.format(done)}.  "
+              f"Go on with: {how_to_go_on()}", flush=True)
+        comm.barrier()      # the launcher ends all processes as soon as one has ended
+        raise error_of(stopped_by)
     return monitor.log
 
 
-def _facts(model, config, epoch_steps, total_steps):
-    """What decides the numbers of a run."""
+def _facts(model, config, epoch_steps, total_steps, held_out=None):
+    """What decides the numbers of a run, and what it does on the way."""
     runner, sections = config.runner_config, ("optimizer", "lr_schedule", "train_dataset")
     return {"seed": config.seed, "batch_size": runner.batch_size * comm.mesh.data, "epoch_steps": epoch_steps,
             "total_steps": total_steps, "accumulation_steps": runner.accumulation_steps, "layer_decay": config.layer_decay,
             "model_config": model.config.to_dict(),
+            **{name: getattr(runner, name) for name in ("epochs", "save_steps", "log_every", "keep_checkpoint_max", "summary")},
+            "evaluation": {"metric": held_out.metric if held_out else None, "eval_step_interval": config.eval_step_interval,
+                           "eval_epoch_interval": config.eval_epoch_interval},
             **{name: getattr(config, name).to_dict() for name in sections}}
 
 
@@ -126,34 +169,41 @@ def _told(feed, before):
 
 
 def _flat(facts, name=""):
-    """Nested dicts as {dotted name: value}, without what is FREE."""
+    """Nested dicts as {dotted name: value}."""
     if not isinstance(facts, dict):
         return {name: facts}
     flat = {}
     for key, value in facts.items():
-        if key not in FREE:
-            flat.update(_flat(value, f"{name}.{key}" if name else key))
+        flat.update(_flat(value, f"{name}.{key}" if name else key))
     return flat
 
 
-def _restored(checkpoint, facts, step_of, folder):
-    """Optimizer, loss scale and the number of steps made; the model's weights have been loaded already."""
-    state = saving.read_state(checkpoint)
-    then, now = ({name: value for name, value in _flat(one).items() if not name.startswith("frozen")} for one in (state, facts))
-    wrong = [name for name in now if name not in then or then[name] != now[name]]
+def _restore(checkpoint, state, facts, step_of, folder):
+    """Take the optimizer and the loss scale of a checkpoint with this ``state``; the model's weights have been loaded already.
+
+    Raises :class:`CheckpointError` that names all keys which differ and may not; prints those that may."""
+    then, now = _flat(state), _flat(facts)
+    differ = [name for name in now if not name.startswith("frozen") and then.get(name, _ABSENT) != json.loads(json.dumps(now[name]))]
+    free = [name for name in differ if any(fnmatch.fnmatchcase(name, pattern) for pattern in MAY_CHANGE)]
+    wrong = [name for name in differ if name not in free]
     if wrong:
-        raise CheckpointError(f"{checkpoint} belongs to a run with {wrong[0]} = {then.get(wrong[0])!r}, this one has "
-                              f"{now[wrong[0]]!r}{_of_mesh(wrong[0], then)}: resume with the configuration of the run, or begin a new "
-                              f"one with --load_checkpoint {checkpoint} and another --output_dir")
+        listed = "; ".join(f"{name} = {then.get(name)!r}, now {now[name]!r}{_of_mesh(name, then)}" for name in wrong)
+        raise CheckpointError(f"{checkpoint} belongs to a run with {listed}: these decide the model or the order of the data, so resume "
+                              f"with those of the run, or begin a new one with --load_checkpoint {checkpoint} and another --output_dir")
     if Path(checkpoint).resolve().parent != Path(folder).resolve():
         _fresh(folder)
     if (state["frozen"] or {}).get("crc32") != (facts["frozen"] or {}).get("crc32"):
         raise CheckpointError(f"{checkpoint} was trained on other frozen weights ({(state['frozen'] or {}).get('path', 'none')}): give "
                               "that file as --load_checkpoint")
+    if state["step"] > facts["total_steps"]:
+        raise CheckpointError(f"{checkpoint} has made {state['step']} steps, but the run is to have {facts['total_steps']}: raise "
+                              "runner_config.epochs or lr_schedule.total_steps, or use the checkpoint as it is")
     saving.restore_optimizer(checkpoint, step_of.optimizer)
     step_of.scale.restore(state["loss_scale"])
-    print(f"resumed from {checkpoint}: step {state['step']} of {state['total_steps']}")
-    return state["step"]
+    print(f"resumed from {checkpoint}: step {state['step']} of {facts['total_steps']}")
+    for name in free:
+        if name in then:        # older versions did not save all of them
+            print(f"changed: {name} {then[name]!r} -> {now[name]!r}")
 
 
 def _of_mesh(name, then):
@@ -166,6 +216,33 @@ def _of_mesh(name, then):
             f"{then[name] // comm.mesh.data}")
 
 
+def _judge_again(folder, checkpoint, state, judged):
+    """Write down the evaluation of a checkpoint that was saved by a run which was stopped before it."""
+    if comm.first() and Path(checkpoint).resolve().parent == folder.resolve():
+        write_json(Path(checkpoint) / "state.json", {**state, "judged": judged})
+        saving.note_best(folder, Path(checkpoint), judged)
+
+
+def _after_divergence(folder, config):
+    """What to do after a number that is not finite."""
+    rate, good = config.lr_schedule.learning_rate / 2, saving.last_good(folder)
+    if good is None:
+        return ("no checkpoint from before the divergence is there; begin again with a lower learning rate: "
+                f"{how_to_go_on(None, lr_schedule__learning_rate=rate)}, and with another --output_dir if {folder} holds checkpoints")
+    return (f"the last good checkpoint from before the divergence is {good}; go on from it with a lower learning rate: "
+            f"{how_to_go_on(good, lr_schedule__learning_rate=rate)}")
+
+
+def _disk_full(error, folder, log_folder, model, optimizer, facts):
+    """The error of a full disk during a training."""
+    needed = whole_bytes(saving.saved_parameters(model, facts).values()) + optimizer.bytes()
+    there = saving.saved(folder)
+    advice = (f"the last good checkpoint is {there[-1]}; when there is room, go on with: {how_to_go_on()}" if there else
+              "no checkpoint has been saved yet: begin again when there is room")
+    return DiskFullError(error.errno, f"{error.strerror}.  A checkpoint of this run takes about {needed:,} bytes; {advice}",
+                         error.filename or str(Path(log_folder) / "train.jsonl"))
+
+
 def _evaluated(held_out, model, monitor):
     """{metric: value} of the model as it is; all figures go to the log."""
     start = time.perf_counter()
@@ -173,4 +250,8 @@ def _evaluated(held_out, model, monitor):
     figures = held_out.figures()
     model.set_train()
     entry = monitor.add_evaluation(figures, time.perf_counter() - start)
-    return {f"eval_{held_out.metric}": entry[f"eval_{held_out.metric}"]}
+    name = f"eval_{held_out.metric}"
+    if not math.isfinite(entry[name]):
+        logger.warning("%s is %s after step %d, which decides nothing about the best checkpoint", name, entry[name], monitor.step)
+        return {}
+    return {name: entry[name]}

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from mindblip2.file_io import atomic_file, write_text
 from mindblip2.progress import progress
 
 logger = logging.getLogger("mindblip2")
@@ -29,17 +30,18 @@ class Monitor:
         self.folder, self.every, self.step = Path(folder), every, start
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = _earlier(self.folder / "train.jsonl", start)
-        partial = self.folder / ".train.jsonl"      # the old lines are never gone, wherever the run is killed
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.log), encoding="utf-8")
-        partial.replace(self.folder / "train.jsonl")
+        write_text(self.folder / "train.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.log))
         self._file = open(self.folder / "train.jsonl", "a", encoding="utf-8")
         self._bar = progress(total=total_steps, initial=start, desc="train", unit="step")
         self._summary = _summary_record(self.folder / "summary") if summary else None
+        self._unreadable = 0
         self._total_steps, self._window, self._since, self._warned = total_steps, [], time.perf_counter(), False
 
-    def add(self, numbers, pictures):
-        """The numbers of one step over ``pictures`` pictures; returns the log's new entry, or None between two entries."""
+    def add(self, numbers, pictures, unreadable=0):
+        """The numbers of one step over ``pictures`` pictures, of which ``unreadable`` could not be read so far; returns the log's new
+        entry, or None between two entries."""
         self.step += 1
+        self._unreadable = unreadable
         self._window.append((numbers, pictures))
         self._bar.update()
         if self.step % self.every and self.step != self._total_steps:
@@ -60,12 +62,14 @@ class Monitor:
         return entry
 
     def close(self):
-        """Draw the curves and close all files."""
-        self._file.close()
+        """Draw the curves and close all files.  What cannot be written any more is a warning: an error may be the reason for closing."""
         self._bar.close()
-        if self._summary is not None:
-            self._summary.close()
-        draw_curves(self.log, self.folder / "loss_curve.png")
+        for close in (self._file.close, self._summary.close if self._summary is not None else None,
+                      lambda: draw_curves(self.log, self.folder / "loss_curve.png")):
+            try:
+                close and close()
+            except OSError as error:
+                logger.warning("the log in %s is not complete: %s", self.folder, error)
 
     def _entry(self):
         seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
@@ -75,7 +79,8 @@ class Monitor:
         means = {name: _mean([numbers[name] for numbers in (made if name == "grad_norm" else [n for n, _ in window])])
                  for name in window[0][0] if name != "skipped"}
         speed = sum(pictures for _, pictures in window) / max(seconds, 1e-9)
-        return {"step": self.step, **means, "samples_per_second": speed, "seconds": seconds, "skipped": skipped}
+        return {"step": self.step, **means, "samples_per_second": speed, "seconds": seconds, "skipped": skipped,
+                **({"unreadable": self._unreadable} if self._unreadable else {})}
 
     def _write(self, entry):
         self._file.write(json.dumps(entry) + "\n")
@@ -143,9 +148,17 @@ def draw_curves(log, path):
     for axis in list(axes.flat)[len(shown):]:
         axis.remove()
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    _save_figure(figure, path)
     return True
+
+
+def _save_figure(figure, path):
+    from matplotlib import pyplot
+    try:
+        with atomic_file(path, "wb") as file:
+            figure.savefig(file, dpi=110, format=Path(path).suffix[1:] or "png")
+    finally:
+        pyplot.close(figure)
 
 
 def compare(folders, path):
@@ -166,8 +179,7 @@ def compare(folders, path):
         axis.legend()
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    _save_figure(figure, path)
     print(f"{' and '.join(Path(folder).name for folder in folders)}: losses differ by at most {furthest:.2g} of themselves over "
           f"{logs[0][-1]['step']} steps; curves are saved at: {path}")
     return furthest

@@ -1,4 +1,6 @@
 """AdamW as torch has it: decoupled decay, bias correction, epsilon after it; LAVIS's two groups; layer-wise rates for the ViT."""
+import math
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
@@ -79,6 +81,10 @@ class AdamW:
             array = own[name].asnumpy() if name in own else np.zeros(parameter.shape, np.float32)
             yield name, "Float32", whole(parameter, array if self.owner is None else comm.from_owner(array, owner))
         yield "step", "Float32", self.update.step.asnumpy()
+
+    def bytes(self):
+        """The size of what ``entries`` gives."""
+        return sum(4 * math.prod(shape) for shape in self.shapes().values())
 
     def shapes(self):
         """{name: shape} of what ``entries`` gives."""

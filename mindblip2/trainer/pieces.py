@@ -7,13 +7,16 @@ from pathlib import Path
 from mindblip2.cells.blip2_llm import Blip2Llm
 from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
+from mindblip2.file_io import read_json, sync_folder, write_json
 from mindblip2.hub import no_init
 from mindblip2.mismatch import check_names, check_shapes
-from mindblip2.pieces import PIECE, Pieces, found
+from mindblip2.pieces import NAME, PIECE, Pieces, found
 from mindblip2.progress import progress
 from mindblip2.sections import ConfigError
 from mindblip2.split import is_split
 from mindblip2.trainer.parallel import misfits
+
+UNFINISHED = ".split_unfinished.json"       # the names of the pieces that a split is writing
 
 
 def split_checkpoint(config):
@@ -21,13 +24,18 @@ def split_checkpoint(config):
     paths.  Raises ConfigError where so many cannot share the model, CheckpointError where the file does not fit, or pieces lie there."""
     cards, folder = config.parallel_config.model_parallel, Path(config.output_dir)
     _check_cards(config, cards)
-    if found(folder):
-        raise CheckpointError(f"{folder} holds pieces already: give another --output_dir")
+    _remove_interrupted(folder)
+    there = sorted(path.name for path in folder.glob("piece_*_of_*.ckpt"))
+    if there:
+        raise CheckpointError(f"{folder} holds pieces already, the first {there[0]}: give another --output_dir, or remove them")
     stored, parameters = Checkpoint(_given(config)), _parameters(config)
     _check(stored, parameters)
     paths = [folder / PIECE.format(rank, cards) for rank in range(cards)]
+    write_json(folder / UNFINISHED, [path.name for path in paths])
     for rank, path in enumerate(progress(paths, desc="split", unit="piece")):
         write_checkpoint(path, ((name, stored.types[name], _piece(parameters[name], stored.view(name), cards, rank)) for name in stored))
+    sync_folder(folder)
+    (folder / UNFINISHED).unlink()
     print(f"pieces are saved at: {folder}")
     return paths
 
@@ -51,6 +59,17 @@ def merge_checkpoint(config):
     write_checkpoint(path, ((name, pieces.types[name], pieces[name]) for name in progress(pieces, desc="merge", unit="tensor")))
     print(f"checkpoint is saved at: {path}")
     return path
+
+
+def _remove_interrupted(folder):
+    """Remove the pieces of a split that was killed before it had written the last one."""
+    if (folder / UNFINISHED).is_file():
+        for name in read_json(folder / UNFINISHED, list, "a list of files", f"remove it, and the pieces in {folder}"):
+            if isinstance(name, str) and NAME.fullmatch(name):
+                (folder / name).unlink(missing_ok=True)
+                for rest in folder.glob(f".{name}.*.partial"):
+                    rest.unlink()
+        (folder / UNFINISHED).unlink()
 
 
 def _piece(parameter, array, cards, rank):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mindblip2 import comm, device
 from mindblip2.cells.blip2_llm import SLOT_STEP, Blip2Llm
 from mindblip2.cells.blip2_qformer import Blip2Qformer
-from mindblip2.cells.decoding import LanguageDecoding
+from mindblip2.cells.decoding import ALIASES, LanguageDecoding
 from mindblip2.hub import no_init
 from mindblip2.sections import ConfigError
 from mindblip2.trainer.activations import activation_bytes
@@ -104,7 +104,8 @@ def cache_bytes(config, step):
     text = config.model.model_config.text_config
     if text is None:
         return 0
-    how = LanguageDecoding.of({name: value for name, value in config.generation.items() if name in LanguageDecoding.names()})
+    known = {*LanguageDecoding.names(), *ALIASES}
+    how = LanguageDecoding.of({name: value for name, value in config.generation.items() if name in known})
     wanted = config.model.model_config.qformer_config.query_length + step.text + how.max_new_tokens
     slots = -(-wanted // SLOT_STEP) * SLOT_STEP
     each = 2 * text.num_layers * text.kv_heads * (text.hidden_size // text.num_heads) * BYTES[step.dtype] // step.model

@@ -14,23 +14,20 @@ from mindblip2.cells.layers import FeedForward
 from mindblip2.cells.llama import SwiGLU
 from mindblip2.cells.vit import ViTAttention
 from mindblip2.checkpoint import Checkpoint
-from mindblip2.hub import fingerprint, frozen_record, holders, no_init
+from mindblip2.config import STAGE_2, RunConfig
+from mindblip2.hub import fingerprint, frozen_record, holders, named_file, no_init
+from mindblip2.legacy import CALLBACKS
 from mindblip2.sections import ConfigError
 from mindblip2.trainer import saving
 from mindblip2.trainer.activations import activation_bytes
 from mindblip2.trainer.held_out import held_out
-from mindblip2.trainer.inputs import named_weights
 from mindblip2.trainer.loaders import training_feed
+from mindblip2.trainer.lock import one_at_a_time
 from mindblip2.trainer.loop import fit, planned_steps
 from mindblip2.trainer.plan import bytes_of, moment_bytes, step_of
 from mindblip2.zero_shot import check_vocabulary
 
 GB = 1e9
-STAGE_2 = ("Blip2Llm", "Blip2ImageToTextGeneration", "Blip2Llama")     # the last is an older name of MindFormers
-CALLBACKS = {  # MindFormers' callbacks → their keys that mean something here
-    "CheckpointMointor": {"save_checkpoint_steps": "save_steps", "keep_checkpoint_max": "keep_checkpoint_max"},
-    "CheckpointMonitor": {"save_checkpoint_steps": "save_steps", "keep_checkpoint_max": "keep_checkpoint_max"},
-    "MFLossMonitor": {"per_print_times": "log_every"}, "SummaryMonitor": {}, "ObsMonitor": {}}
 
 
 class Pretrain:
@@ -38,14 +35,17 @@ class Pretrain:
     train it and the projection with the loss of the frozen language model."""
 
     @staticmethod
+    @one_at_a_time
     def train(trainer, checkpoint):
         config = trainer.config.replace(runner_config=with_callbacks(trainer.config))
         if trainer.model is None:
             device.use(config.context)
         resume = saving.find(config.resume_training, _folder(config)) if config.resume_training else None
         stage2 = config.model.arch.type in STAGE_2 if trainer.model is None else hasattr(trainer.model, "stage2")
-        if stage2 and trainer.model is None and not (checkpoint or resume):
-            checkpoint = named_weights(config.model.model_config.checkpoint_name_or_path)   # MindFormers: those of stage 1
+        checkpoint = checkpoint and named_file(checkpoint, "load_checkpoint")
+        named = config.model.model_config.checkpoint_name_or_path       # MindFormers: in stage 2 those of stage 1
+        if named and trainer.model is None and not (checkpoint or resume):
+            checkpoint = named_file(named)
         model = trainer.model or _model(config, bool(checkpoint or resume))
         frozen = starting_weights(model, config, checkpoint, resume)
         if config.recompute_config.recompute:
@@ -57,7 +57,10 @@ class Pretrain:
         _check_sizes(model.config, feed.max_length, processor.image_processor.image_size, stage2)
         wanted = config.do_eval or trainer.eval_dataset is not None
         examination = held_out(config, model, processor, trainer.eval_dataset, trainer.hypothesis_template) if wanted else None
-        print("\n".join(summary(model, feed, config, trainer.name or "a model", bool(checkpoint or resume or trainer.model))))
+        if not wanted:
+            _say_unused_evaluation(config)
+        is_loaded = bool(checkpoint or resume or trainer.model or config.model.model_config.vision_config.checkpoint_name_or_path)
+        print("\n".join(summary(model, feed, config, trainer.name or "a model", is_loaded)))
         if examination:
             print(f"evaluation: {examination}")
         log = fit(model, feed, config, config.output_dir, resume, frozen, examination)
@@ -75,6 +78,14 @@ class Pretrain:
         return log
 
 
+def _say_unused_evaluation(config):
+    """Name the keys of an evaluation that there is not."""
+    defaults = RunConfig()
+    names = [name for name in ("metric", "eval_epoch_interval", "eval_step_interval") if getattr(config, name) != getattr(defaults, name)]
+    if names:
+        print(f"no effect: {', '.join(names)}, since nothing is evaluated in training (do_eval is false and Trainer has no eval_dataset)")
+
+
 def recompute(model):
     """Feed-forward cells, and a trained ViT's attention, keep their input only and are computed again for the gradient.  They draw no
     random numbers: a draw would differ the second time.  Raises ConfigError in PyNative, where MindSpore mixes up the calls of a
@@ -88,12 +99,10 @@ def recompute(model):
 
 
 def with_callbacks(config):
-    """The RunnerConfig with what MindFormers' callbacks say.  Raises ValueError for an unknown callback."""
+    """The RunnerConfig with what MindFormers' callbacks say."""
     changes = {}
     for callback in config.callbacks:
-        kind = callback.get("type")
-        if kind not in CALLBACKS:
-            raise ValueError(f"callbacks: unknown type {kind!r}; known: {', '.join(CALLBACKS)}")
+        kind = callback["type"]
         changes.update({ours: callback[theirs] for theirs, ours in CALLBACKS[kind].items() if theirs in callback})
         if kind == "SummaryMonitor":
             changes["summary"] = True
@@ -101,7 +110,7 @@ def with_callbacks(config):
 
 
 def _model(config, is_loaded):
-    """A new model; without random values where it ``is_loaded`` at once."""
+    """A new model; without values where it ``is_loaded`` at once, else with random ones and the parts that the configuration names."""
     cell = Blip2ImageToTextGeneration if config.model.arch.type in STAGE_2 else Blip2Qformer    # which can be asked when it is trained
     with no_init() if is_loaded else contextlib.nullcontext():
         return cell(config.model.model_config)
@@ -122,7 +131,7 @@ def _check_sizes(config, text_length, image_size, stage2):
 def starting_weights(model, config, checkpoint, resume):
     """Load what the run starts from.  Returns ``{"path", "crc32"}`` of the file that holds what is not trained, or None where there
     is no such file or everything is to be saved."""
-    source = named_weights(checkpoint) or ((saving.read_state(resume)["frozen"] or {}).get("path") if resume else None)
+    source = checkpoint or ((saving.read_state(resume)["frozen"] or {}).get("path") if resume else None)
     if resume:
         model.load_checkpoint(resume, source)
     elif source:

@@ -9,7 +9,7 @@ I pictures · T texts · L tokens · B pictures of one batch · N texts of one c
 """
 import time
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -18,6 +18,8 @@ from mindspore import Tensor, nn
 from mindblip2 import comm
 from mindblip2.cells import losses
 from mindblip2.progress import progress
+from mindblip2.sections import Count, NonNegative, Range, argument
+from mindblip2.zero_shot import check_finite
 
 FILL = -100.0       # the score of a pair that the ITM head has not seen, as LAVIS
 CHUNK = 32          # texts that meet a picture in one call
@@ -38,12 +40,9 @@ class Recipe:
     def __post_init__(self):
         if self.rerank not in RERANK:
             raise ValueError(f"rerank = {self.rerank!r}: expected one of {', '.join(map(repr, RERANK))}")
-        for name, least in (("k_test", 1), ("text_length", 2), ("batch_size", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} = {value!r}: expected a whole number, at least {least}")
-        if not self.memory_budget >= 0:
-            raise ValueError(f"memory_budget = {self.memory_budget!r}: expected gigabytes, 0 or more")
+        for name, hint in (("k_test", Count), ("text_length", Annotated[int, Range(2)]), ("batch_size", Count),
+                           ("memory_budget", NonNegative)):     # gigabytes
+            object.__setattr__(self, name, argument(hint, getattr(self, name), name))
 
     @classmethod
     def of(cls, data, **changes):
@@ -79,9 +78,7 @@ def score(model, image_processor, pictures, ids_TL, recipe, net=None):
     if len(rows):
         itc_IT[rows] = np.concatenate([losses.similarity(model.image_features(memory), text_TE).asnumpy()[:count]
                                        for memory, count in kept.first_visit(recipe.batch_size)])
-    itc_IT = comm.added(itc_IT)
-    if not np.isfinite(itc_IT).all():
-        raise FloatingPointError("cosines of pictures and texts are not finite: the weights are damaged or belong to another model")
+    itc_IT = check_finite(comm.added(itc_IT), "the cosines of pictures and texts")
     if recipe.rerank == "none":
         return Scores(itc_IT, itc_IT, itc_IT.T, 0, time.perf_counter() - start, 0.0)
     again = time.perf_counter()
@@ -90,7 +87,7 @@ def score(model, image_processor, pictures, ids_TL, recipe, net=None):
     itm_IT = np.zeros_like(itc_IT)
     if len(rows):
         itm_IT[rows] = match(net or Match(model), kept, wanted_IT[rows], ids_TL, lengths_T)
-    itm_IT = comm.added(itm_IT)
+    itm_IT = check_finite(comm.added(itm_IT), "the ITM logits of pictures and texts")
     if recipe.rerank == "itm+itc":
         itm_IT += itc_IT
     i2t, t2i = np.where(best_IT, itm_IT, np.float32(FILL)), np.where(best_TI, itm_IT.T, np.float32(FILL))

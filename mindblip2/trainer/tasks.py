@@ -9,12 +9,15 @@ from PIL import Image
 from mindblip2 import comm
 from mindblip2.cells.blip2_qformer import Blip2Classifier, Blip2Qformer
 from mindblip2.data.captioned import check_readable, pictures_and_texts
-from mindblip2.data.captions import BlipCaption
+from mindblip2.data.decoded import DecodedPictures
 from mindblip2.data.image import load_image
 from mindblip2.data.labelled import LabelledSet
 from mindblip2.data.sheet import confusion_sheet, hit_sheet, score_sheet
+from mindblip2.file_io import atomic_file
+from mindblip2.legacy import TASK_ALIASES
+from mindblip2.sections import Count, argument
 from mindblip2.trainer import export, retrieval
-from mindblip2.trainer.features import extract
+from mindblip2.trainer.features import caption_ids, caption_lines, extract
 from mindblip2.trainer.generation import Generation
 from mindblip2.trainer.inputs import load, pictures_of
 from mindblip2.trainer.loaders import captioned_pictures, labelled_sets, token_ids
@@ -31,16 +34,18 @@ class ZeroShot:
     @staticmethod
     def predict(trainer, input_data, checkpoint, options):
         pictures = pictures_of(input_data)
-        top_k = options.pop("top_k", 1)
-        batch_size = options.pop("batch_size", 8)
+        top_k = argument(Count, options.pop("top_k", 1), "top_k")
+        batch_size = argument(Count, options.pop("batch_size", 8), "batch_size")
         picture_file = options.pop("save_picture", None)
-        result = _classifier(trainer, checkpoint, options)(pictures, None, batch_size)
+        decoded = DecodedPictures(pictures, trainer.processor().image_processor, SHEET_LIMIT if picture_file else 0)
+        result = _classifier(trainer, checkpoint, options)(decoded, None, batch_size)
         for picture, row in zip(pictures, result):
             if isinstance(picture, (str, Path)):
                 scores = ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in row[:max(top_k, 3)])
                 print(f"{picture}: {scores}")
         if picture_file:
-            _save_sheet(pictures, result, picture_file)
+            small = [decoded.thumbnail(i) for i in range(min(len(pictures), SHEET_LIMIT))]
+            _save(score_sheet(small, result), picture_file)
         return [row[:top_k] for row in result]
 
     @staticmethod
@@ -66,6 +71,9 @@ class ZeroShot:
         """Parts, and what else ``mindir.json`` says."""
         batch = options.pop("batch_size")
         classifier = _classifier(trainer, checkpoint, options)
+        if classifier.use_itm or classifier.temperature is not None:
+            raise ValueError("the exported classifier divides ITC similarities by the learnt temperature: leave use_itm and temperature "
+                             "out (the ITM head is exported by the task image_to_text_retrieval)")
         return (export.classifier(trainer.model, batch, classifier.ids_LT),
                 {"labels": classifier.labels, "label_ids": classifier.ids_LT.asnumpy().tolist()})
 
@@ -114,42 +122,37 @@ class Features:
     def predict(trainer, input_data, checkpoint, options):
         """Pictures, folders, and ``.txt`` files that hold one caption per line; or ``captions=[…]``."""
         path = Path(options.pop("save_arrays", f"{trainer.task}_result.npz"))
-        captions, batch_size = list(options.pop("captions", ())), options.pop("batch_size", 8)
+        captions, batch_size = options.pop("captions", ()), argument(Count, options.pop("batch_size", 8), "batch_size")
+        captions = [captions] if isinstance(captions, str) else list(captions)
         if options:
             raise TypeError(f"unknown option {sorted(options)[0]!r}; {trainer.task} takes captions, batch_size, save_arrays")
         pictures = []
         for one in pictures_of(input_data):
             if isinstance(one, (str, Path)) and Path(one).suffix.lower() == ".txt":
-                captions += [line for line in Path(one).read_text(encoding="utf-8").splitlines() if line.strip()]
+                captions += caption_lines(one)
             else:
                 pictures.append(one)
-        check_readable(pictures)
+        processor = trainer.processor()
+        decoded = DecodedPictures(pictures, processor.image_processor)
         load(trainer, Blip2Qformer, checkpoint)
-        processor, text = trainer.processor(), trainer.config.eval_dataset.text_transforms
         check_vocabulary(trainer.model, processor.tokenizer)
-        cleaned = [BlipCaption(text.prompt, text.max_words)(caption) for caption in captions]
-        ids_TL = token_ids(trainer.model, processor.tokenizer, cleaned, text.max_length) if cleaned else None
-        arrays = extract(trainer.model, processor.image_processor, pictures, ids_TL, batch_size)
+        ids_TL = caption_ids(trainer, processor, captions) if captions else None
+        arrays = extract(trainer.model, processor.image_processor, decoded, ids_TL, batch_size)
         names = {"paths": [str(one) if isinstance(one, (str, Path)) else f"picture {i}" for i, one in enumerate(pictures)],
                  "captions": captions}
-        path.parent.mkdir(parents=True, exist_ok=True)
         if comm.first():
-            np.savez(path, **arrays, **{name: np.array(values) for name, values in names.items() if values})
+            with atomic_file(path, "wb") as file:
+                np.savez(file, **arrays, **{name: np.array(values) for name, values in names.items() if values})
         return {"file": str(path), **{name: list(array.shape) for name, array in arrays.items()}}
 
 
 TASKS = {"contrastive_language_image_pretrain": Pretrain, "zero_shot_image_classification": ZeroShot,
          "image_to_text_retrieval": Retrieval, "feature_extraction": Features, "image_to_text_generation": Generation}
-ALIASES = {"ContrastiveLanguageImagePretrainTrainer": "contrastive_language_image_pretrain",
-           "ZeroShotImageClassificationTrainer": "zero_shot_image_classification",
-           "ImageToTextRetrievalTrainer": "image_to_text_retrieval", "ImageToTextGenerationTrainer": "image_to_text_generation",
-           "zero_shot_image_to_text_generation": "image_to_text_generation", "blip2_retrieval": "image_to_text_retrieval",
-           "blip2_retireval": "image_to_text_retrieval"}     # the card's spelling
 
 
 def task_named(name):
     """The task of a name or of MindFormers' alias.  Raises ValueError, naming what there is."""
-    name = ALIASES.get(name, name)
+    name = TASK_ALIASES.get(name, name)
     if name in TASKS:
         return name
     raise ValueError(f"no task {name!r}; there is: {', '.join(TASKS)}")
@@ -162,11 +165,8 @@ def _classifier(trainer, checkpoint, options):
     options["candidate_labels"] = options.get("candidate_labels") or trainer.candidate_labels or data.candidate_labels
     options["hypothesis_template"] = (options.get("hypothesis_template") or trainer.hypothesis_template
                                       or data.hypothesis_template or TEMPLATE)
+    options.setdefault("temperature", trainer.config.eval_dataset.temperature)
     return ZeroShotClassifier(trainer.model, trainer.processor(), **options)
-
-
-def _save_sheet(pictures, result, path):
-    _save(score_sheet([_shown(one) for one in pictures[:SHEET_LIMIT]], result), path)
 
 
 def _hits_page(pictures, texts, owners, scores, title):
@@ -188,6 +188,6 @@ def _shown(picture):
 def _save(page, path):
     if not comm.first():
         return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    page.save(path)
+    with atomic_file(path, "wb") as file:
+        page.save(file, Image.registered_extensions().get(Path(path).suffix.lower(), "PNG"))
     print(f"picture of the result is saved at: {path}")

@@ -1,7 +1,6 @@
 """``Trainer``: one object per task, with the surface that users of MindFormers know."""
 import contextlib
 import functools
-import json
 import logging
 import os
 from pathlib import Path
@@ -9,17 +8,22 @@ from pathlib import Path
 import mindspore as ms
 
 from mindblip2 import comm, device
-from mindblip2.config import RunConfig, load_config, presets, print_support_list
+from mindblip2.config import RunConfig, load_config, presets, print_support_list, without_effect
 from mindblip2.data.check import check_data
 from mindblip2.data.processor import Blip2Processor
+from mindblip2.file_io import write_json, write_text
 from mindblip2.lock import exclusive
-from mindblip2.sections import build
+from mindblip2.sections import build, warn_ignored
 from mindblip2.trainer import parallel
 from mindblip2.trainer.export import write as write_parts
 from mindblip2.trainer.inputs import DEFAULT_MODEL
 from mindblip2.trainer.tasks import TASKS, task_named
 
 logger = logging.getLogger("mindblip2")
+NO_SAMPLE = (str, bytes, Path, int, float)
+TEXT_ARGUMENTS = {"candidate_labels": ("zero_shot_image_classification",),     # argument → the tasks that use it
+                  "hypothesis_template": ("zero_shot_image_classification", "image_to_text_generation",
+                                          "contrastive_language_image_pretrain")}     # the last of an evaluation of stage 2
 
 
 def one_voice(verb):
@@ -40,9 +44,10 @@ class Trainer:
 
     ``task``: a name of ``mindblip2.trainer.tasks.TASKS`` or one of MindFormers' aliases.  ``model``: a preset's name, a folder of
     ``save_pretrained``, or a model object.  ``args``: the run as a RunConfig, a preset's name or a YAML file; by default the preset of the
-    model.  ``train_dataset``: an iterable of ``{"image", "caption", "image_id"?}``.  ``candidate_labels`` and ``hypothesis_template`` may
-    also be given to ``predict``.  The run's mode and device are set only where ``args`` names them.  Other threads wait while
-    a method runs (``mindblip2.lock``)."""
+    model.  ``train_dataset``, ``eval_dataset``: an iterable of ``{"image", "caption", "image_id"?}``, a loader, or
+    the path of a folder, which the configuration's ``data_loader`` reads.  ``candidate_labels`` and ``hypothesis_template`` may
+    also be given to ``predict``.  The run's mode and device are set only where ``args`` names them.  Other threads
+    wait while a method runs (``mindblip2.lock``)."""
 
     @exclusive
     def __init__(self, args=None, task=None, model=None, model_name=None, train_dataset=None, eval_dataset=None,
@@ -56,10 +61,40 @@ class Trainer:
             parallel.join(self.config)
         self.model = None if isinstance(model, (str, type(None))) else model
         self.name = model if isinstance(model, str) else model_name or self.config.trainer.model_name
-        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.train_dataset, self.eval_dataset = (self._data_set(*one) for one in (("train_dataset", train_dataset),
+                                                                                  ("eval_dataset", eval_dataset)))
         self.tokenizer, self.image_processor = tokenizer, image_processor
         self.candidate_labels = candidate_labels
         self.hypothesis_template = hypothesis_template
+        for name in ("candidate_labels", "hypothesis_template"):
+            if getattr(self, name) is not None and self.task not in TEXT_ARGUMENTS[name]:
+                raise ValueError(f"{name} is not used by the task {self.task}, but by {', '.join(TEXT_ARGUMENTS[name])}")
+        if args is not None and hasattr(self.model, "config"):
+            own, said = self.model.config.to_dict(), self.config.model.model_config.to_dict()
+            warn_ignored([f"model.model_config.{key} (the model object has its own)" for key in said
+                          if said[key] != own[key] and key != "compute_dtype"], "args")       # which the device may change
+        if isinstance(model, str) and model_name not in (None, "", model):
+            logger.warning("model_name = %r has no effect: model = %r decides", model_name, model)
+
+    def _data_set(self, name, data):
+        """Samples as they were given; None for a folder, which the configuration's loader then reads.  Raises FileNotFoundError or
+        TypeError for what is no data set."""
+        if isinstance(data, (str, Path)):
+            loader = getattr(self.config, name).data_loader
+            if not Path(data).is_dir():
+                raise FileNotFoundError(f"{name} = {str(data)!r}: no folder {Path(data).absolute()}: give the data_loader.dataset_dir, a "
+                                        "list of samples, or a loader such as MultiImgCapDataLoader")
+            if loader.type == "DigitScenes":
+                raise ValueError(f"{name} = {str(data)!r}: the loader DigitScenes draws its own pictures and reads no folder: set "
+                                 f"{name}.data_loader, or pass a loader of the folder (MultiImgCapDataLoader, ImageFolder)")
+            self.config = self.config.replace(**{name: {"data_loader": {"dataset_dir": str(data)}}})
+            return None
+        wrong = next((one for one in data if isinstance(one, NO_SAMPLE)), None) if isinstance(data, (list, tuple)) else data
+        if isinstance(wrong, (*NO_SAMPLE, dict)):
+            one = "one of them is" if wrong is not data else "it is"
+            raise TypeError(f"{name}: {one} a {type(wrong).__name__} ({str(wrong)[:80]!r}), expected a list of samples "
+                            '{"image": …, "caption": …}, a loader such as MultiImgCapDataLoader, or the path of a folder')
+        return data
 
     @exclusive
     def set_parallel_config(self, data_parallel=1, model_parallel=1, enable_parallel_optimizer=False):
@@ -99,10 +134,11 @@ class Trainer:
     def evaluate(self, eval_checkpoint=None, **options):
         """The task's figures over ``eval_dataset``, printed and written to ``<output_dir>/<task>_evaluation.json``.
 
-        ``options``: those of the task, for zero-shot classification use_itm and max_length."""
+        ``options``: those of the task, for zero-shot classification use_itm, temperature and max_length."""
         figures = self._work("evaluate")(self, eval_checkpoint or self.config.load_checkpoint, options)
         path = Path(self.config.output_dir) / f"{self.task}_evaluation.json"
-        _write(path, json.dumps(figures, indent=1))
+        if comm.first():
+            write_json(path, figures)
         print(f"evaluation is saved at: {path}")
         return figures
 
@@ -113,12 +149,13 @@ class Trainer:
         """The task's answer to ``input_data``; prints MindFormers' three lines and writes the result file.
 
         ``save_file``: default ``<task>_result.txt`` in the working directory.  ``options``: those of the task, for zero-shot
-        classification candidate_labels, hypothesis_template, top_k (1), use_itm, batch_size, max_length."""
+        classification candidate_labels, hypothesis_template, top_k (1), use_itm, temperature, batch_size, max_length."""
         if input_data is None:
             raise ValueError("predict needs input_data: a picture's path, URL, PIL image, array, or a list of them")
         result = self._work("predict")(self, input_data, predict_checkpoint or self.config.load_checkpoint, options)
         path = Path(save_file or f"{self.task}_result.txt")
-        _write(path, f"{result}\n")
+        if comm.first():
+            write_text(path, f"{result}\n")
         print(f"output result is: {result}")
         print(f"output result is saved at: {path}")
         print(".........Predict Over!.............")
@@ -160,17 +197,13 @@ class Trainer:
         return work
 
 
-def _write(path, text):
-    if comm.first():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-
-
 def _run_config(args, model, model_name, task):
     if isinstance(args, RunConfig):
         return args
     if isinstance(args, dict):
-        return build(RunConfig, args)
+        config = build(RunConfig, args)
+        warn_ignored(without_effect(config), "args")
+        return config
     if args is not None:
         return load_config(args)
     name = model if isinstance(model, str) else model_name or getattr(getattr(model, "config", None), "preset", None) or None

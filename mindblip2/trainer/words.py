@@ -53,7 +53,7 @@ def batches(config, tokenizer, steps, batch):
     for _ in range(steps):
         rows, begins = [], []
         for notes, said in itertools.islice(told, batch):
-            rows.append([text.bos_token_id, *tokenizer.encode(notes + said, add_special_tokens=False), text.eos_token_id])
+            rows.append([text.bos_token_id, *tokenizer.encode(notes + said, add_special_tokens=False), text.end_token_ids[0]])
             begins.append(1 + len(tokenizer.encode(notes, add_special_tokens=False)))
         longest = max(map(len, rows))
         if longest > length:

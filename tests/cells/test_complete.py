@@ -122,13 +122,14 @@ def test_other_scores_would_be_noticed(model):
 def test_drawn_tokens_are_those_of_transformers(model, how, monkeypatch):
     """torch.multinomial takes our draws; everything else is transformers'."""
     import torch
-    random = np.random.default_rng(0)
+    how = {"num_beams": 1, "do_sample": True, "top_p": 1.0, **how}
+    generators = scores.generators(decoding(**how))
 
     def multinomial(probs, num_samples):
+        uniform_N = np.tile([random.random() for random in generators], len(probs) // len(generators))
         with np.errstate(divide="ignore"):
-            return torch.from_numpy(scores.draw(np.log(probs.numpy()), random))[:, None]
+            return torch.from_numpy(scores.draw(np.log(probs.numpy()), uniform_N))[:, None]
     monkeypatch.setattr(torch, "multinomial", multinomial)
-    how = {"num_beams": 1, "do_sample": True, "top_p": 1.0, **how}
     prompts = Prompts(model, lengths=FULL)
     theirs = texts(prompts.theirs(**how))
     assert texts(prompts.ours(**how)) == theirs
@@ -138,7 +139,7 @@ def test_drawn_tokens_are_those_of_transformers(model, how, monkeypatch):
 @pytest.mark.parametrize("how", [{"num_beams": 3}, {"num_beams": 3, "top_k": 1, "temperature": 2.0}, {"top_p": 0.5}], ids=str)
 def test_drawn_beams_are_those_of_transformers(model, how, monkeypatch):
     import torch
-    random = np.random.default_rng(0)
+    random = scores.generators(decoding())[0]
 
     def multinomial(probs, num_samples):
         with np.errstate(divide="ignore"):
@@ -168,8 +169,26 @@ def test_what_may_be_drawn_is_what_the_warpers_of_transformers_leave(how):
 
 
 # ------------------------------------------------------------------------------------------------ prompts
+SAMPLED = ({"do_sample": True, "num_beams": 1, "temperature": 2.0}, {"do_sample": True, "num_beams": 1, "num_return_sequences": 3},
+           {"do_sample": True, "num_beams": 3, "temperature": 2.0})
+
+
+@pytest.mark.parametrize("how", SAMPLED, ids=str)
+def test_a19_what_is_drawn_for_a_prompt_does_not_depend_on_its_batch(model, how):
+    """Neither on its place nor on the others: the draws come from the seed and the number of the caption."""
+    captions = how.get("num_return_sequences", 1)
+    batch, back = (texts(Prompts(model, rows).ours(**how)) for rows in (range(BATCH), range(BATCH)[::-1]))
+    assert batch == [text for row in range(BATCH)[::-1] for text in back[row * captions:(row + 1) * captions]]
+    assert texts(Prompts(model, [2] * 3).ours(**how)) == batch[2 * captions:3 * captions] * 3
+    seeds = {str(texts(Prompts(model, [2]).ours(**how, seed=seed))) for seed in range(4)}
+    assert len(seeds) > 1       # control: other seeds draw other tokens
+    if captions > 1:
+        assert any(len({*map(str, batch[i:i + captions])}) > 1 for i in range(0, len(batch), captions))      # and so do other captions
+        assert batch[::captions] == texts(Prompts(model).ours(**{**how, "num_return_sequences": 1}))
+
+
 def test_different_prompts_in_one_batch_give_what_each_gives_alone(model):
-    for how in ({}, {"num_beams": 1}, {"num_return_sequences": 2, "repetition_penalty": 1.4}):
+    for how in ({}, {"num_beams": 1}, {"num_return_sequences": 2, "repetition_penalty": 1.4}, *SAMPLED):
         batch = texts(Prompts(model).ours(**how))
         alone = [text for row in range(BATCH) for text in texts(Prompts(model, [row]).ours(**how))]
         assert batch == alone

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 
+from mindblip2.cells.decoding import merged
 from mindblip2.cells.generate import Decoding, LanguageDecoding, complete, generate
 
 VOCAB, EOS, PAD = 9, 8, 7
@@ -155,14 +156,46 @@ def test_an_unknown_argument_names_the_nearest(wrong, complaint):
 
 @pytest.mark.parametrize("how, complaint", [
     ({"max_length": 5, "max_new_tokens": 8}, "max_length = 5 and max_new_tokens = 8 are the same argument"), ({"top_k": -1}, "top_k = -1"),
-    ({"no_repeat_ngram_size": -2}, "no_repeat_ngram_size = -2"), ({"num_beams": 0}, "num_beams >= 1"),
-    ({"do_sample": True, "num_beams": 0}, "num_beams >= 1"), ({"num_return_sequences": 6}, "5 beams find at most 5"),
+    ({"no_repeat_ngram_size": -2}, "no_repeat_ngram_size = -2"), ({"num_beams": 0}, "num_beams = 0: "),
+    ({"do_sample": True, "num_beams": 0}, "num_beams = 0: "), ({"num_return_sequences": 6}, "5 beams find at most 5"),
     ({"num_return_sequences": 2, "num_beams": 1}, "1 beams find at most 1 .*do_sample=True"), ({"num_captions": 0}, "= 0: "),
     ({"scorer": "hf"}, "expected 'lavis' or 'transformers'"), ({"min_new_tokens": 9}, "min_new_tokens = 9, max_new_tokens = 8"),
     ({"eos_token_id": 50118}, "eos_token_id = 50118 lies outside the model's vocabulary of 9: give the end token of the model's")])
 def test_impossible_settings_are_errors(how, complaint):
     with pytest.raises(ValueError, match=complaint):
         written(**how)
+
+
+@pytest.mark.parametrize("name, wrong, expected, right", [
+    ("max_new_tokens", "5", "a whole number of at least 1", np.int64(5)), ("max_new_tokens", 5.0, "a whole number of at least 1", 5),
+    ("max_new_tokens", True, "a whole number of at least 1", 1), ("min_new_tokens", "1", "a whole number of at least 0", 0),
+    ("num_beams", 2.5, "a whole number of at least 1", 2), ("length_penalty", float("nan"), "a finite number", -2),
+    ("length_penalty", float("inf"), "a finite number", 0), ("temperature", float("inf"), "a finite number above 0", np.float32(0.5)),
+    ("repetition_penalty", float("nan"), "a finite number above 0", 2), ("repetition_penalty", "1.5", "a finite number above 0", 1.5),
+    ("top_p", float("nan"), "a number above 0 and at most 1", 1), ("top_k", 2.0, "a number of tokens, or 0 for no limit", 2),
+    ("do_sample", "yes", "true or false", np.bool_(True)), ("seed", -1, "a whole number of at least 0", 2 ** 40),
+    ("seed", None, "a whole number of at least 0", 0), ("pad_token_id", -1, "a token id", 0),
+    ("eos_token_id", "2", "a token id, several, or null for none", 2), ("eos_token_id", [2, "9"], "a token id, several", [2, 8]),
+    ("no_repeat_ngram_size", float("nan"), "a number of tokens", 3), ("num_return_sequences", "2", "a whole number of at least 1", 2)],
+    ids=str)
+def test_b13_each_number_is_checked_by_its_name(name, wrong, expected, right):
+    with pytest.raises(ValueError, match=f"^{name} = .*: expected {expected}"):
+        LanguageDecoding(**{name: wrong})
+    LanguageDecoding(**{name: right, "do_sample": True} if name != "do_sample" else {name: right})       # control
+
+
+def test_b13_a_nan_is_not_called_two_arguments():
+    with pytest.raises(ValueError, match="^length_penalty = nan: expected a finite number$"):
+        LanguageDecoding.of({"length_penalty": float("nan")})
+
+
+def test_b13_a_later_place_goes_over_an_earlier_one_under_any_name():
+    preset, call = {"max_new_tokens": 20, "num_beams": 3}, {"max_length": 30}
+    assert LanguageDecoding.of(merged(preset, call)).max_new_tokens == 30
+    assert merged(preset, call, {"max_new_tokens": 7}) == {"num_beams": 3, "max_new_tokens": 7}
+    assert LanguageDecoding.of(merged(call, preset)).max_new_tokens == 20
+    with pytest.raises(ValueError, match="max_length = 30 and max_new_tokens = 20 are the same argument"):      # control: in one place
+        LanguageDecoding.of(merged({"max_length": 30, "max_new_tokens": 20}))
 
 
 @pytest.mark.parametrize("beams", [1, 3])

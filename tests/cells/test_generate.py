@@ -156,8 +156,8 @@ class Fixed:
 
 def drawn(probs, rows=4000, **how):
     """How often each token is drawn by one step."""
-    ids = generate(Fixed(*probs), np.zeros((rows, 1)), Decoding(do_sample=True, max_new_tokens=1, min_new_tokens=0, seed=3,
-                                                                eos_token_id=len(probs) - 1, **how))
+    ids = generate(Fixed(*probs), [[0]], Decoding(do_sample=True, max_new_tokens=1, min_new_tokens=0, seed=3, num_return_sequences=rows,
+                                                  eos_token_id=len(probs) - 1, **how))
     return np.bincount(ids[:, 1], minlength=len(probs))
 
 
@@ -196,15 +196,16 @@ def test_a_wrong_distribution_would_be_noticed():
 
 
 def test_the_end_token_is_not_drawn_too_early():
-    ids = generate(Fixed(.1, .1, .8), np.zeros((500, 1)), Decoding(do_sample=True, max_new_tokens=6, min_new_tokens=3,
-                                                                   eos_token_id=2, top_p=1.0))
+    ids = generate(Fixed(.1, .1, .8), [[0]], Decoding(do_sample=True, max_new_tokens=6, min_new_tokens=3, eos_token_id=2, top_p=1.0,
+                                                      num_return_sequences=500))
     assert not (ids[:, :4] == 2).any() and 0.75 < (ids[:, 4] == 2).mean() < 0.85
 
 
 def test_a_seed_decides_the_draws():
-    one, same, other = (decode(do_sample=True, top_p=1.0, seed=seed, start=[[0]] * 20).tolist() for seed in (5, 5, 6))
+    one, same, other = (decode(do_sample=True, top_p=1.0, seed=seed, num_return_sequences=20).tolist() for seed in (5, 5, 6))
     assert one == same != other
-    assert len({tuple(row) for row in one}) > 10        # rows of a batch draw for themselves
+    assert len({tuple(row) for row in one}) > 10        # captions of a prompt draw for themselves
+    assert decode(do_sample=True, top_p=1.0, seed=5, start=[[0]] * 3).tolist() == [one[0][:len(caption(one[0]))]] * 3     # prompts do not
 
 
 def test_an_end_token_outside_the_best_beams_ends_nothing():
@@ -271,9 +272,11 @@ def test_after_the_end_there_is_padding_only(beams):
 
 
 @pytest.mark.parametrize("how, complaint", [
-    ({"max_new_tokens": 0}, "at least one new token"), ({"min_new_tokens": 7}, "min_new_tokens = 7, max_new_tokens = 6"),
-    ({"min_new_tokens": -1}, "0 <= min_new_tokens"), ({"num_beams": 0}, "num_beams >= 1"), ({"top_p": 0.0}, "0 < top_p <= 1"),
-    ({"top_p": 1.1}, "0 < top_p <= 1"), ({"temperature": 0.0}, "above 0"), ({"repetition_penalty": 0.0}, "above 0")])
+    ({"max_new_tokens": 0}, "max_new_tokens = 0: expected a whole number of at least 1"),
+    ({"min_new_tokens": 7}, "min_new_tokens = 7, max_new_tokens = 6"),
+    ({"min_new_tokens": -1}, "of at least 0"), ({"num_beams": 0}, "num_beams = 0: expected a whole number of at least 1"),
+    ({"top_p": 0.0}, "top_p = 0.0: expected a number above 0 and at most 1"), ({"top_p": 1.1}, "above 0 and at most 1"),
+    ({"temperature": 0.0}, "above 0"), ({"repetition_penalty": 0.0}, "above 0")])
 def test_impossible_settings_are_errors(how, complaint):
     with pytest.raises(ValueError, match=complaint):
         decode(**how)

@@ -17,6 +17,8 @@ from mindblip2.config import Blip2Config, LlamaConfig
 
 LLAMA = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
          "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0, "rms_norm_eps": 1e-5}
+# What a config.json says of it that no shape does.
+SAID = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
 OPT_SIZES = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 48,
              "word_embed_proj_dim": 32, "max_position_embeddings": 60}
 

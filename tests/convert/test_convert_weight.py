@@ -46,7 +46,7 @@ def test_a_whole_file_is_converted_and_accounted_for(convert, lavis, wrap):
     assert len(stored) == 157 == len(lavis) - 3
     lines = text.splitlines()
     assert lines[0].split() == ["part", "parameters", "mapped", "copied", "made"]
-    assert lines[1:8] == COVERAGE + DROPPED and lines[8].startswith("written: ") and len(lines) == 9
+    assert lines[1:8] == COVERAGE + DROPPED and lines[8].startswith("note:    ln_vision_eps: 1.0e-05 (LAVIS's") and len(lines) == 10
     np.testing.assert_array_equal(stored["qformer.memory.key.1.weight"],
                                   lavis["Qformer.bert.encoder.layer.2.crossattention.self.key.weight"])
     np.testing.assert_array_equal(stored["vit.patch_embed.proj.weight"],
@@ -275,3 +275,30 @@ def test_the_file_runs_as_a_script_from_anywhere(tmp_path, lavis):
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert len(Checkpoint(tmp_path / "x.ckpt")) == 157 and done.stdout.startswith("part ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.ckpt", "x.pth"]
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_b10_a_full_disk_is_one_line_with_the_bytes_that_are_needed(tmp_path, lavis, capsys, monkeypatch, back):
+    import errno
+
+    from mindblip2 import file_io
+    torch.save(dict(lavis), tmp_path / "in.pth")
+    ours = ["--mindspore_path", str(tmp_path / "out.ckpt")]
+    forth = [*ours, "--torch_path", str(tmp_path / "in.pth")]
+    arguments = ["--to_torch", *ours, "--torch_path", str(tmp_path / "back.pth")] if back else forth
+    assert not back or main(forth) == 0
+    real = file_io.os.fsync
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(file_io.os, "fsync", full)
+    capsys.readouterr()
+    assert main(arguments) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    name = "back.pth" if back else "out.ckpt"
+    needed = int(re.search(r"([\d,]+) bytes are needed", said)[1].replace(",", ""))
+    assert said.startswith("error: [Errno 28] no space left on the disk") and said.endswith(f"{name}'")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in.pth", *(["out.ckpt"] if back else [])])
+    monkeypatch.setattr(file_io.os, "fsync", real)
+    assert main(arguments) == 0      # negative control, and the size
+    assert 0.8 < needed / (tmp_path / name).stat().st_size <= 1.0

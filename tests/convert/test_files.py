@@ -8,7 +8,6 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from convert import files  # noqa: E402
 from convert.files import read  # noqa: E402
 from convert.state import shape_of  # noqa: E402
 from mindblip2.checkpoint import CheckpointError  # noqa: E402
@@ -66,19 +65,6 @@ def test_safetensors_alone_in_a_folder_and_in_shards(tmp_path):
 def test_a_folder_with_pytorch_model_bin(tmp_path):
     torch.save(STATE, tmp_path / "pytorch_model.bin")
     assert_is_state(read(tmp_path))
-
-
-def test_a_large_file_is_mapped_anew_as_it_is_read(tmp_path, monkeypatch):
-    torch.save(STATE, tmp_path / "x.pth")
-    found, loads = read(tmp_path / "x.pth"), []
-    load = files._load
-    monkeypatch.setattr(files, "REMAP_BYTES", 40)
-    monkeypatch.setattr(files, "_load", lambda *a: loads.append(a) or load(*a))
-    first = found["a"]
-    for _ in range(4):
-        assert_is_state(found)
-    given = 24 + 12 * (24 + 6 + 4)                     # bytes that were handed out
-    assert given // 40 <= len(loads) <= 2 * given // 40 and torch.equal(first, STATE["a"])
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

@@ -9,6 +9,7 @@ import mindspore as ms  # noqa: E402
 
 from mindblip2.config import LlamaConfig, OPTConfig  # noqa: E402
 from tests.convert.stage2 import (  # noqa: E402
+    SAID,
     language_model,
     llama,
     logits,
@@ -68,10 +69,10 @@ def test_what_no_shape_tells_would_be_noticed(convert, tmp_path):
 
 def test_torch_shards_and_single_files_hold_the_same(convert, tmp_path):
     state = llama().half().state_dict()
-    wanted, _ = convert(save(state, tmp_path / "one"))
+    wanted, _ = convert(save(state, tmp_path / "one", **SAID))
     wanted = {name: wanted[name] for name in wanted}
     old = {**state, "model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(4)}      # files of transformers before 4.32
-    shards = save(old, tmp_path / "shards", parts=3)
+    shards = save(old, tmp_path / "shards", parts=3, **SAID)
     for way in (shards, shards / "pytorch_model.bin.index.json", shards / "pytorch_model-00002-of-00003.bin",
                 tmp_path / "one" / "pytorch_model.bin"):
         found, text = convert(way)
@@ -113,7 +114,7 @@ def test_a_head_that_is_the_word_embedding_is_copied(convert, tmp_path):
     assert difference(stored, printed_text_config(text), theirs) < 1e-4
     assert "copied:    1 x the head is the word embedding (tie_word_embeddings) (e.g. llm.lm_head.weight)" in text
     state = {name: value for name, value in theirs.state_dict().items() if name != "lm_head.weight"}
-    error = convert(save(state, tmp_path / "untied"), expect=1)            # nobody says that they are tied
+    error = convert(save(state, tmp_path / "untied", **SAID), expect=1)            # nobody says that they are tied
     assert "missing: llm.lm_head.weight is in no file (expected as lm_head.weight)" in error
 
 
@@ -161,14 +162,22 @@ def test_added_tokens_make_the_vocabulary_of_the_file(convert, tmp_path, rows, k
 
 # ------------------------------------------------------------------------------------------------ what is beside the weights
 def test_the_number_of_heads_is_in_no_shape(convert, tmp_path):
-    theirs = llama()
+    theirs = llama(num_key_value_heads=4)
     folder = save(theirs.state_dict(), tmp_path / "theirs")
     stored, text = convert(folder)
     assert "note:    num_heads is in no shape, and no config.json is beside the file: give it in text_config" in text
+    assert "note:    rms_norm_eps 1e-06, rope_theta 10000 and the special ids are Llama-1's and Vicuna v1.1's: they are in no shape" in text
     assert printed(text)["hidden_size"] == 32 and not {"num_heads", "n_kv_heads"} & set(printed(text))
-    config = LlamaConfig(vocab_size=90, hidden_size=32, num_layers=3, num_heads=4, n_kv_heads=2, intermediate_size=48,
-                         rms_norm_eps=1e-5)
+    config = LlamaConfig(vocab_size=90, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=48, rms_norm_eps=1e-5)
     assert difference(stored, config, theirs) < 1e-4
+
+
+def test_a12_grouped_heads_without_config_json_are_refused_since_they_may_be_a_mistral(convert, tmp_path):
+    error = convert(save(llama().state_dict(), tmp_path / "theirs"), expect=1)
+    assert "whether it is a Llama-2-70B, a Llama-3 or a Mistral (not built here)" in error and "give --config" in error
+    ours = LlamaConfig(vocab_size=90, hidden_size=32, num_layers=3, num_heads=4, n_kv_heads=2, intermediate_size=48)
+    assert len(convert(tmp_path / "theirs", "--config", write_config(tmp_path, ours))[0]) == 30
+    assert len(convert(save(llama().state_dict(), tmp_path / "theirs", **SAID))[0]) == 30
 
 
 @pytest.mark.parametrize("beside, complaint", [
@@ -182,38 +191,39 @@ def test_a_configuration_of_another_model_is_named(convert, tmp_path, beside, co
 
 def test_delta_weights_are_said_to_be_none(convert, tmp_path):
     theirs, said = llama(), "note:    the final norm is nearly 0: these look like delta weights"
-    assert said not in convert(save(theirs.state_dict(), tmp_path / "whole"))[1]
+    assert said not in convert(save(theirs.state_dict(), tmp_path / "whole", **SAID))[1]
     delta = {name: value / 100 for name, value in theirs.state_dict().items()}
-    assert said in convert(save(delta, tmp_path / "delta"))[1]
+    assert said in convert(save(delta, tmp_path / "delta", **SAID))[1]
 
 
 @pytest.mark.parametrize("ours, complaint", [
     (OPTConfig(), "is Llama of transformers, but text_config of --config is OPTConfig"),
     (None, "is Llama of transformers, but text_config of --config is NoneType"),
-    (LlamaConfig(vocab_size=90, hidden_size=32, num_layers=2, num_heads=4, n_kv_heads=2, intermediate_size=48),
+    (LlamaConfig(vocab_size=90, hidden_size=32, num_layers=2, num_heads=4, n_kv_heads=2, intermediate_size=48, rms_norm_eps=1e-5),
      "leftover: model.layers.2.input_layernorm.weight has no place in the model")])
 def test_a_configuration_that_does_not_fit_is_named(convert, tmp_path, ours, complaint):
     llama().save_pretrained(tmp_path / "theirs")
     assert complaint in convert(tmp_path / "theirs", "--config", write_config(tmp_path, ours), expect=1)
 
 
-def test_where_configurations_differ_both_are_shown(convert, tmp_path):
+def test_a2_a_configuration_that_contradicts_the_file_is_named(convert, tmp_path):
     llama(num_key_value_heads=4).save_pretrained(tmp_path / "theirs")
-    ours = LlamaConfig(vocab_size=90, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=48)
-    _, text = convert(tmp_path / "theirs", "--config", write_config(tmp_path, ours))
-    assert "note:    text_config.rms_norm_eps is 1e-06 in --config, 1e-05 in the file beside the weights" in text.splitlines()
-    assert text.count("note:") == 1
+    ours = LlamaConfig(vocab_size=90, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=48, bos_token_id=7)
+    error = convert(tmp_path / "theirs", "--config", write_config(tmp_path, ours), expect=1)
+    assert f"text_config.rms_norm_eps is 1e-06 in --config, expected 1e-05 as in {tmp_path / 'theirs' / 'config.json'}" in error
+    _, text = convert(tmp_path / "theirs", "--config", write_config(tmp_path, ours.replace(rms_norm_eps=1e-5)))
+    assert "note:    text_config.bos_token_id is 7 in --config, 1 in " in text and text.count("note:") == 1
 
 
 @pytest.mark.parametrize("lost", ["model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight", "model.norm.weight"])
 def test_a_tensor_that_is_missing_is_named(convert, tmp_path, lost):
     state = {name: value for name, value in llama().state_dict().items() if name != lost}
-    assert lost in convert(save(state, tmp_path / "theirs"), expect=1)
+    assert lost in convert(save(state, tmp_path / "theirs", **SAID), expect=1)
 
 
 def test_a_bias_has_no_place(convert, tmp_path):
     state = {**llama().state_dict(), "model.layers.0.self_attn.q_proj.bias": torch.ones(32)}   # Qwen's
-    error = convert(save(state, tmp_path / "theirs"), expect=1)
+    error = convert(save(state, tmp_path / "theirs", **SAID), expect=1)
     assert "leftover: model.layers.0.self_attn.q_proj.bias has no place in the model" in error
 
 

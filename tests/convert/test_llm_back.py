@@ -6,7 +6,7 @@ pytest.importorskip("transformers")
 
 from convert.convert_weight import main, to_mindspore, to_torch  # noqa: E402
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint  # noqa: E402
-from tests.convert.stage2 import llama, meta, opt, packed, save  # noqa: E402
+from tests.convert.stage2 import SAID, llama, meta, opt, packed, save  # noqa: E402
 
 MHA = {"num_key_value_heads": 4}
 
@@ -34,7 +34,7 @@ def test_there_and_back_no_bit_is_lost(tmp_path, kind, dtype):
         config.write_text("model: {model_config: {text_config: {hidden_size: 32, num_heads: 4}}}")
         flags = ["--config", str(config)]
     else:
-        folder = save(state, tmp_path / "theirs")
+        folder = save(state, tmp_path / "theirs", **(SAID if kind == "llama" else {}))
     flags += ["--names", kind] if kind in ("baichuan", "meta") else []
     assert_same_bits(dict(state), there_and_back(folder, tmp_path, *flags))
 

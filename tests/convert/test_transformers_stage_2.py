@@ -1,5 +1,6 @@
 """transformers' BLIP-2 with its language model, from its own shards in one go: the logits are those that transformers computes."""
 import copy
+import json
 
 import mindspore as ms
 import numpy as np
@@ -102,12 +103,15 @@ def test_a_llama_behind_the_projection_is_read_too(convert, tmp_path):
     assert "the 32" not in text and stored.shapes["llm.word.embedding_table"] == (50300, 32)
 
 
-def test_the_text_half_of_instructblip_is_dropped_and_said(convert, tmp_path):
+def test_a14_instructblip_is_refused_by_its_name(convert, tmp_path):
     model = blip2({"model_type": "opt", **OPT_SIZES}, use_qformer_text_input=True)
     model.save_pretrained(tmp_path / "theirs")
-    stored, text = convert(tmp_path / "theirs")
-    assert "text half of the Q-Former: stage 2 has none (e.g. qformer.encoder.layer.0.intermediate.dense" in text
-    assert not any("text_ffn" in name for name in stored)
+    assert "is InstructBLIP: a bridge whose Q-Former reads the instruction" in convert(tmp_path / "theirs", expect=1)
+    blip2({"model_type": "opt", **OPT_SIZES}).save_pretrained(tmp_path / "theirs")
+    convert(tmp_path / "theirs")                                            # the control
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, "model_type": "instructblip"}))
+    assert "says model_type 'instructblip': this is InstructBLIP" in convert(tmp_path / "theirs", expect=1)
 
 
 def test_what_comes_back_has_lavis_names_and_the_same_bits(convert, theirs, tmp_path):

@@ -119,3 +119,85 @@ def test_coco_s_own_file_is_read_as_one_picture_per_image(write):
 def test_a_damaged_file_of_coco_is_named(write, change, words):
     with pytest.raises(AnnotationError, match=words):
         read_annotations([write("captions.json", COCO | change)], ["."])
+
+
+# ------------------------------------------------------------------------------------------------ other formats
+ROWS = [{"image": "a.jpg", "caption": "one, two"}, {"image": "b.jpg", "caption": "three"}]
+READ = [("a.jpg", ("one, two",)), ("b.jpg", ("three",))]
+
+
+@pytest.mark.parametrize("name, content", [
+    ("rows.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS)), ("rows.json", "\n".join(map(json.dumps, ROWS))),
+    ("metadata.jsonl", '{"file_name": "a.jpg", "text": "one, two"}\n\n{"file_name": "b.jpg", "text": "three", "more": 1}\r\n'),
+    ("rows.csv", 'image,caption,image_id\r\na.jpg,"one, two",\r\nb.jpg,three,\r\n'),
+    ("rows.tsv", "file_name\ttext\na.jpg\tone, two\nb.jpg\tthree"),
+    ("rows.txt", "image;caption\na.jpg;one, two\nb.jpg;three\n"), ("utf16.json", json.dumps(ROWS).encode("utf-16")),
+    ("utf16.json", json.dumps(ROWS).encode("utf-16-le")), ("mark.json", b"\xef\xbb\xbf" + json.dumps(ROWS).encode())])
+def test_c5_json_lines_tables_and_utf_16_are_read(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert [(one.path, one.captions) for one in read_annotations([tmp_path / name], [""])] == READ
+
+
+def test_c5_one_row_of_json_lines_is_a_list_of_one(write):
+    assert read_annotations([write("one.jsonl", ROWS[1])], [""])[0].captions == ("three",)
+
+
+KARPATHY = {"dataset": "coco", "images": [{"filepath": "val2014", "filename": "a.jpg", "split": "test", "sentences": [{"raw": "one"}]}]}
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("dataset_coco.json", KARPATHY, "is Karpathy's own file of all parts .* coco_karpathy_train.json"),
+    ("gbk.json", '[{"image": "a.jpg", "caption": "一只红色的猫坐在桌子上"}]'.encode("gbk"),
+     "not in UTF-8.* can be read as GB18030.*iconv -f GB18030"),
+    ("results.csv", "image_name| comment_number| comment\n1.jpg| 0| A dog .\n",
+     "is a table with bars whose first line is .*expected there the names"),
+    ("rows.csv", "a.jpg,one\nb.jpg,two\n",
+     "is a CSV whose first line is 'a.jpg,one'"),
+    ("rows.csv", "image,caption\na.jpg,one, two\n", "row 0: expected 2 columns, image, caption; put a text that holds ',' into quotes"),
+    ("rows.jsonl", json.dumps(ROWS[0]) + '\n{"image": "b.jpg", "cap\n',
+     "rows.jsonl, line 2 is not a row of JSON Lines: .*correct the line"),
+    ("rows.json", [{"image": "C:\\data\\a.jpg", "caption": "one"}],
+     "row 0: image = .* is a path of a Windows host: write it relative"),
+    ("vqa.json", [{"image": "a.jpg", "question": "what?"}], "row 0: .*these are questions, which stage 2 is evaluated with"),
+    ("page.json", b"<!DOCTYPE html><html>", "is not a JSON file: .*it is an HTML page"),
+    ("lfs.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "it is a Git LFS pointer"),
+    ("a.json", b"\x89PNG\r\n\x1a\n" + bytes(50), "is no text: it is a PNG picture"),
+    ("a.json", b"", "is not a JSON file: it is empty"),
+    ("a.json", '[{"image": "a.jpg", "capt', "is not a JSON file: Unterminated string.*get it again")])
+def test_c5_the_message_names_what_a_file_is(tmp_path, name, content, words):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else (content if isinstance(content, str) else json.dumps(content)).encode())
+    with pytest.raises(AnnotationError, match=words) as error:
+        read_annotations([path], [""])
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    if "Unterminated" not in words and "empty" not in words and "HTML" not in words and "LFS" not in words:
+        assert "get it again" not in str(error.value)        # a sound file is not to be got again
+
+
+def test_c5_one_byte_that_is_not_utf_8_may_be_damage(write, tmp_path):
+    (tmp_path / "a.json").write_bytes('[{"image": "a.jpg", "caption": "caf\xe9"}]'.encode("cp1252"))
+    with pytest.raises(AnnotationError, match="a.json is text, but not in UTF-8 .byte 35.*or correct that byte"):
+        read_annotations([tmp_path / "a.json"], [""])
+
+
+def test_c5_backslashes_of_windows_are_read_unless_a_file_is_named_so(tmp_path, write):
+    file = write("rows.json", [{"image": "val\\a.jpg", "caption": "one"}, {"image": "odd\\b.jpg", "caption": "two"}])
+    (tmp_path / "odd\\b.jpg").write_bytes(b"")
+    assert [os.path.relpath(one.path, tmp_path) for one in read_annotations([file], [str(tmp_path)])] == ["val/a.jpg", "odd\\b.jpg"]
+
+
+@pytest.mark.parametrize("content, words", [
+    ("[" * 100_000, "nested too deeply"), ("[" * 900 + "]" * 900, "row 0: expected"),
+    ('[{"image": "a", "caption": NaN}]', "not a finite number"),
+    ('[{"image": "a\\u0000", "caption": "b"}]', "expected the picture's file name"), ("9" * 5000, "is not a JSON file")])
+def test_b12_damaged_json_is_one_line(write, content, words):
+    path = write("deep.json", content)
+    with pytest.raises(AnnotationError, match=words) as error:
+        read_annotations([path], [""])
+    assert path in str(error.value) and len(str(error.value)) < 500
+
+
+def test_b12_a_pipe_is_no_annotation_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(AnnotationError, match="pipe.json is a pipe or device"):
+        read_annotations([tmp_path / "pipe.json"], [""])

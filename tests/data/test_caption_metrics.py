@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindblip2.data.caption_metrics import NAMES, bleu, caption_scores, cider_d, rouge_l
+from mindblip2.data.caption_metrics import NAMES, bleu, caption_scores, cider_d, rouge_l, why_no_cider
 from mindblip2.data.ptb import words
 
 MEASURED = json.loads((Path(__file__).parents[1] / "fixtures" / "caption_scores.json").read_text(encoding="utf-8"))
@@ -73,3 +73,23 @@ def test_an_empty_caption_scores_nothing():
 def test_what_does_not_fit_is_an_error(captions, references, words):
     with pytest.raises(ValueError, match=words):
         caption_scores(captions, references)
+
+
+@pytest.mark.parametrize("captions, references, why", [
+    ({"a": "a red cat"}, {"a": ["a red cat", "a cat"]}, "there is one picture"),
+    ({"a": "a red cat", "b": "a cat"}, {"a": ["a red cat"], "b": ["a red cat"]}, "the references of all 2 pictures have the same words"),
+    ({"a": "a cat", "b": "a dog"}, {"a": ["!"], "b": ["."]}, "the same words")])
+def test_a16_cider_of_a_set_that_tells_no_pictures_apart_is_said_and_no_number(captions, references, why, capsys):
+    scores = caption_scores(captions, references)
+    assert tuple(scores) == NAMES[:-1] and "CIDEr" not in scores
+    assert "CIDEr left out: " in capsys.readouterr().out and why in why_no_cider(list(references.values()))
+    found, wanted = [words(one) for one in captions.values()], [[words(one) for one in own] for own in references.values()]
+    assert cider_d(found, wanted) == [0.0] * len(captions)       # what it would be, whatever was written
+
+
+def test_a16_two_pictures_that_differ_in_one_word_have_a_cider(capsys):
+    """Negative control."""
+    references = {"a": ["a red cat"], "b": ["a red dog"]}
+    right = caption_scores({"a": "a red cat", "b": "a red dog"}, references)["CIDEr"]
+    wrong = caption_scores({"a": "a red dog", "b": "a red cat"}, references)["CIDEr"]
+    assert right > wrong == 0 and "left out" not in capsys.readouterr().out

@@ -31,7 +31,7 @@ def test_spaces_must_be_collapsed_after_punctuation_is_replaced(lavis_text):
 
 def test_prompt_is_added_after_cleaning():
     assert BlipCaption(prompt="A photo of: ")("A Cat!") == "A photo of: a cat"
-    assert BlipCaption()("A photo of: " + "A Cat!") == "a photo of a cat"      # MindFormers' order, facts D-16
+    assert BlipCaption()("A photo of: " + "A Cat!") == "a photo of a cat"      # MindFormers' order
 
 
 def test_prompt_does_not_count_as_words():

@@ -10,6 +10,7 @@ from PIL import Image
 
 import run_blip2
 from mindblip2.config import RunConfig, load_config
+from mindblip2.data.annotations import AnnotationError
 from mindblip2.data.check import check_data
 from mindblip2.data.labelled import ImageFolder
 from mindblip2.data.pairs import MultiImgCapDataLoader
@@ -134,3 +135,59 @@ def test_trainer_and_doorbell_give_the_same_report(folder):
                           "--train_dataset.data_loader.image_dirs", "[.]"])
     assert made["ok"] and made["train_dataset"]["max_length"] == 18     # the tokenizer's, which is less than the 32 of the text
     assert load_config("blip2_digits").run_mode == "predict"
+
+
+# ------------------------------------------------------------------------------------------------ texts that the tokenizer does not know
+def digits(**data):
+    return load_config("blip2_digits", {"output_dir": "out", "train_dataset.data_loader.type": "MultiImgCapDataLoader",
+                                        "train_dataset.data_loader.annotation_files": [data["file"]],
+                                        "train_dataset.data_loader.image_dirs": ["."]})
+
+
+def test_a8_unknown_tokens_are_counted_and_many_are_wrong(folder, capsys):
+    Path("english.json").write_text(json.dumps([{"image": "0.png", "caption": "a red seven"},
+                                                {"image": "1.png", "caption": "a blue one"}] * 5
+                                               + [{"image": "1.png", "caption": "one red lorry"}]))
+    Path("chinese.json").write_text(json.dumps([{"image": "0.png", "caption": "一只红色的猫"},
+                                                {"image": "1.png", "caption": "a red 猫"}]))
+    Path("most.json").write_text(json.dumps([{"image": "0.png", "caption": "a red 猫"}, {"image": "1.png", "caption": "a red one"}]))
+    part = check_data(digits(file="english.json"))["train_dataset"]
+    assert part["unknown_tokens"] == 1 and part["unknown_words"] == ["lorry"] and not part["unknown_tokens_above_limit"]
+    lines = capsys.readouterr().out
+    assert "all is well" in lines and "unknown to the tokenizer: 1 tokens, 3.0% (limit 5%), in words such as 'lorry'" in lines
+    report = check_data(digits(file="chinese.json"))
+    assert not report["ok"] and report["train_dataset"]["unknown_captions"] == ["chinese.json, row 0: '一只红色的猫'"]
+    assert "something is wrong" in capsys.readouterr().out
+    report = check_data(digits(file="most.json"))
+    assert not report["ok"] and report["train_dataset"]["unknown_captions"] == []
+    assert report["train_dataset"]["unknown_tokens_above_limit"] == ["猫"]
+
+
+def test_a8_labels_of_a_data_set_are_checked(folder):
+    for name in ("seven", "Seven_", "one"):
+        (folder / "set" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "set" / name / "1.png")
+    report = check_data(load_config("blip2_digits", {"output_dir": "out"}), None, ImageFolder(folder / "set"))
+    assert not report["ok"] and "'Seven ', 'seven' have the same tokens" in report["eval_dataset"]["labels_alike"][0]
+    (folder / "set" / "Seven_").rename(folder / "set" / "lorry")
+    report = check_data(load_config("blip2_digits", {"output_dir": "out"}), None, ImageFolder(folder / "set"))
+    assert "knows no token of 1 of 3 labels ('lorry')" in report["eval_dataset"]["labels_alike"][0]
+    (folder / "set" / "lorry").rename(folder / "set" / "two")
+    assert check_data(load_config("blip2_digits", {"output_dir": "out"}), None, ImageFolder(folder / "set"))["ok"]
+
+
+def test_c5_check_takes_the_files_that_evaluation_takes(folder):
+    """VQA's questions, which stage 2 is evaluated with, JSON Lines and tables."""
+    def checked(preset, *files):
+        where = "eval_dataset.data_loader"
+        return check_data(load_config(preset, {"output_dir": "out", f"{where}.type": "MultiImgCapDataLoader", f"{where}.dataset_dir": ".",
+                                               f"{where}.annotation_files": list(files), f"{where}.image_dirs": ["."]}))
+    Path("vqa.json").write_text(json.dumps([{"image": "0.png", "question": "how many digits are there?", "answer": ["one"]},
+                                            {"image": "2.png", "question": "which digit is red?"}]))
+    report = checked("itt_blip2_digits", "vqa.json")["eval_dataset"]
+    assert (report["questions"], report["pictures"], report["without_answers"], report["missing"]) == (2, 2, 1, ["2.png"])
+    with pytest.raises(AnnotationError, match="these are questions, which stage 2 is evaluated with"):
+        checked("blip2_digits", "vqa.json")
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in WELL))
+    Path("rows.csv").write_text("image,caption\n0.png,a red seven\n1.png,one\n")
+    assert checked("blip2_digits", "rows.jsonl")["ok"] and checked("blip2_digits", "rows.csv")["eval_dataset"]["captions"] == 2

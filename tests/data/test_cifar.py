@@ -9,6 +9,7 @@ from PIL import Image
 
 from mindblip2.data.cifar import Cifar100DataLoader, read_pickle
 from mindblip2.data.labelled import ImageFolder
+from mindblip2.file_io import FileError
 
 FINE, COARSE = ["apple", "aquarium_fish", "pickup_truck"], ["fish", "fruit_and_vegetables", "vehicles_1"]
 
@@ -116,7 +117,7 @@ def test_extension_codes_go_through_the_same_gate(tmp_path):
     copyreg.add_extension("os", "getcwd", 0x7777)
     try:
         (tmp_path / "x").write_bytes(b"\x80\x02\x83\x77\x77)R.")
-        with pytest.raises(ValueError, match="asks for os.getcwd"):
+        with pytest.raises(ValueError, match="uses the operation b'.x83'"):
             read_pickle(tmp_path / "x")
     finally:
         copyreg.remove_extension("os", "getcwd", 0x7777)
@@ -133,3 +134,43 @@ def test_an_image_folder_names_its_labels_after_sub_folders(tmp_path):
     assert [os.path.basename(path) for path in data.pictures] == ["x.JPG", "1.png", "2.png"]
     with pytest.raises(FileNotFoundError, match="one sub-folder per label"):
         ImageFolder(tmp_path / "cat")
+
+
+# ------------------------------------------------------------------------------------------------ damage
+@pytest.mark.parametrize("content, words", [
+    (b"r\xff\xff\xff\x7f.", "Nothing in it was run"),                                  # LONG_BINPUT: the index 2^31 of a list
+    (b"\x80\x02}r\xff\xff\xff\x7f.", None),                                            # the same with an object to store: read
+    (b"\x80\x02}(" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(60)).replace(b"h\x00", b")q\x00h\x00", 1) + b"K\x01u.", "keys"),
+    (b"\x80\x05\x96\x00\x00\x00\x00\xff\x00\x00\x00.", "operation"),                   # an array of 2^40 bytes
+    (b"\x80\x02c_codecs\nencode\nq\x00(X\x90\x01\x00\x00" + b"a" * 400 + b"q\x01X\x06\x00\x00\x00latin1tq\x02R0"
+     + b"h\x00h\x02R0" * 9 + b"}.", "more bytes")])
+def test_b4_a_small_pickle_takes_little_memory(tmp_path, content, words):
+    import tracemalloc
+    (tmp_path / "x").write_bytes(content)
+    tracemalloc.start()
+    try:
+        if words is None:
+            assert read_pickle(tmp_path / "x") == {}
+        else:
+            with pytest.raises(FileError, match=words) as error:
+                read_pickle(tmp_path / "x")
+            assert str(tmp_path / "x") in str(error.value)
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name, key, value", [
+    ("test", "fine_labels", None), ("test", "fine_labels", 3), ("test", "fine_labels", [1, 0, 2, "1"]),
+    ("test", "fine_labels", [1, 0, 2, 3]), ("test", "data", 5), ("test", "data", np.zeros((), np.uint8)),
+    ("test", "data", np.zeros((4, 3), np.uint8)), ("test", "data", None),
+    ("meta", "fine_label_names", [1, 2, 3]), ("meta", "fine_label_names", None), ("meta", "fine_label_names", "abc"),
+    ("meta", "fine_label_names", []), ("meta", "fine_label_names", [["a"]])])
+def test_b12_values_of_another_type_name_the_file(folder, name, key, value):
+    path = folder[0] / "cifar-100-python" / name
+    content = pickle.loads(path.read_bytes().replace(b"numpy.core", b"numpy._core"))
+    path.write_bytes(old_pickle(content))
+    assert len(Cifar100DataLoader(folder[0])) == 4         # the control
+    path.write_bytes(old_pickle({**content, key: value}))
+    with pytest.raises(FileError, match=f"cifar-100-python/{name}.* get https"):
+        Cifar100DataLoader(folder[0])

@@ -149,12 +149,35 @@ def test_an_iterable_is_not_kept_in_memory(processor):
 
 # ------------------------------------------------------------------------------------------------ wrong samples
 @pytest.mark.parametrize("more, words", [
-    ({"image_id": "coco_1"}, "image_id = 'coco_1': expected a whole number"), ({"image_id": 2**31}, "image_id = 2147483648"),
+    ({"image_id": 1.5}, "image_id = 1.5: expected a text, or a whole number"), ({"image_id": 2**31}, "image_id = 2147483648"),
     ({"caption": 3}, "text must be a string, got int"), ({"caption": []}, "text must be a string, got list")])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sample_that_cannot_be_used_is_an_error(processor, more, words, workers):
     with pytest.raises((ValueError, TypeError), match=words):
         list(Feed(samples(4, **more), processor, 2, 0, workers=workers).epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_c7_image_ids_may_be_texts_as_in_files(processor, workers):
+    """The same text has the same number, whoever makes the sample; another text another."""
+    rows = samples(8)
+    for i, row in enumerate(rows):
+        row["image_id"] = f"coco_{i // 2}"
+    feeds = [list(Feed(given, processor, 8, 0, shuffle=False, workers=workers).epoch(0)) for given in (rows, iter(rows))]
+    numbers = feeds[0][0]["image_id"]
+    assert [(numbers == one).sum() for one in numbers] == [2] * 8 and numbers.dtype == np.int32 and numbers.min() >= 0
+    np.testing.assert_array_equal(numbers, feeds[1][0]["image_id"])
+    rows[0]["image_id"] = ""
+    assert list(Feed(rows, processor, 8, 0, shuffle=False).epoch(0))[0]["image_id"].tolist().count(int(numbers[0])) == 1    # the control
+
+
+def test_a8_training_warns_of_unknown_tokens(processor, caplog):
+    list(Feed(samples(6, caption="一只红色的猫"), processor, 2, 0).epoch(0))
+    assert "does not know 75.0 % of the tokens of the first 6 captions" in caplog.text
+    assert caplog.text.count("does not know") == 1
+    caplog.clear()
+    list(Feed(samples(6), processor, 2, 0).epoch(0))
+    assert caplog.text == ""
 
 
 def test_of_several_captions_one_is_drawn_and_always_the_same(processor):
@@ -201,17 +224,17 @@ def test_an_unreadable_picture_is_replaced_by_that_of_the_next_batch_and_counted
     rows = files(9, broken=(4, 7))
     healthy = ids(Feed(samples(9), processor, 3, 1, shuffle=False).epoch(0))
     assert healthy == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    feed = Feed(rows, processor, 3, 1, shuffle=False, workers=workers)
+    feed = Feed(rows, processor, 3, 1, shuffle=False, workers=workers, max_unreadable=0.5)
     assert ids(feed.epoch(0)) == [[0, 1, 2], [3, 2, 5], [6, 2, 8]]      # 4 → 7, broken too → beyond the end: one further on, 2
     assert feed.skipped == 3 and feed.skipped_names == [rows[i]["image"] for i in (4, 7, 7)]
-    assert ids(Feed(rows, processor, 3, 1, shuffle=False, workers=workers).epoch(0, 1)) == [[3, 2, 5], [6, 2, 8]]
+    assert ids(Feed(rows, processor, 3, 1, shuffle=False, workers=workers, max_unreadable=0.5).epoch(0, 1)) == [[3, 2, 5], [6, 2, 8]]
     missing = [{**row, "image": row["image"] + ".gone"} if i == 1 else row for i, row in enumerate(files(9, ()))]
-    assert ids(Feed(missing, processor, 3, 1, shuffle=False).epoch(0))[0] == [0, 4, 2]
+    assert ids(Feed(missing, processor, 3, 1, shuffle=False, max_unreadable=0.5).epoch(0))[0] == [0, 4, 2]
 
 
 def test_an_unreadable_picture_of_an_iterable_is_replaced_too(processor, files):
     rows = files(7, broken=(1, 5))
-    feed = Feed((row for row in rows), processor, 2, 0)
+    feed = Feed((row for row in rows), processor, 2, 0, max_unreadable=0.5)
     assert ids(feed.epoch(0)) == [[0, 3], [2, 3], [4, 0]]       # 5 → 7, beyond the end: a sample of the first batch stands in
     assert feed.skipped == 2 and feed.skipped_names == [rows[1]["image"], rows[5]["image"]]
 
@@ -220,10 +243,24 @@ def test_more_unreadable_pictures_than_allowed_are_an_error_that_names_them(proc
     rows = files(60, broken=(5, 20))
     feed = Feed(rows, processor, 10, 1, shuffle=False, max_unreadable=0.04)
     assert len([batch for epoch in (0, 1) for batch in feed.epoch(epoch)]) == 12 and feed.skipped == 4      # 2 of 62
-    with pytest.raises(UnreadableError, match=r"of 10\d pictures .* max_unreadable = 0.01: .*5.png, .*20.png.* --run_mode check"):
-        feed = Feed(rows, processor, 10, 1, shuffle=False)
-        list(feed.epoch(0))                                             # 60 samples say little yet
-        list(feed.epoch(1))
+    made, feed = [], Feed(files(150, broken=(5, 20)), processor, 10, 1, shuffle=False)
+    with pytest.raises(UnreadableError, match=r"2 of 102 pictures .* max_unreadable = 0.01: .*5.png, .*20.png.* --run_mode check"):
+        made.extend(feed.epoch(0))
+    assert len(made) == 9       # 90 samples say little yet
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_a11_a_small_data_set_is_looked_at_before_the_last_batch_of_an_epoch(processor, files, as_list):
+    """77 of 96 were unreadable, and the checkpoint was saved."""
+    rows, made = files(12, broken=range(2, 8)), []
+    feed = Feed(rows if as_list else (row for row in rows), processor, 2, 1, shuffle=False)
+    with pytest.raises(UnreadableError, match=r"of \d+ pictures \(\d+.\d%\) could not be read, more than max_unreadable = 0.01"):
+        for batch in feed.epoch(0):
+            made.append(batch)
+    assert len(made) < 6 or not as_list     # without a length, the end is known when it is reached
+    assert len(list(Feed(rows, processor, 2, 1, shuffle=False, max_unreadable=0.9).epoch(0))) == 6
+    healthy = Feed(files(12, ()), processor, 2, 1, shuffle=False)
+    assert len(list(healthy.epoch(0))) == 6 and healthy.skipped == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,9 +1,12 @@
 """A language model's tokenizer comes from its own files and the configuration; what does not fit is said."""
+import shutil
+
 import pytest
 
 from mindblip2.config import TokenizerConfig
 from mindblip2.data.language_tokenizer import LanguageTokenizer
 from mindblip2.data.tokenizer import BertTokenizer, load_tokenizer
+from mindblip2.file_io import FileError
 
 
 # ------------------------------------------------------------------------------------------------ bos, eos, added tokens
@@ -93,7 +96,7 @@ def test_merges_must_lie_beside_the_vocabulary(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "placeholder .* git lfs pull"),
+    ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "a Git LFS pointer; run `git lfs pull`"),
     ("tokenizer.model", b"\x00" * 99, "not a sentencepiece model .99 bytes"), ("tokenizer.json", b"{]", "not a JSON file"),
     ("tokenizer.json", b'{"version": "1.0"}', "not a tokenizer.json that the tokenizers library can read")])
 def test_files_of_another_format(tmp_path, name, content, words):
@@ -136,3 +139,66 @@ def test_other_errors(folder, llama):
         llama("a", max_length=0)
     with pytest.raises(TypeError, match="text must be a string"):
         llama(3)
+
+
+# ------------------------------------------------------------------------------------------------ damage
+@pytest.mark.parametrize("name, content, words", [
+    ("tokenizer_config.json", "[1]", "tokenizer_config.json .*it holds a list, expected an object"),
+    ("tokenizer_config.json", '{"bos_token": 5}', "tokenizer_config.json: bos_token is a int, expected a text"),
+    ("tokenizer_config.json", '{"bos_token": {"text": "<s>"}}', "tokenizer_config.json: bos_token is a dict"),
+    ("tokenizer_config.json", '{"add_bos_token": "yes"}', "add_bos_token is a str, expected true or false"),
+    ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "added_tokens_decoder is a list"),
+    ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "<y>"}}}', "the id of '<y>' is 'x', expected a whole number"),
+    ("tokenizer_config.json", '{"added_tokens_decoder": {"1": "<y>"}}', r"added_tokens_decoder\[1\] is not"),
+    ("tokenizer_config.json", "[" * 100_000, "nested too deeply"), ("tokenizer_config.json", '{"a', "Unterminated string"),
+    ("special_tokens_map.json", '{"eos_token": [1]}', "special_tokens_map.json: eos_token is a list"),
+    ("added_tokens.json", '{"<y>": "a"}', "added_tokens.json: the id of '<y>' is 'a', expected a whole number"),
+    ("added_tokens.json", '{"<y>": 1099511627776}', "the id of '<y>' is '1099511627776'"),
+    ("merges.txt", b"\xff\xfe\x00", "merges.txt is not a list of merges: byte 0 is not UTF-8"),
+    ("merges.txt", "a b c d\n", "merges.txt is not the list of merges of vocab.json"),
+    ("merges.txt", "qqqq zzzz\n", "merges.txt is not the list"),
+    ("vocab.json", "[" * 100_000, "vocab.json .*nested too deeply"), ("vocab.json", b"\x80", "vocab.json .*not UTF-8")])
+def test_b12_damage_of_a_tokenizer_names_the_file(copy, name, content, words):
+    path = copy("gpt2")
+    assert len(LanguageTokenizer(path, "GPT2Tokenizer")) > 99      # the control
+    (path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(FileError, match=words) as error:
+        LanguageTokenizer(path, "GPT2Tokenizer")
+    assert str(path / name) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_b12_an_added_token_with_another_id_than_it_gets_is_an_error(copy):
+    """The tokenizers library gives the next id, whatever the file says: the model's row of it would be another token's."""
+    size = len(LanguageTokenizer(copy("gpt2"), "GPT2Tokenizer"))
+    tokenizer = LanguageTokenizer(copy("gpt2", added_tokens={"<y>": size}), "GPT2Tokenizer")
+    assert tokenizer.convert_tokens_to_ids("<y>") == size
+    with pytest.raises(FileError, match=f"'<y>' has id {size + 5} in the files beside .*, but {size} in the vocabulary"):
+        LanguageTokenizer(copy("gpt2", added_tokens={"<y>": size + 5}), "GPT2Tokenizer")
+
+
+def test_b12_a_vocab_txt_that_is_not_utf_8(tmp_path):
+    (tmp_path / "vocab.txt").write_bytes("[PAD]\n[UNK]\n[CLS]\n[SEP]\n红\n".encode("gbk"))
+    with pytest.raises(FileError, match="vocab.txt is not a BERT vocabulary: byte 24 is not UTF-8"):
+        BertTokenizer(tmp_path / "vocab.txt")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n猫\n", encoding="utf-8")
+    assert len(BertTokenizer(tmp_path / "vocab.txt")) == 6
+# ------------------------------------------------------------------------------------------------ A1
+def test_a1_a_tokenizer_is_found_by_checkpoint_name_or_path(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINDBLIP2_CACHE", str(tmp_path))
+    shutil.copytree(folder / "gpt2", tmp_path / "opt_2_7b")
+    by_name = load_tokenizer(TokenizerConfig(type="GPT2Tokenizer", checkpoint_name_or_path="opt_2_7b"))
+    assert by_name.vocab_file.parent == tmp_path / "opt_2_7b"
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\ncat\n")
+    for name in ("words", str(tmp_path / "words"), str(tmp_path / "words" / "vocab.txt")):
+        assert len(load_tokenizer(TokenizerConfig(checkpoint_name_or_path=name))) == 6
+    assert len(load_tokenizer(TokenizerConfig(checkpoint_name_or_path="bert_base_uncased"))) == 30523       # MindFormers' name
+    given = TokenizerConfig(vocab_file=str(tmp_path / "words" / "vocab.txt"), checkpoint_name_or_path="nowhere")
+    assert len(load_tokenizer(given)) == 6      # named as without effect, see tests/test_keys.py
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizer", "LlamaTokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast"])
+def test_a1_a_tokenizer_that_is_not_there_names_the_key(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINDBLIP2_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"processor.tokenizer.checkpoint_name_or_path = 'nowhere': .*{tmp_path}/nowhere"):
+        load_tokenizer(TokenizerConfig(type=kind, checkpoint_name_or_path="nowhere"))

@@ -4,7 +4,9 @@ import json
 import pytest
 
 from mindblip2.data.annotations import AnnotationError
+from mindblip2.data.captioned import pictures_and_texts
 from mindblip2.data.pairs import Flickr8kDataLoader, MultiImgCapDataLoader
+from mindblip2.file_io import FileError
 
 A = [{"image": "1.jpg", "caption": ["one", "eins", "un"]}, {"image": "2.jpg", "caption": "two"}]
 B = [{"image": "3.jpg", "caption": ["three", "drei"]}]
@@ -82,3 +84,24 @@ def test_flickr8k_is_read_from_its_text_files(tmp_path):
         Flickr8kDataLoader(tmp_path, "test")
     with pytest.raises(FileNotFoundError, match="Flickr8k.token.txt"):
         Flickr8kDataLoader(tmp_path / "Flickr8k_Dataset")
+
+
+def test_b12_damaged_text_of_flickr8k_names_the_file(tmp_path):
+    (tmp_path / "Flickr8k_Dataset").mkdir()
+    (tmp_path / "Flickr_8k.trainImages.txt").write_text("1.jpg\n")
+    (tmp_path / "Flickr8k.token.txt").write_text("1.jpg#0\tA dog .\n")
+    assert len(Flickr8kDataLoader(tmp_path)) == 1
+    (tmp_path / "Flickr8k.token.txt").write_bytes(b"1.jpg#0\tA d\xe9g .\n")
+    with pytest.raises(FileError, match="Flickr8k.token.txt is not Flickr8k's file of captions: byte 11 is not UTF-8"):
+        Flickr8kDataLoader(tmp_path)
+    (tmp_path / "Flickr_8k.trainImages.txt").write_text("")
+    (tmp_path / "Flickr8k.token.txt").write_text("1.jpg#0\tA dog .\n")
+    with pytest.raises(AnnotationError, match="trainImages.txt lists no pictures"):
+        Flickr8kDataLoader(tmp_path)
+
+
+def test_b12_a_caption_without_words_names_file_and_row(folder):
+    (folder / "a.json").write_text(json.dumps([*A, {"image": "9.jpg", "caption": ["..."]}]))
+    assert load(folder, stage="eval").source(2).endswith("a.json, row 2") and load(folder).source(4).endswith("a.json, row 2")
+    with pytest.raises(ValueError, match=r"sample 2 .*a.json, row 2.: nothing is left of the caption '\.\.\.'"):
+        pictures_and_texts(load(folder, stage="eval"))

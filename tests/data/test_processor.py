@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mindblip2.config import CLIP_MEAN, CLIP_STD, load_config
+from mindblip2.data.feed import Feed
 from mindblip2.data.pixels import ImageError
 from mindblip2.data.processor import Blip2ImageProcessor, Blip2Processor
+from mindblip2.data.recipe import recipe
 from mindblip2.data.tokenizer import BertTokenizer
 
 
@@ -151,8 +154,10 @@ def test_empty_batch(processor, empty):
 
 @pytest.mark.parametrize("options, words", [
     ({"image_size": 0}, "image_size = 0"), ({"image_size": "224"}, "image_size = '224'"),
-    ({"image_size": (224, 364)}, "side of the square"), ({"mean": (0.5,)}, "three numbers"),
-    ({"std": (1, 1, 0)}, "std above 0")])
+    ({"image_size": (224, 364)}, "image_size = (224, 364)"), ({"image_size": True}, "image_size = True"),
+    ({"mean": (0.5,)}, "mean = [0.5]: expected 3 values"), ({"mean": 0.5}, "mean = 0.5: expected tuple"),
+    ({"std": (1, 1, 0)}, "std[2] = 0.0: expected above 0"), ({"std": (1, 1, np.nan)}, "std[2] = nan: expected a finite number"),
+    ({"alpha": "black"}, "alpha = 'black': expected one of 'drop', 'white'")])
 def test_wrong_options(options, words):
     with pytest.raises(ValueError) as error:
         Blip2ImageProcessor(**options)
@@ -201,3 +206,35 @@ def test_defaults():
     processor = Blip2Processor()
     assert processor.image_processor.image_size == 224 and len(processor.tokenizer) == 30523
     assert "image_size=224" in repr(processor) and "len=30523" in repr(processor)
+
+
+# ------------------------------------------------------------------------------------------------ tensors and transparency
+def test_b13_tensors_of_pytorch_alone_in_lists_and_as_batches(processor):
+    import torch
+    levels = np.random.default_rng(2).integers(0, 256, (2, 3, 20, 30), dtype=np.uint8)
+    batch = torch.from_numpy(levels)
+    expected = processor(levels, return_tensors="np")
+    for images in (batch, list(batch), batch.permute(0, 2, 3, 1), [batch[0], levels[1]]):
+        np.testing.assert_array_equal(processor(images, return_tensors="np"), expected)
+    assert (processor(batch.flip(3), return_tensors="np") != expected).any()     # negative control
+    normalised = torch.from_numpy(expected)
+    np.testing.assert_array_equal(processor(normalised, return_tensors="np", normalized=True), expected)
+
+
+def test_a9_alpha_acts_wherever_pictures_enter(tmp_path):
+    """The processor, its configuration, what it saves, and the augmentation of training."""
+    picture = Image.new("RGBA", (30, 30), (255, 0, 0, 0))
+    picture.save(tmp_path / "clear.png")
+    config = load_config("blip2_digits", {"processor.image_processor.alpha": "white"}).processor
+    white, red = Blip2Processor.from_config(config), Blip2Processor.from_config(load_config("blip2_digits").processor)
+    white.save_pretrained(tmp_path)
+    saved = Blip2Processor.from_pretrained(tmp_path)
+    size = white.image_processor.image_size
+    for source in (picture, tmp_path / "clear.png", np.asarray(picture)):
+        for processor in (white, saved, Blip2Processor(Blip2ImageProcessor(size, alpha="white"))):
+            np.testing.assert_allclose(processor.image_processor(source, return_tensors="np")[0, 1], (1 - CLIP_MEAN[1]) / CLIP_STD[1], 1e-5)
+        np.testing.assert_allclose(red.image_processor(source, return_tensors="np")[0, 1], -CLIP_MEAN[1] / CLIP_STD[1], 1e-5)
+        for processor, level in ((white, 1), (red, 0)):
+            feed = Feed([{"image": source, "caption": "a red page"}], processor, 1, 0, transforms=[recipe("blip2_image_train", size)])
+            image = next(feed.epoch(0))["image"]
+            np.testing.assert_allclose(image[0, 1], (level - CLIP_MEAN[1]) / CLIP_STD[1], 1e-5)

@@ -2,7 +2,9 @@
 import pytest
 
 from mindblip2.config import Blip2Config
-from mindblip2.data.prompted import PromptedText, check_language_vocabulary
+from mindblip2.data.language_tokenizer import LanguageTokenizer
+from mindblip2.data.processor import Blip2Processor
+from mindblip2.data.prompted import PromptedText, check_language_vocabulary, prompt_ids
 from mindblip2.data.tokenizer import BertTokenizer
 
 
@@ -54,6 +56,29 @@ def test_a_long_caption_loses_its_end_and_its_end_token(llama):
     made = text(" of a red cat on the table")
     assert int(made["length"]) == 6 and 2 not in made["input_ids"]
     assert made["input_ids"].tolist() == text.ids("a photo of a red cat on the table")[:6]
+
+
+@pytest.mark.parametrize("added", [(), ("<image>",)], ids=["unknown", "special"])
+def test_a13_placeholders_of_image_tokens_are_taken_out_of_prompts(llama, added):
+    """With a tokenizer that has the token, as those of transformers' BLIP-2, and with one that would spell it."""
+    tokenizer = LanguageTokenizer(llama.vocab_file, added_tokens=added)
+    assert (tokenizer.convert_tokens_to_ids("<image>") is None) == (not added)
+    own = config(tokenizer, text_bos=True)
+    text, prompt = PromptedText(tokenizer, own, max_length=24), "<image>" * 4 + "\nQuestion: how many?"
+    asked = [1, *tokenizer.encode("\nQuestion: how many?", add_special_tokens=False)]
+    assert text.ids(prompt) == prompt_ids(own, tokenizer, prompt) == asked
+    assert tokenizer.encode(prompt, add_special_tokens=False) != asked[1:]      # control: the tokenizer itself takes them for text
+    assert text("<image>a red cat")["input_ids"].tolist() == text("a red cat")["input_ids"].tolist()
+    processor = Blip2Processor(tokenizer=tokenizer)
+    for given, plain in ((prompt, "\nQuestion: how many?"), (["<image>a", "b"], ["a", "b"])):
+        assert processor(text=given)["input_ids"].asnumpy().tolist() == processor(text=plain)["input_ids"].asnumpy().tolist()
+
+
+def test_a3_of_several_end_tokens_the_first_is_learnt(llama):
+    text = PromptedText(llama, config(llama, text={"eos_token_id": [2, 9]}), max_length=16)
+    assert parts(text("a red cat"))[1][-1] == 2
+    with pytest.raises(ValueError, match=r"eos_token_id = \(2, 99999\) lies outside the vocabulary"):
+        PromptedText(llama, config(llama, text={"eos_token_id": [2, 99999]}))
 
 
 def test_chinese_goes_there_and_back(llama):

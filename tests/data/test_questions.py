@@ -132,3 +132,24 @@ def test_files_that_do_not_fit_are_named(tmp_path, made, words):
 def test_a_row_that_is_none_is_named(row, words):
     with pytest.raises(AnnotationError, match=words.replace("{", r"\{")):
         question(row, "file.json, row 3")
+
+
+def test_b12_an_answer_that_is_null_is_none(tmp_path):
+    rows = [{"image": "a.jpg", "question": "what?", "answer": None}, {"image": "a.jpg", "question": "what?", "answer": ["x"]}]
+    assert [one.answers for one in read_questions([write(tmp_path / "a.json", rows)], [tmp_path])] == [(), ("x",)]
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"question_id": [1]}, r"question_id = \[1\]: expected a number or a text"), ({"answer": 5}, "answers = 5: expected texts"),
+    ({"answer": [None]}, "answers = .None,.: expected texts"), ({"image": 5}, "image = 5: expected the picture's file name"),
+    ({"answers": {"a": 1}}, "expected texts")])
+def test_b12_values_of_another_type_name_file_and_row(tmp_path, change, words):
+    row = {"image": "a.jpg", "question": "what?", "answer": "x", "question_id": 1}
+    assert len(read_questions([write(tmp_path / "a.json", [row])], [tmp_path])) == 1
+    with pytest.raises(AnnotationError, match=f"a.json, row 0.*{words}"):
+        read_questions([write(tmp_path / "a.json", [{**row, **change}])], [tmp_path])
+
+
+def test_b12_a_list_as_question_id_of_an_annotation(tmp_path):
+    with pytest.raises(AnnotationError, match=r"annotation 0: question_id = \[7\]"):
+        read_questions(pair(tmp_path, annotations=[{**annotation(QUESTIONS[0], "x"), "question_id": [7]}]), [tmp_path])

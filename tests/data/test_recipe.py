@@ -2,9 +2,11 @@
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from mindblip2.config import CLIP_MEAN, CLIP_STD
 from mindblip2.data.augment import RandAugment, RandomHorizontalFlip, RandomResizedCrop
+from mindblip2.data.pixels import ImageError
 from mindblip2.data.recipe import default, recipe, recipes
 from mindblip2.data.transforms import EvalTransform
 from mindblip2.sections import ConfigError
@@ -76,3 +78,29 @@ def test_each_set_gets_its_recipe():
     assert recipes(STAGE_1, names, 224) == (recipe(STAGE_1, 224),) * 2
     with pytest.raises(ConfigError, match="3 recipes for 2 sets"):
         recipes(("blip_image_eval",) * 3, names, 8)
+
+
+@pytest.mark.parametrize("step, words", [
+    ({"type": "RandomHorizontalFlip", "prob": 2}, "RandomHorizontalFlip prob = 2.0: expected from 0 to 1"),
+    ({"type": "RandomHorizontalFlip", "prob": "often"}, "RandomHorizontalFlip prob = 'often': expected a number"),
+    ({"type": "RandomResizedCrop", "size": 16, "scale": [0, 1]}, "scale.0. = 0.0: expected above 0, at most 1"),
+    ({"type": "RandomResizedCrop", "size": 16, "scale": [1, 0.5]}, "scale = .1.0, 0.5.: expected the smaller number first"),
+    ({"type": "RandomResizedCrop", "size": 16, "ratio": [float("nan"), 1]}, "ratio.0. = nan: expected a finite number"),
+    ({"type": "RandomResizedCrop", "size": 16, "ratio": [1]}, "ratio = .1.: expected 2 values"),
+    ({"type": "RandAugment", "num_ops": -1}, "num_ops = -1: expected at least 0"),
+    ({"type": "RandAugment", "magnitude": 11}, "magnitude = 11.0: expected from 0 to 10"),
+    ({"type": "Resize", "size": 0}, "Resize size = 0: expected at least 1"),
+    ({"type": "Normalize", "std": [1, 0, 1]}, "Normalize std.1. = 0.0: expected above 0"),
+    ({"type": "Normalize", "mean": "grey"}, "Normalize mean = 'grey': expected a number")])
+def test_a7_numbers_of_steps_are_in_range(step, words):
+    with pytest.raises(ConfigError, match=f"transforms: .*{words}"):
+        recipe([step, {"type": "Resize", "size": [16, 16]}], 16)
+    recipe([{"type": "RandAugment", "num_ops": 0, "magnitude": 10}, {"type": "RandomHorizontalFlip", "prob": 1},
+            {"type": "Resize", "size": [16, 16]}], 16)      # negative control
+
+
+def test_b3_a_line_of_one_pixel_is_not_resized_to_gigabytes():
+    made = recipe([{"type": "Resize", "size": 224}, {"type": "CenterCrop", "size": 224}], 224)
+    with pytest.raises(ImageError, match="a picture of 1 x 60000, its shorter side resized to 224, would have 224 x 13440000 pixels"):
+        made(Image.new("RGB", (1, 60000)), np.random.default_rng(0))
+    assert made(Image.new("RGB", (100, 600)), np.random.default_rng(0)).shape == (3, 224, 224)      # negative control

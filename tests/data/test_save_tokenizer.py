@@ -57,5 +57,5 @@ def test_a_tokenizer_that_lies_there_stays(copy, folder):
     assert save_tokenizer(LanguageTokenizer(source, "GPT2Tokenizer"), source).vocab_file == "vocab.json"
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
     (source / "added_tokens.json").write_text(json.dumps({"x": 9}))
-    with pytest.raises(FileExistsError, match="added_tokens.json is not of the tokenizer .*tokenizer.model, but would be read"):
+    with pytest.raises(FileExistsError, match="holds added_tokens.json, which is not of the tokenizer .*tokenizer.model, but would"):
         LanguageTokenizer(folder / "llama").save(source)

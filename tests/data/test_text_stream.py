@@ -22,6 +22,21 @@ def test_parts_add_up_to_the_text(llama, opt, text):
         assert not any("\ufffd" in part for part in parts)
 
 
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_a5_an_end_token_ends_what_is_shown_and_padding_within_a_text_does_not(name, request):
+    tokenizer = request.getfixturevalue(name)
+    red, cat, end = (tokenizer.encode(text, add_special_tokens=False) for text in (" red", " cat", " table"))
+    end = end[-1:]
+    row = [*red, tokenizer.pad_token_id, *cat, *end, *red]
+    stream, parts = TextStream(tokenizer, end), []
+    for one in row:
+        parts += stream.put([one])
+    text = tokenizer.decode([*red, *cat])
+    assert "".join(parts) == "".join(parts + stream.end()) == text      # all is shown as soon as the text has ended
+    other = TextStream(tokenizer)       # control: without the end token the rest is text
+    assert "".join([other.put([one])[0] for one in row] + other.end()) == tokenizer.decode(row) != text
+
+
 def test_words_come_one_by_one_and_chinese_at_once(llama):
     parts = [part for part in shown(llama, "a red cat on the table") if part]
     assert parts == ["a", " red", " cat", " on", " the", " table"]

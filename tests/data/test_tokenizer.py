@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mindblip2.data.tokenizer import VOCAB_FILE, BertTokenizer
+from mindblip2.file_io import FileError
 
 SMALL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "cat", "##s", "red", ","]
 
@@ -194,7 +195,7 @@ def test_worker_processes_and_threads(write):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="no vocabulary file .*none.txt; .*leave vocab_file empty"):
         BertTokenizer(tmp_path / "none.txt")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileError, match="is a folder, expected a file"):
         BertTokenizer(tmp_path)
 
 

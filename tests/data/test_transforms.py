@@ -34,7 +34,7 @@ def test_another_filter_is_not_equal(lavis_images, resample):
 
 
 def test_bicubic_without_antialiasing_is_not_equal(lavis_images):
-    """Negative control: MindFormers' resize of arrays (D-15) samples 4 x 4 pixels however large the reduction."""
+    """Negative control: MindFormers' resize of arrays samples 4 x 4 pixels however large the reduction."""
     from mindspore.dataset import vision
     other = vision.Resize((224, 224), vision.Inter.BICUBIC)(lavis_images["china.rgb"])
     assert np.abs(other.astype(int) - lavis_images["china.resized224_uint8"]).max() > 50

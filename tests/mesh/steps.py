@@ -34,7 +34,7 @@ PARTS = {"stage1": (Blip2Qformer, {}), "trained_vit": (Blip2Qformer, {"freeze_vi
          "llama": (Blip2Llm, {"text_config": LLAMA}), "baichuan": (Blip2Llm, {"text_config": BAICHUAN, "freeze_text": False}),
          "opt": (Blip2Llm, {"text_config": OPT}), "accumulated": (Blip2Llm, ONE_LAYER)}
 ACCUMULATED = {"accumulated": 2}        # batches of an update, otherwise 1
-WRITTEN = {"greedy": {}, "beams": {"num_beams": 3}}
+WRITTEN = {"greedy": {"num_beams": 1}, "beams": {"num_beams": 3}, "drawn": {"do_sample": True, "temperature": 2.0, "seed": 3}}
 
 
 def batch_of(step):

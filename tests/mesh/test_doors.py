@@ -76,6 +76,28 @@ def test_a_killed_worker_ends_the_job_and_one_process_goes_on(tmp_path):
     assert len(made) == 12 and np.isfinite(made).all() and made[-1, 2] < made[0, 2]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data_parallel", "model_parallel"])
+def test_b9_a_signal_to_one_process_stops_all_at_one_step_with_a_checkpoint(tmp_path, mesh):
+    run = [*TRAIN, "--output_dir", tmp_path / "run", "--epochs", "200", "--runner_config.save_steps", "100000", "--batch_size", "4"]
+    job = subprocess.Popen(msrun(2, tmp_path / "logs", ROOT / "run_blip2.py", *run, "--use_parallel", "true",
+                                 f"--parallel_config.{mesh}", "2"),
+                           cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = tmp_path / "run" / "log" / "train.jsonl"
+    wait_for(lambda: log.is_file() and len(log.read_text().splitlines()) > 2, job, 200)
+    worker = next(child for child in psutil.Process(job.pid).children(recursive=True)
+                  if child.environ().get("MS_ROLE") == "MS_WORKER" and child.environ().get("RANK_ID") == "1")
+    os.kill(worker.pid, signal.SIGTERM)
+    said, _ = job.communicate(timeout=100)
+    assert "Error code: 143" in said
+    last = sorted((tmp_path / "run" / "checkpoint" / "rank_0").glob("*"))
+    assert len(last) == 2 and last[0].name == "best.json" or len(last) == 1
+    printed = (tmp_path / "logs" / "worker_0.log").read_text()
+    assert f"SIGTERM: stopped after step {int(last[-1].name[5:])} of " in printed
+    assert "Go on with: the same msrun command with --resume_training true" in printed and (tmp_path / "run/log/loss_curve.png").is_file()
+    Checkpoint(last[-1] / "model.ckpt"), Checkpoint(last[-1] / "optimizer.ckpt")
+
+
 def test_checkpoints_know_no_mesh(tmp_path):
     """Four steps of 1 x 2, four of one process, and two of each after the other are the same run, moments included."""
     first = [*TRAIN, "--lr_schedule.total_steps", "4", "--batch_size", "8", "--optimizer.eps", "1e-4"]

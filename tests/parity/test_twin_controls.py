@@ -42,6 +42,7 @@ CONFIG = {  # changes to TwinConfig: must fail, must not
     "tanh GELU": ({"gelu": "tanh"}, "vit.block_00.mlp text_branch.layer_00 loss", "vit.block_00.attn"),
     "block eps 1e-5": ({"vit_eps": 1e-5}, "vit.block_00.norm1 vit.out", "vit.embed text_branch.last_hidden"),
     "ln_vision eps 1e-6": ({"ln_vision_eps": 1e-6}, "ln_vision sim_i2t loss_itc", "vit.out text_feat"),
+    "no smoothing": ({"smoothing": 0.0}, "loss_itc loss_lm loss derived.image_id.loss_lm", "sim_i2t loss_itm"),
     "Q-Former eps 1e-6": ({"qformer_eps": 1e-6}, "image_branch.layer_00 text_branch.layer_00", "ln_vision"),
 }
 
@@ -131,15 +132,14 @@ def first_query_only(self, ids_BT, image_BPW, mask_BT=None):
 
 LM = "loss_lm loss derived.image_id.loss_lm"
 FUNCTION = {  # what is replaced, by what
-    "pads visible": (twin_module, "not_pad", lambda ids, mask: torch.ones_like(ids),
+    "pads visible": (twin_module, "not_pad", lambda ids, mask, pad: torch.ones_like(ids),
                      "text_branch.layer_00 itm_branch.layer_00 loss_itc loss_itm", "image_branch.last_hidden"),
     "q, v biases without k's zeros": (twin_vit.Attention, "forward", bias_without_zeros, "vit.block_00.attn",
                                       "vit.block_00.norm1"),
     "captions see the future": (twin_module, "caption_bias", see_the_future, f"lm_branch.layer_00 {LM}", "loss_itm"),
-    "captions start with [CLS]": (twin_module, "started", lambda ids: ids, f"lm_branch.layer_00 {LM}", "loss_itm"),
+    "captions start with [CLS]": (twin_module.Twin, "started", lambda self, ids: ids, f"lm_branch.layer_00 {LM}", "loss_itm"),
     "smoothing over pads": (twin_losses, "lm", smooth_over_pads, LM, "lm_logits_columns loss_itc"),
-    "no smoothing": (twin_losses, "SMOOTHING", 0.0, f"loss_itc {LM}", "sim_i2t loss_itm"),
-    "image ids ignored": (twin_losses, "soft_targets", lambda ids, dtype: torch.eye(len(ids), dtype=dtype),
+    "image ids ignored": (twin_losses, "soft_targets", lambda ids, dtype, smoothing=0: torch.eye(len(ids), dtype=dtype),
                           "derived.image_id.soft_targets derived.image_id.loss_itc", "loss_itc"),
     "ITM from one query": (twin_module.Twin, "itm_logits", first_query_only, "itm_logits itm.logits loss_itm",
                            "itm_branch.last_hidden loss_itc"),

@@ -172,3 +172,21 @@ def test_stage_1_has_no_score_of_captions():
         examine(run_config(metric__type="CIDEr", eval_dataset__text_transforms__max_length=8), small_model(), Numbers(),
                 held_out_samples())
     assert held_out_losses(small_model(), run_config(metric__type="loss")).metric == "loss"
+
+
+def test_a16_a_metric_that_is_the_same_whatever_is_written_never_chooses_a_checkpoint(small):
+    for metric in ("CIDEr", "agg_metrics"):
+        with pytest.raises(ConfigError, match=f"metric.type = '{metric}' cannot choose a checkpoint here: there is one picture"):
+            train(small, held_out(small)[:1], metric__type=metric)
+    assert not Path("run").exists()
+    scores = captions.score(["a red cat"], [["a red cat"]], ())
+    assert scores["Bleu_4"] > 0 and not {"CIDEr", "agg_metrics"} & set(scores)
+    assert {"CIDEr", "agg_metrics"} <= set(captions.score(["a red cat", "a dog"], [["a red cat"], ["a dog"]], ()))     # negative control
+
+
+def test_a16_retrieval_among_one_picture_is_refused():
+    from mindblip2.trainer.held_out import held_out as examine
+    config = run_config(eval_dataset__text_transforms__max_length=8)
+    with pytest.raises(ConfigError, match="do_eval by retrieval with one picture: every text finds it"):
+        examine(config, small_model(), Numbers(), held_out_samples(1))
+    assert "among 2 pictures" in str(examine(config, small_model(), Numbers(), held_out_samples(2)))      # negative control

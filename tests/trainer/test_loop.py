@@ -140,7 +140,7 @@ def test_old_checkpoints_go_and_the_best_stays(whole):
     assert len(names) == len({*names[-2:], best["checkpoint"]})
     state = saving.read_state(folder_of(path) / best["checkpoint"])
     assert state["loss"] == best["loss"]
-    assert not [one for one in folder_of(path).iterdir() if one.name.startswith(saving.PARTIAL)]
+    assert not [one for one in folder_of(path).iterdir() if one.name.startswith(".")]
 
 
 def test_the_best_survives_the_rotation(tmp_path):
@@ -239,10 +239,9 @@ def test_a_folder_with_another_run_is_not_trained_into(whole):
     assert sorted(one.name for one in folder_of(path).iterdir()) == before
 
 
-@pytest.mark.parametrize("changes, complaint", [({"seed": 7}, "seed = 42, this one has 7"),
-                                                ({"runner_config__epochs": 9}, "total_steps = 12, this one has 27"),
-                                                ({"runner_config__accumulation_steps": 2}, "epoch_steps = 3, this one has 2"),
-                                                ({"optimizer__beta2": 0.5}, "optimizer.beta2 = 0.98, this one has 0.5"),
+@pytest.mark.parametrize("changes, complaint", [({"seed": 7}, "seed = 42, now 7"),
+                                                ({"runner_config__accumulation_steps": 2}, "epoch_steps = 3, now 2"),
+                                                ({"optimizer__beta2": 0.5}, "optimizer.beta2 = 0.98, now 0.5"),
                                                 ({"train_dataset__use_image_id": False}, "train_dataset.use_image_id = True")])
 def test_a_run_with_another_configuration_is_not_resumed(whole, changes, complaint):
     with pytest.raises(CheckpointError, match=complaint):
@@ -267,7 +266,7 @@ def test_resuming_from_an_older_checkpoint_keeps_the_later_ones_aside(tmp_path, 
     names = sorted(one.name for one in folder.iterdir())
     assert [name for name in names if name.startswith("earlier")] == [f"earlier_step_00000{n}" for n in ("08", "10", "12")]
     assert [one.name for one in saving.saved(folder)][-3:] == ["step_0000008", "step_0000010", "step_0000012"]
-    assert not [name for name in names if name.startswith(saving.PARTIAL)] and same(arrays(model), whole[1])
+    assert not [name for name in names if name.startswith(".")] and same(arrays(model), whole[1])
 
 
 def test_nothing_to_resume_says_so(tmp_path, whole):

@@ -14,6 +14,8 @@ from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.checkpoint import Checkpoint, write_checkpoint
 from mindblip2.config import load_config
 from mindblip2.hub import no_init
+from mindblip2.pieces import found
+from mindblip2.trainer import pieces
 from tests import stage2_small
 
 FOUR = {"vision_config": {"num_attention_heads": 4}, "qformer_config": {"num_attention_heads": 4}}
@@ -126,7 +128,7 @@ def test_what_does_not_fit(model):
     refused(re.escape("piece_1_of_2.ckpt is not there; copy all 2"))
     shutil.copy(first, "pieces/piece_1_of_3.ckpt")
     refused("it holds pieces of 2 and of 3")
-    with pytest.raises(CheckpointError, match="pieces of 2 and of 3"):
+    with pytest.raises(CheckpointError, match="holds pieces already"):
         split(model, "pieces")
     shutil.rmtree("pieces")
     refused("holds no pieces")
@@ -142,3 +144,50 @@ def test_what_does_not_fit(model):
     run("merge", model, "pieces", "merged")
     with pytest.raises(CheckpointError, match="is there already"):
         run("merge", model, "pieces", "merged")
+
+
+# ------------------------------------------------------------------------------------------------ interrupted, and odd names (B7)
+def test_b7_a_split_that_was_killed_does_not_block_the_next(model, monkeypatch):
+    written = []
+
+    def killed(path, tensors):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_checkpoint(path, tensors)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pieces, "write_checkpoint", killed)
+        split(model, "pieces", 4)
+    assert [path.name for path in Path("pieces").glob("piece*")] == ["piece_0_of_4.ckpt"]
+    split(model, "pieces")
+    split(model, "fresh")
+    assert sorted(path.name for path in Path("pieces").iterdir()) == ["piece_0_of_2.ckpt", "piece_1_of_2.ckpt"]
+    assert all((Path("pieces") / path.name).read_bytes() == path.read_bytes() for path in Path("fresh").iterdir())
+    with pytest.raises(CheckpointError, match="holds pieces already, the first piece_0_of_2.ckpt: give another --output_dir, or remove"):
+        split(model, "pieces")      # negative control: what is finished, or was put there by somebody, is not touched
+    Path("pieces/piece_1_of_2.ckpt").unlink()
+    with pytest.raises(CheckpointError, match="holds pieces already"):
+        split(model, "pieces")
+
+
+@pytest.mark.parametrize("name, complaint", [
+    ("piece_1_of_99999999999.ckpt", "piece_0_of_99999999999.ckpt and 99999999997 more are not there; copy all 99999999999"),
+    ("piece_x_of_y.ckpt", "piece_x_of_y.ckpt has no name of a piece: expected piece_I_of_N.ckpt, I from 0 to N - 1"),
+    ("piece_2_of_2.ckpt", "has no name of a piece"), ("piece_0_of_0.ckpt", "has no name of a piece"),
+    ("piece_-1_of_2.ckpt", "has no name of a piece"), ("piece_00_of_02.ckpt", "has no name of a piece"),
+    ("piece_0_of_2_of_3.ckpt", "has no name of a piece"), (f"piece_0_of_{'9' * 200}.ckpt", "has no name of a piece")])
+def test_b7_odd_names_of_pieces_are_clean_errors_at_once(tmp_path, name, complaint):
+    (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=complaint):
+        found(tmp_path)
+    (tmp_path / name).unlink()
+    for rank in (0, 1):
+        (tmp_path / f"piece_{rank}_of_2.ckpt").touch()
+    assert [path.name for path in found(tmp_path)] == ["piece_0_of_2.ckpt", "piece_1_of_2.ckpt"]
+
+
+def test_b7_odd_names_of_ranks_are_no_crash(tmp_path):
+    for name in ("rank_0", "rank_1²"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match="expected one .ckpt in rank_0"):
+        found(tmp_path)
