@@ -30,7 +30,8 @@ class Writer:
         pictures, or a list of one for each; a dict's own goes before; placeholders of image tokens (``<image>``) are taken out.  The
         texts begin with their prompts, or without ``return_full_text`` are what follows them; they end before the first end token
         of this call.  ``on_text``: called with the new text of each picture of a batch, a list of strings, as it grows (not with
-        beams); it may wait for other threads that use models.  ``decoding``: see ``Blip2ImageToTextGeneration.generate``; a wrong argument is an error before any picture is read."""
+        beams); it may wait for other threads that use models.  ``decoding``: see ``Blip2ImageToTextGeneration.generate``; a wrong argument
+        is an error before any picture is read."""
         how = self.model.decoding(decoding)
         if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"batch_size = {batch_size!r}: expected a whole number of at least 1")
