@@ -9,6 +9,7 @@ from mindblip2.data.decoded import DecodedPictures
 from mindblip2.data.prompted import check_language_vocabulary, prompt_ids, without_image_tokens
 from mindblip2.data.text_stream import TextStream
 from mindblip2.data.vqa import PROMPT
+from mindblip2.lock import unlocked
 from mindblip2.progress import progress
 
 ANSWER = {"max_new_tokens": 10, "length_penalty": 0.0}      # LAVIS's predict_answers
@@ -62,6 +63,7 @@ class Writer:
         rows = [self.prompt_ids(prompt) for prompt in [*prompts, *prompts[-1:] * rest]]
         many = how.num_return_sequences
         asked, shown = len(prompts) * many, TextStream(self.words, how.ends)
+        on_text = unlocked(on_text)
         ids_NT = self.model.generate(image, rows, on_text and (lambda token_N: on_text(shown.put(token_N)[:asked])), **decoding)
         if on_text:
             on_text(shown.end()[:asked])
