@@ -69,7 +69,7 @@ class ZeroShotClassifier:
         if self.use_itm:
             return self.model.match_probabilities(image, self.ids_LT).asnumpy()
         features = self.model.extract_features({"image": image}, "image").image_embeds_proj
-        return self.model.scores(features, self.label_features(), self.temperature).asnumpy()
+        return self.model.probabilities(features, self.label_features(), self.temperature).asnumpy()
 
     def label_features(self):
         """Unit vectors of the label texts (L, E), computed once."""

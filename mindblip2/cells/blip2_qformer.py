@@ -13,7 +13,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindblip2 import comm
 from mindblip2.cells import inputs, losses, noise
 from mindblip2.cells.generate import Decoding, generate
-from mindblip2.cells.layers import MASKED, Graph, LayerNorm, Linear, whole_vocabulary
+from mindblip2.cells.layers import MASKED, LayerNorm, Linear, whole_vocabulary
 from mindblip2.cells.qformer import QFormer
 from mindblip2.cells.vit import ViT
 from mindblip2.config import Blip2Config
@@ -55,7 +55,6 @@ class Blip2Qformer(Pretrained):
             self.itm_head = Linear(qformer.hidden_size, 2, dtype)
         self.temp = Parameter(Tensor(self.config.temperature, ms.float32), name="temp")
         self._caption_step = (_CaptionStep(self.qformer),)  # kept, so that a graph is compiled once; in a tuple: it is no child
-        self._graphs = {}   # of methods; in a dict: they are no children
         self.noise = noise.bind(self)
         self._words = self.noise.given
         if self.config.freeze_vision:
@@ -127,7 +126,8 @@ class Blip2Qformer(Pretrained):
             return Features(text_embeds=text_BTD, text_embeds_proj=self._project(self.text_proj, text_BTD))
         memory = self.remember(image)
         if mode == "image":
-            return Features(**dict(zip(("image_embeds", "image_embeds_proj"), self._graph(self._seen)(memory))))
+            query_BQD, _ = self.qformer.see(memory)
+            return Features(image_embeds=query_BQD, image_embeds_proj=self._project(self.vision_proj, query_BQD))
         return Features(multimodal_embeds=self.qformer.match(ids, memory)[0])
 
     def itm_logits(self, image, input_ids):
@@ -150,7 +150,7 @@ class Blip2Qformer(Pretrained):
 
     def image_features(self, memory):
         """Unit vectors of the queries that have seen pictures: image memories → (B, Q, E)."""
-        return self._seen(memory)[1]
+        return self._project(self.vision_proj, self.qformer.see(memory)[0])
 
     def text_features(self, input_ids):
         """Unit vectors of texts (B, T) → (B, E): the projected [CLS]."""
@@ -174,19 +174,6 @@ class Blip2Qformer(Pretrained):
         _, cache = self.qformer.see(self.remember(image))
         step = _CachedCaption(self._caption_step[0], cache, how) if use_cache else _WholeCaption(self.qformer, cache)
         return generate(step, np.full((image.shape[0], 1), config.bos_token_id), how)
-
-    def _graph(self, method):
-        """The one graph of a method, made when it is first called for; in PyNative the method itself."""
-        if ms.get_context("mode") != ms.GRAPH_MODE:
-            return method
-        if method.__name__ not in self._graphs:
-            self._graphs[method.__name__] = Graph(method)
-        return self._graphs[method.__name__]
-
-    def _seen(self, memory):
-        """Queries that have seen pictures, (B, Q, D), and their unit vectors (B, Q, E)."""
-        query_BQD = self.qformer.see(memory)[0]
-        return query_BQD, self._project(self.vision_proj, query_BQD)
 
     def _project(self, head, x):
         return losses.normalise(head(x))
@@ -231,10 +218,6 @@ class Blip2Classifier(Blip2Qformer):
         if self.config.query_reduce == "first":
             image_BQE = image_BQE[:, :1]
         return ops.softmax(losses.similarity(image_BQE, label_LE) / (self.temp if temperature is None else temperature), -1)
-
-    def scores(self, image_BQE, label_LE, temperature=None):
-        """``probabilities``, called from outside of a graph."""
-        return self._graph(self.probabilities)(image_BQE, label_LE, temperature)
 
     def label_features(self, label_ids):
         """``text_features`` of any number of labels (L, T) → (L, E).  Called from outside of a graph."""

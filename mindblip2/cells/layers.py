@@ -138,18 +138,6 @@ class Frame(nn.Cell):
         return self(*self.never, x.contiguous(), *rest)
 
 
-class Graph(nn.Cell):
-    """A method of a cell as one graph of its own, called from outside of a graph.  Operators between two graphs would run one by one, and
-    each leaves some memory behind (docs/mindspore_notes.md)."""
-
-    def __init__(self, method):
-        super().__init__(auto_prefix=False)
-        self.owner, self.method = method.__self__, method
-
-    def construct(self, *args):
-        return self.method(*args)
-
-
 class Linear(nn.Cell):
     """x Wᵀ + b with W (out, in), computed in ``dtype``: here, and in Embedding, weights are split over the cards of a model group.
 

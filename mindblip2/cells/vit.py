@@ -8,7 +8,7 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, Zero, initializer
 
 from mindblip2 import comm, device
-from mindblip2.cells.layers import FeedForward, Frame, Graph, LayerNorm, Linear, attend, linear, merge_heads, parameter, share, split_heads
+from mindblip2.cells.layers import FeedForward, Frame, LayerNorm, Linear, attend, linear, merge_heads, parameter, share, split_heads
 from mindblip2.cells.noise import DropPath
 from mindblip2.split import Split
 
@@ -106,9 +106,8 @@ class ViT(nn.Cell):
         if ms.get_context("mode") != ms.GRAPH_MODE:
             return self(image_BCHW)
         if not self._frame:
-            self._frame = Frame(lambda: ViTBlock(*self._block_arguments)), Graph(self.embed)
-        frame, embed = self._frame
-        x_BPD = embed(image_BCHW)
+            self._frame = (Frame(lambda: ViTBlock(*self._block_arguments)),)
+        x_BPD = self.embed(image_BCHW)
         for block in self.blocks:
-            x_BPD = frame.of(block, x_BPD)
+            x_BPD = self._frame[0].of(block, x_BPD)
         return x_BPD
