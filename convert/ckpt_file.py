@@ -3,7 +3,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from convert import plan
 from convert.dimensions import Shapes, has_grouped_heads, read_config, read_text_config, unknown, yaml_line, yaml_value
@@ -16,6 +15,7 @@ from convert.names_llm import HF_BRIDGE, with_tied_head
 from convert.shapes import llm_shapes, model_shapes, stage_2_shapes
 from mindblip2.checkpoint import CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig, ViTConfig, load_config
+from mindblip2.progress import progress
 from mindblip2.sections import ConfigError
 
 NEARLY_0 = 0.1
@@ -250,7 +250,7 @@ def _llm(path, main, kind, torch_path):
 
 def _converted(rows, dtype):
     wanted = plan.in_file_order(rows)
-    for row in tqdm(wanted, desc="to MindSpore", unit="tensor", disable=None):
+    for row in progress(wanted, desc="to MindSpore", unit="tensor"):
         kind, array = plan.to_numpy(plan.cast(plan.tensor(row), dtype, row.theirs or row.ours))
         yield row.ours, kind, array
 

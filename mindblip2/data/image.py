@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from mindblip2.data.fetch import fetch
 from mindblip2.data.pixels import ALPHA, ImageError, array_of, array_to_rgb, check_size, to_rgb
 from mindblip2.data.sniff import HEAD, looks_like
 from mindblip2.file_io import FileError, regular_file
+from mindblip2.progress import progress
 from mindblip2.sections import Count, Positive, argument
 
 MAX_BYTES = 64 << 20    # of one download: 20 megapixels fit even uncompressed
@@ -80,7 +80,7 @@ def sizes(paths, desc="pictures", quiet=False):
     """(width, height) of every picture, or the OSError or ImageError why it cannot be read; in order.  In threads, since PIL decodes
     outside Python's lock."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from tqdm(pool.map(_size, paths), desc, len(paths), unit="picture", disable=quiet)
+        yield from progress(pool.map(_size, paths), desc, "picture", len(paths), disable=quiet)
 
 
 def _size(path):

@@ -14,10 +14,10 @@ from typing import Annotated, NamedTuple
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
-from tqdm import tqdm
 
 from mindblip2 import comm
 from mindblip2.cells import losses
+from mindblip2.progress import progress
 from mindblip2.sections import Count, NonNegative, Range, argument
 from mindblip2.zero_shot import check_finite
 
@@ -118,7 +118,7 @@ def match(net, kept, wanted_IT, ids_TL, lengths_T):
     ``net``: a :class:`Match`; ``kept[i]``: the memory of picture i."""
     itm_IT = np.zeros(wanted_IT.shape, np.float32)
     size = min(CHUNK, int(wanted_IT.sum(1).max()))
-    with tqdm(total=int(wanted_IT.sum()), desc="match", unit="pair", smoothing=0.05, leave=None) as bar:
+    with progress(total=int(wanted_IT.sum()), desc="match", unit="pair", leave=None) as bar:
         for i in range(len(wanted_IT)):
             texts, memory = np.flatnonzero(wanted_IT[i]), kept[i]
             made = [(part[:count], net(Tensor(ids_TL[part, :width]), memory))
@@ -168,7 +168,7 @@ class Kept:
     def first_visit(self, batch_size):
         """Yields (memory of a batch, how many of its pictures count); every batch has the same size, the last is filled up."""
         size = min(batch_size, len(self.pictures))
-        for start in tqdm(range(0, len(self.pictures), size), desc="see", unit="batch", leave=None):
+        for start in progress(range(0, len(self.pictures), size), desc="see", unit="batch", leave=None):
             part = list(self.pictures[start:start + size])
             image_BPD = self.model.embed_image(self.image_processor(part + part[-1:] * (size - len(part))))
             memory = ms.mutable(self.model.qformer.memory(image_BPD))
