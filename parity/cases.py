@@ -1,7 +1,7 @@
 """What is compared, part by part ("isolated": each part gets the truth's input, so none hides behind or blames another).
 
-Every case is a function of the twin and, by the same name in parity/ours.py, of our model. The losses are in
-parity/loss_cases.py. A new cell arrives here with its case and in parity/defects.py with a defect that the case catches.
+Every case is a function of the twin and, by the same name in parity/ours.py, of our model. The losses are in parity/loss_cases.py. A
+new cell arrives here with its case and in parity/defects.py with a defect that the case catches.
 
     # B batch · Q queries · P patches + cls · W image width · T text · L = Q + T · D width · H heads · K head width
 """

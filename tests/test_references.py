@@ -21,6 +21,7 @@ FOREIGN = re.compile(r"^(?:lavis|LAVIS|transformers|mindformers|research|site-pa
 
 NAME = re.compile(r"``([A-Za-z]\w*_\w+)(?:\(\))?``")
 LAVIS_S = {"interpolate_pos_embed", "concat_all_gather", "lr_layer_decay", "compute_itm"}  # functions and keys of LAVIS
+EXAMPLES = {"step_0000100", "query_BQ"}
 
 
 def texts(path: Path) -> list[tuple[int, str]]:
@@ -40,7 +41,7 @@ def stale(text: str, known: set[str] | None = None) -> list[str]:
     """What a text names that is not there; ``known``: all names of the project."""
     found = [name for name in FILE.findall(text) if not FOREIGN.match(name) and name.split("/")[0] in known_folders()
              and not any((folder / name).exists() for folder in FOLDERS)]
-    unknown = [name for name in NAME.findall(text) if name not in known | LAVIS_S] if known is not None else []
+    unknown = [name for name in NAME.findall(text) if name not in known | LAVIS_S | EXAMPLES] if known is not None else []
     return found + [name for name in DOTTED.findall(text) if not there(name)] + PRIVATE.findall(text) + unknown
 
 

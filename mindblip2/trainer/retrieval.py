@@ -197,7 +197,7 @@ class Kept:
 
 # ------------------------------------------------------------------------------------------------ recalls
 def recalls(i2t_IT, t2i_TI, text_image_T):
-    """LAVIS's figures (tasks/retrieval.py) in per cent; ``text_image`` is the index of each text's picture.
+    """LAVIS's figures (tasks/retrieval.py) in per cent; ``text_image_T`` is the index of each text's picture.
 
     ``txt_r1``: pictures with one of their own texts in the first place; ``img_r1``: texts with their picture in the first place.
     ``agg_metrics``, by which LAVIS chooses its best checkpoint, is ``txt_r_mean``.  A wrong answer with the same score as the right

@@ -1,5 +1,6 @@
 """A streamed run that was stopped goes on, and gives the rows of one that was not."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -61,3 +62,28 @@ def test_half_a_line_is_done_again(tmp_path):
     again = Progress(tmp_path, {})
     assert set(again.rows) == {"a"} and first.lines.read_text().count("\n") == 1
     assert [row.name for row in again.once("a", lambda: [])] == ["a"]
+
+
+@pytest.mark.parametrize("file, content, words", [
+    ("rows.jsonl", b"null\n", "rows.jsonl is damaged in line 1"), ("rows.jsonl", b"[" * 100_000 + b"\n", "rows.jsonl is damaged in line 1"),
+    ("rows.jsonl", b'{"name": "a", "rows": [{"name": 1}]}\n', "rows.jsonl is damaged in line 1"),
+    ("rows.jsonl", b"\xff\n", "rows.jsonl"), ("run.json", b"\xff", "run.json")])
+def test_b12_damaged_progress_is_one_line(tmp_path, file, content, words):
+    Progress(tmp_path, {})
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=words) as raised:
+        Progress(tmp_path, {})
+    assert "\n" not in str(raised.value)
+
+
+def test_b12_a_damaged_chain_is_one_line(tmp_path):
+    first, sides = Progress(tmp_path, {}), [np.ones(3)] * 3
+    first.leave(2, sides)
+    assert first.chain()[0] == 2    # the control
+    for broken in ({"done": np.array(-1)}, {"done": np.array([1, 2])}, {"ours": np.ones(4)}):
+        np.savez(first.state, **{"done": 2, "truth": sides[0], "torch32": sides[1], "ours": sides[2]} | broken)
+        with pytest.raises(ValueError, match="chain.npz is damaged"):
+            first.chain()
+    first.state.write_bytes(b"PK")
+    with pytest.raises(ValueError, match="chain.npz is damaged"):
+        first.chain()

@@ -120,7 +120,7 @@ def see_the_future(mask_BT, cached, dtype):
     return twin_qformer.padding_bias(F.pad(mask_BT, (cached, 0), value=1), dtype)
 
 
-def smooth_over_pads(logits_BTV, labels_BT):
+def smooth_over_pads(logits_BTV, labels_BT, smoothing):
     """MindFormers' label smoothing: the uniform part is averaged over all positions, pads included."""
     log_p, labels = logits_BTV[:, :-1].log_softmax(2), labels_BT[:, 1:]
     return 0.9 * F.nll_loss(log_p.flatten(0, 1), labels.flatten()) - 0.1 * log_p.mean()

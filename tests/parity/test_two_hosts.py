@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -191,6 +192,83 @@ def test_damaged_dumps_are_named(from_lavis, ckpts, tmp_path, capsys):
     assert "damaged, truncated or no parity dump" in complaint(capsys, *check)
     shutil.copy(from_lavis, bad)
     assert main(check) == 0     # the control: whole, it passes
+
+
+def headed(path: Path, header: bytes, compression: int = zipfile.ZIP_STORED, shape: tuple | None = None) -> Path:
+    """A .npz with this header, perhaps of another shape than it has."""
+    with zipfile.ZipFile(path, "w", compression) as file, file.open("header.npy", "w") as member:
+        about = {"descr": "|u1", "fortran_order": False, "shape": (len(header),) if shape is None else shape}
+        np.lib.format.write_array_header_1_0(member, about)
+        member.write(header)
+    return path
+
+
+WHOLE = {"format": dumpfile.FORMAT, "config": {}, "seed": 1, "dtype": "float32", "fingerprints": {}, "weights": "seeded", "entries": []}
+ENTRY = {"kind": "case", "half": "vision", "name": "read", "inputs": {}, "torch32": {}, "truth": {}, "weights": [], "backward": False,
+         "fixed": [], "stacked": [], "values": True}
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_b4_a_compressed_dump_is_refused_before_it_is_unpacked(tmp_path, compression, capsys):
+    """Small in the file, large in memory."""
+    path = headed(tmp_path / "bomb.npz", bytes(20_000_000), compression)
+    assert path.stat().st_size < 100_000
+    tracemalloc.start()
+    assert "bomb.npz: header is compressed" in complaint(capsys, "check", str(path))
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_b4_members_that_overlap_are_refused(tmp_path):
+    """Every name leads to the same bytes: together they are larger than the file."""
+    path = tmp_path / "overlap.npz"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("header.npy", bytes(5000))
+        for number in range(50):
+            other = zipfile.ZipInfo(f"a{number}.npy")
+            other.header_offset, other.CRC = 0, file.getinfo("header.npy").CRC
+            other.file_size = other.compress_size = 5000
+            file.filelist.append(other)
+            file.NameToInfo[other.filename] = other
+    with pytest.raises(dumpfile.DumpError, match="would take 255,000 bytes"):
+        dumpfile.Arrays(path)
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (10**400,), (-5,), (2**40, 2**40), (3,)])
+def test_b4_a_shape_that_the_bytes_do_not_have_is_refused(tmp_path, shape, capsys):
+    assert "header of shape" in complaint(capsys, "check", str(headed(tmp_path / "huge.npz", b"0123456789", shape=shape)))
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"entries": [None]}, "entry 0 has kind = None"), ({"entries": None}, "has entries = None, expected a list"),
+    ({"entries": [ENTRY | {"truth": None}]}, "entry 0 has truth = None"),
+    ({"entries": [ENTRY | {"truth": {"": None}}]}, "names that are no"),
+    ({"entries": [ENTRY | {"half": "sound"}]}, "expected vision or language"),
+    ({"entries": [ENTRY | {"weights": [3]}]}, "names that are no"),
+    ({"config": {"no_such_key": 1}}, "its configuration cannot be used"), ({"config": []}, "expected a dict"),
+    ({"seed": True}, "seed = True"),
+    ({"entries": [ENTRY | {"truth": {"": "0" * 24}}]}, "1 arrays of its header are missing"),
+])
+def test_b12_a_damaged_header_is_one_line(tmp_path, change, words, capsys):
+    path = headed(tmp_path / "bad.npz", json.dumps(WHOLE | change).encode())
+    line = complaint(capsys, "check", str(path))
+    assert "bad.npz" in line and words in line
+
+
+def test_b12_deep_json_is_one_line_and_a_right_header_is_read(tmp_path, capsys):
+    deep = b'{"format": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    assert "RecursionError" in complaint(capsys, "check", str(headed(tmp_path / "deep.npz", deep)))
+    right = DumpFile(headed(tmp_path / "right.npz", json.dumps(WHOLE | {"entries": [ENTRY]}).encode()))
+    assert right.entries == [ENTRY]
+
+
+@pytest.mark.parametrize("content", [
+    "[" * 100_000, '{"rows": [null], "about": {}}', '{"rows": {}, "about": {}}', '{"rows": [{"name": "a"}], "about": {}}',
+    '{"rows": [{"name": "a", "ratio": "x"}], "about": {}}', "\udce4"])
+def test_b12_a_damaged_result_is_one_line(tmp_path, content, capsys):
+    path = tmp_path / "result.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert "result.json" in complaint(capsys, "report", str(path))
 
 
 def test_other_files_are_named(from_lavis, ckpts, tmp_path, capsys):
