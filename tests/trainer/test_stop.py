@@ -188,7 +188,8 @@ def test_b9_the_command_line_ends_with_its_exit_code(tmp_path, number, code, wor
     said, complaints = process.communicate(timeout=120)
     assert process.returncode == code, complaints[-3000:]
     last = saving.saved(folder_of(tmp_path))[-1]
-    assert f"{number.name}: stopped after step {int(last.name[5:])} of " in said and f"Go on with: python {ROOT}/run_blip2.py --config" in said
+    assert f"{number.name}: stopped after step {int(last.name[5:])} of " in said
+    assert f"Go on with: python {ROOT}/run_blip2.py --config" in said
     assert "Traceback" not in complaints and not list(folder_of(tmp_path).glob(".*"))
 
 
