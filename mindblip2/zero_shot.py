@@ -37,8 +37,8 @@ class ZeroShotClassifier:
         self.temperature = checked_temperature(temperature, use_itm)
         self.labels = checked_labels(candidate_labels)
         self.texts = hypotheses(self.labels, hypothesis_template)
-        encoded = processor.tokenizer(self.texts, max_length=max_length or model.config.max_txt_len, padding="max_length",
-                                      return_tensors="np")
+        length = model.config.max_txt_len if max_length is None else argument(Count, max_length, "max_length")
+        encoded = processor.tokenizer(self.texts, max_length=length, padding="max_length", return_tensors="np")
         check_labels(processor.tokenizer, self.labels, self.texts, encoded, hypothesis_template)
         self.ids_LT = Tensor(encoded["input_ids"])
         self.use_itm = use_itm

@@ -4,6 +4,7 @@ import io
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -190,7 +191,7 @@ def _choose_frame(picture, frame, name):
             raise ImageError(f"{name} is a {picture.format} with several frames; expected one picture: pass load_image(…, frame=0) for "
                              "the first")
         return
-    if isinstance(frame, bool) or not isinstance(frame, int) or frame < 0:
+    if isinstance(frame, bool) or not isinstance(frame, Integral) or frame < 0:
         raise ImageError(f"frame = {frame!r}: expected a whole number, 0 for the first frame of {name}")
     try:
         picture.seek(frame)
@@ -232,4 +233,4 @@ def _explained(name, kind):
         raise ImageError(f"{name} cannot be read as a picture: it starts like {kind}; expected a whole JPEG, PNG, WebP "
                          "or another format that PIL reads") from None
     except Exception as error:      # PIL's readers raise OSError, SyntaxError, struct.error, zlib.error … on damage
-        raise ImageError(f"{name} ({kind}) is truncated or damaged: {error}; get the file again") from error
+        raise ImageError(f"{name} ({kind}) is truncated or damaged: {' '.join(str(error).split())}; get the file again") from error

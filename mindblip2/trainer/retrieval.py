@@ -87,7 +87,7 @@ def score(model, image_processor, pictures, ids_TL, recipe, net=None):
     itm_IT = np.zeros_like(itc_IT)
     if len(rows):
         itm_IT[rows] = match(net or Match(model), kept, wanted_IT[rows], ids_TL, lengths_T)
-    itm_IT = check_finite(comm.added(itm_IT), "the ITM logits of pictures and texts")
+    itm_IT = comm.added(itm_IT)
     if recipe.rerank == "itm+itc":
         itm_IT += itc_IT
     i2t, t2i = np.where(best_IT, itm_IT, np.float32(FILL)), np.where(best_TI, itm_IT.T, np.float32(FILL))
@@ -126,8 +126,7 @@ def match(net, kept, wanted_IT, ids_TL, lengths_T):
             for part, logits in made:   # fetched here, so that a device works through a picture without waiting
                 itm_IT[i, part] = logits.asnumpy()[:len(part)]
             bar.update(len(texts))
-    if not np.isfinite(itm_IT).all():
-        raise FloatingPointError("ITM logits are not finite: the weights are damaged or belong to another model")
+    check_finite(itm_IT, "the ITM logits of pictures and texts")
     return itm_IT
 
 

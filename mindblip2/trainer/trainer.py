@@ -12,7 +12,7 @@ from mindblip2.config import RunConfig, load_config, presets, print_support_list
 from mindblip2.data.check import check_data
 from mindblip2.data.processor import Blip2Processor
 from mindblip2.file_io import write_json, write_text
-from mindblip2.sections import build, warn_ignored
+from mindblip2.sections import Count, argument, build, warn_ignored
 from mindblip2.trainer import parallel
 from mindblip2.trainer.export import write as write_parts
 from mindblip2.trainer.inputs import DEFAULT_MODEL
@@ -162,7 +162,7 @@ class Trainer:
         host has.  ``options``: those of the task, for generation ``prompt`` and ``max_new_tokens``, for classification
         ``candidate_labels`` and ``hypothesis_template``.  Returns what ``mindir.json`` says."""
         with device.pretend(device_target) if device_target else contextlib.nullcontext():
-            options["batch_size"] = batch_size
+            options["batch_size"] = argument(Count, batch_size, "batch_size")
             parts, about = self._work("export")(self, export_checkpoint or self.config.load_checkpoint, options)
             folder = Path(folder or Path(self.config.output_dir) / "mindir")
             said = write_parts(parts, folder, task=self.task, model=self.name or "", **about)
