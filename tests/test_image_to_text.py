@@ -345,7 +345,7 @@ def evaluate(small, folder, file, **overrides):
 
 
 def test_captions_are_scored(small, piped, tmp_path, capsys):
-    file = write(small.folder / "captions.json", [{"image": f"{colour}.png", "caption": ["a thing", "another thing"]}
+    file = write(small.folder / "captions.json", [{"image": f"{colour}.png", "caption": [f"a {colour} thing", "another thing"]}
                                                   for colour in small.pictures])
     figures = evaluate(small, small.folder, file)
     assert set(figures) >= {"Bleu_4", "CIDEr", "ROUGE_L", "exact"} and figures["pictures"] == 4 and figures["exact"] == 0
