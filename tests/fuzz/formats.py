@@ -78,6 +78,36 @@ def _read_torch(path):
     return {name: state[name].numpy() for name in state}
 
 
+# ------------------------------------------------------------------------------------------------ Hugging Face's configurations
+HF_CONFIG = {
+    "model_type": "blip-2", "image_token_index": 39, "num_query_tokens": 2,
+    "vision_config": {"model_type": "blip_2_vision_model", "image_size": 28, "patch_size": 14, "hidden_size": 8, "num_hidden_layers": 1,
+                      "num_attention_heads": 2, "intermediate_size": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True},
+    "qformer_config": {"model_type": "blip_2_qformer", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40,
+                       "intermediate_size": 12, "encoder_hidden_size": 8, "hidden_act": "gelu", "cross_attention_frequency": 2},
+    "text_config": {"model_type": "opt", "vocab_size": 40, "hidden_size": 8, "ffn_dim": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
+                    "max_position_embeddings": 20, "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1, "activation_function": "relu",
+                    "do_layer_norm_before": True, "tie_word_embeddings": True}}
+HF_GENERATION = {"bos_token_id": 2, "eos_token_id": [2, 9], "pad_token_id": 1, "transformers_version": "5.23.0"}
+
+
+def _make_hf(which):
+    def make(folder):
+        config = HF_CONFIG if which == "config.json" else HF_CONFIG["text_config"]      # a language model has both files
+        for name, content in (("config.json", config), ("generation_config.json", HF_GENERATION)):
+            (folder / name).write_text(json.dumps(content))
+        return folder / which
+    return make
+
+
+def _read_hf(path):
+    from convert.hf_config import read_said, refuse_unbuilt
+    from mindblip2.config import OPTConfig
+    refuse_unbuilt(path.parent)
+    said = read_said(path.parent, OPTConfig)
+    return said.sections, said.tied
+
+
 # ------------------------------------------------------------------------------------------------ annotations and configurations
 def _make_json(name, content):
     def make(folder):
@@ -97,6 +127,16 @@ ANSWERS = {"annotations": [{"question_id": 10 + i, "image_id": i, "answers": [{"
 def _read_annotations(path):
     from mindblip2.data.annotations import read_annotations
     return [tuple(one[:3]) for one in read_annotations([path], [path.parent / "pictures"])]
+
+
+def _make_lines(folder):
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CAPTIONS))
+    return folder / "captions.jsonl"
+
+
+def _make_table(folder):
+    (folder / "captions.csv").write_text("image,caption\n" + "".join(f'{row["image"]},"{row["caption"]}, a"\n' for row in CAPTIONS))
+    return folder / "captions.csv"
 
 
 def _make_questions(folder):
@@ -247,7 +287,9 @@ def _read_cifar(path):
 def _make_state(folder):
     inside = folder / "step_0000012"
     inside.mkdir()
-    (inside / "state.json").write_text(json.dumps({"step": 12, "epoch": 1, "config": {"seed": 7}, "judged": {"loss": 2.5}}))
+    (inside / "state.json").write_text(json.dumps({
+        "step": 12, "loss": 2.5, "loss_scale": {"value": 1.0, "good": 3}, "frozen": {"path": "start.ckpt", "crc32": 7}, "window": [5.0, 2],
+        "judged": {"loss": 2.5}, "unreadable": [0, 48], "run": {"seed": 7}}))
     return inside / "state.json"
 
 
@@ -256,12 +298,22 @@ def _read_state(path):
     return read_state(path.parent)
 
 
+def _make_best(folder):
+    (folder / "best.json").write_text(json.dumps({"checkpoint": "step_0000012", "eval_loss": 2.5}))
+    return folder / "best.json"
+
+
+def _read_best(path):
+    from mindblip2.trainer.saving import best
+    return best(path.parent)
+
+
 def _make_dump(folder):
     from parity.dumpfile import Writer
-    writer = Writer(folder / "dump.npz")
-    arrays = {"x": np.arange(6, dtype=np.float32)}
-    writer.add("case", "layer", arrays, {"x": np.arange(6, dtype=np.float64)}, arrays)
-    writer.close(about={})
+    arrays, truth = {"x": np.arange(6, dtype=np.float32)}, {"x": np.arange(6, dtype=np.float64)}
+    with Writer(folder / "dump.npz") as writer:
+        writer.add("case", "layer", arrays, truth, arrays, weights=[], backward=True, fixed=[], stacked=[], values=True)
+        writer.close(config={}, seed=1, dtype="float32", fingerprints={}, weights="seeded 1")
     return folder / "dump.npz"
 
 
@@ -277,8 +329,12 @@ FORMATS = [
     Format("torch_legacy", _make_torch("model.bin", _use_new_zipfile_serialization=False), _read_torch),
     Format("safetensors", _make_safetensors, _read_torch),
     Format("shard_index", _make_index, _read_torch, mutated_json),
+    Format("hf_config_json", _make_hf("config.json"), _read_hf, mutated_json),
+    Format("hf_generation_config_json", _make_hf("generation_config.json"), _read_hf, mutated_json),
     Format("captions", _make_json("captions.json", CAPTIONS), _read_annotations),
     Format("captions_json", _make_json("captions.json", CAPTIONS), _read_annotations, mutated_json),
+    Format("captions_jsonl", _make_lines, _read_annotations),
+    Format("captions_csv", _make_table, _read_annotations),
     Format("coco_json", _make_json("captions_val2014.json", COCO), _read_annotations, mutated_json),
     Format("questions_json", _make_questions, _read_questions, mutated_json),
     Format("answers_json", _make_answers, _read_answers, mutated_json),
@@ -300,5 +356,6 @@ FORMATS = [
     Format("bmp", _make_picture("bmp"), _read_picture),
     Format("cifar_pickle", _make_cifar, _read_cifar),
     Format("training_state_json", _make_state, _read_state, mutated_json),
+    Format("best_json", _make_best, _read_best, mutated_json),
     Format("parity_dump", _make_dump, _read_dump),
 ]

@@ -141,8 +141,9 @@ def _writes(path):
     (lambda path: path.read_bytes().decode("ascii"), "raw UnicodeDecodeError"),
     (lambda path: path.read_bytes().index(b"content"), "does not name the file"),
     (_forever, "took too long"), (_large, "asked for more"), (_caught_large, "asked for more"), (_writes, "did open")])
-def test_a_careless_reader_is_noticed(read, expected, tmp_path):
-    _, complaints = run(Reader(read), tmp_path, 3)
+def test_a_careless_reader_is_noticed(read, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.fuzz.limits.SECONDS", 0.5)
+    _, complaints = run(Reader(read), tmp_path, 8)
     assert any(expected in line for line in complaints), complaints
 
 
