@@ -183,12 +183,12 @@ def _text_config(state, kind, path, config, bridge=None):
         elif config is None:
             remarks.append(f"eos_token_id is {end}, as in the file; {known}, set text_config.eos_token_id to that with such a bridge")
     if config is None:
-        if kind.llm is LlamaConfig and said.path is None and not ours:
-            remarks += _assumed(state, kind, path)
         try:
             text_config, more = read_text_config(state, kind, fields)
         except ConfigError as error:
             raise CheckpointError(f"{said.path or path}: {error}") from None
+        if kind.llm is LlamaConfig and said.path is None and not ours:
+            remarks += _assumed(state, kind, path)
         return kind, text_config, [*remarks, *more]
     if not isinstance(config.text_config, kind.llm):
         raise CheckpointError(f"{path} is {kind.title}, but text_config of --config is {type(config.text_config).__name__}: give "
