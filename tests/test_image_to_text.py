@@ -243,7 +243,7 @@ def test_b13_generate_takes_texts_arrays_and_samples(piped, files):
 @pytest.mark.parametrize("given, complaint", [
     (({"picture": 1},), "samples has the keys 'picture': expected 'image', 'prompt', 'prompt_ids'"),
     (({"image": 1, "prompt": "a", "input_ids": [2]},), "'prompt' and 'input_ids', which are the same argument"),
-    (({"image": np.zeros((1, 3, 16, 16), np.float32), "prompt": "a"}, "b"), "a prompt is in samples and another beside it"),
+    (({"image": np.zeros((1, 3, 16, 16), np.float32), "prompt": "a"}, "b"), "a prompt is in samples and another is an argument"),
     ((np.zeros((3, 16, 16), np.float32),),
      r"image is float32 \(3, 16, 16\): expected float32 \(B, 3, S, S\), normalised, as Blip2Processor"),
     ((np.zeros((1, 3, 16, 16), np.float32), [[1.5]]), r"prompt_ids is \[\[1.5\]\]: expected token ids"),

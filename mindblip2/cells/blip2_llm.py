@@ -163,7 +163,7 @@ class Blip2ImageToTextGeneration(Blip2Llm):
             found = inputs.unpacked(image, {"image": "image", "prompt": "prompt", "prompt_ids": "prompt", "input_ids": "prompt",
                                             "attention_mask": "mask"})
             if prompt is not None and "prompt" in found:
-                raise ValueError("a prompt is in samples and another beside it: give one of them")
+                raise ValueError("a prompt is in samples and another is an argument: give one of them")
             image, prompt = found["image"], found.get("prompt", prompt)
             if "mask" in found and not inputs.texts(prompt):
                 mask, ids = (_numpy(one) for one in (found["mask"], prompt))

@@ -46,7 +46,8 @@ def test_a_whole_file_is_converted_and_accounted_for(convert, lavis, wrap):
     assert len(stored) == 157 == len(lavis) - 3
     lines = text.splitlines()
     assert lines[0].split() == ["part", "parameters", "mapped", "copied", "made"]
-    assert lines[1:8] == COVERAGE + DROPPED and lines[8].startswith("note:    ln_vision_eps: 1.0e-05 (LAVIS's") and len(lines) == 10
+    assert lines[1:8] == COVERAGE + DROPPED and lines[8] == "note:    vision_config: {image_size: 56}" and len(lines) == 11
+    assert lines[9].startswith("note:    ln_vision_eps: 1.0e-05 (LAVIS's") and lines[10].startswith("written: ")
     np.testing.assert_array_equal(stored["qformer.memory.key.1.weight"],
                                   lavis["Qformer.bert.encoder.layer.2.crossattention.self.key.weight"])
     np.testing.assert_array_equal(stored["vit.patch_embed.proj.weight"],
