@@ -358,7 +358,7 @@ def test_a7_a_number_without_a_range_is_found():
     ("train_dataset: {transforms: [{type: Normalize, std: [.inf, 1, 1]}]}", "train_dataset.transforms[0].std[0] = inf: expected a finite"),
     ("train_dataset: {data_loader: {ratios: [0, 0]}}", "ratios = [0.0, 0.0]: expected at least one above 0"),
     ("train_dataset: {data_loader: {image_dirs: [1]}}", "train_dataset.data_loader.image_dirs[0] = 1: expected str, got int"),
-    ("callbacks: [abc]", "callbacks[0]: unknown type 'None'"),
+    ("callbacks: [abc]", "callbacks[0] = 'abc': expected dict, got str"),
 ])
 def test_a7_a_number_out_of_range_names_its_key_and_file(load, text, complaint):
     with pytest.raises(ConfigError) as error:
