@@ -118,6 +118,9 @@ class Arrays(Mapping):
         return (f"{self.path} is damaged, truncated or no parity dump ({self.path.stat().st_size:,} bytes): "
                 f"{type(error).__name__} {first[:120]}. {self.advice}")
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.members  # Mapping's own would read the array
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.members)
 

@@ -114,8 +114,12 @@ class Weights:
         return resized(value, self.config.vision_config.num_tokens) if name.endswith("pos_embed") else value
 
     def given(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A parameter of ours, as ``our_weights.fill`` asks for it."""
-        return self.ours(name)
+        """A parameter of ours, as ``our_weights.fill`` asks for it. Raises :class:`CheckpointError` for one of another shape."""
+        value = self.ours(name)
+        if self.stored is not None and value.shape != shape:
+            raise CheckpointError(f"{self.stored.path}: {name} has {value.shape}, the model {shape}: use the --config that belongs to "
+                                  "the file")
+        return value
 
     def ours(self, name: str) -> np.ndarray:
         """A parameter of ours."""
