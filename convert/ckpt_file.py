@@ -2,12 +2,12 @@
 import math
 from typing import NamedTuple
 
-from tqdm import tqdm
+import numpy as np
 
 from convert import plan
 from convert.dimensions import Shapes, has_grouped_heads, read_config, read_text_config, unknown, yaml_line, yaml_value
 from convert.files import read
-from convert.hf_config import IDS, Said, read_said
+from convert.hf_config import HF_EPS, IDS, Said, read_said
 from convert.kinds import check_bridge, detect, holds_vit, is_bridge, is_language_model
 from convert.mindspore_files import Ours
 from convert.names import BERT, EVA, HF, foreign_name
@@ -15,6 +15,8 @@ from convert.names_llm import HF_BRIDGE, with_tied_head
 from convert.shapes import llm_shapes, model_shapes, stage_2_shapes
 from mindblip2.checkpoint import CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig, ViTConfig, load_config
+from mindblip2.progress import progress
+from mindblip2.sections import ConfigError
 
 NEARLY_0 = 0.1
 LAVIS_END = OPTConfig().eos_token_id
@@ -41,8 +43,11 @@ def to_mindspore(torch_path, mindspore_path=None, vit_path=None, config=None, im
     :class:`CheckpointError` before anything is written."""
     main = read(torch_path)
     kind = detect(main, torch_path)
-    alone = kind.mark not in (HF.mark, HF_BRIDGE.mark, BERT.mark)
-    said = Said({}) if alone else read_said(torch_path, kind.llm, kind is BERT)
+    said = Said({})
+    if kind.mark in (HF.mark, HF_BRIDGE.mark, BERT.mark):
+        said = read_said(torch_path, kind.llm, kind is BERT)
+        if said.path is None and kind is not BERT:
+            said = Said({"": {"ln_vision_eps": HF_EPS}})
     vit, llm = _vit(vit_path, main, kind, torch_path), _llm(llm_path, main, kind, torch_path)
     config = _config(config, image_size)
     if image_size and is_language_model(kind):
@@ -128,11 +133,13 @@ def _plan_stage_2(main, kind, vit, llm, paths, config, image_size, said):
 def _numbers(config, said):
     """Remarks: the numbers of ViT, Q-Former and the model itself that a user's YAML must have, as they were read."""
     eps = f"ln_vision_eps: {yaml_value(config.ln_vision_eps)}" + (
-        " (transformers', as in its config.json; LAVIS has 1e-05)" if said.path and "" in said.sections else
+        " (transformers'; LAVIS has 1e-05)" if "" in said.sections else
         " (LAVIS's; transformers has 1e-06 on the same weights)")
     if not said.path:
         size = config.vision_config.image_size
-        return [f"vision_config: {{image_size: {size}}}"] * (size != ViTConfig().image_size) + [eps]
+        guessed = ["no config.json is beside the file: heads are guessed from the widths, epsilons are the published model's"] * (
+            "" in said.sections)
+        return [*guessed, *[f"vision_config: {{image_size: {size}}}"] * (size != ViTConfig().image_size), eps]
     lines = [f"{name}: {yaml_line(getattr(config, name))}" for name in ("vision_config", "qformer_config") if name in said.sections]
     return [f"read from {said.path}:", *lines, eps]
 
@@ -147,8 +154,8 @@ def _compared(config, said):
             got = getattr(section, key)
             if got == value or key == "image_size":     # position embeddings are interpolated
                 continue
-            if key in IDS or key == "ln_vision_eps":    # a choice: when to stop; to compute as LAVIS or as transformers
-                remarks.append(f"{prefix}{key} is {got} in --config, {value} in {said.path}: that of --config holds")
+            if key in (*IDS, "image_token_id", "ln_vision_eps"):    # a choice: when to stop; to compute as LAVIS or as transformers
+                remarks.append(f"{prefix}{key} is {got} in --config, {value} in {said.path or 'transformers'}: that of --config holds")
             else:
                 raise CheckpointError(f"{prefix}{key} is {got} in --config, expected {value} as in {said.path}: correct --config, or "
                                       "leave it out to read the numbers off the files")
@@ -167,18 +174,21 @@ def _text_config(state, kind, path, config, bridge=None):
     if _is_delta(state, kind):
         remarks.append("the final norm is nearly 0: these look like delta weights, as of Vicuna v1.1, to which Llama's must be added "
                        "before; take the whole model")
+    end = fields.get("eos_token_id")
+    if kind.llm is OPTConfig and not is_bridge(kind) and end is not None and LAVIS_END not in np.atleast_1d(end):
+        known = f"captions of LAVIS's bridges end with {LAVIS_END} (a line end)"
+        if bridge is not None:
+            fields["eos_token_id"] = LAVIS_END
+            remarks += [f"{known}, so eos_token_id is that, not {end} as in {said.path}"] if config is None else []
+        elif config is None:
+            remarks.append(f"eos_token_id is {end}, as in the file; {known}, set text_config.eos_token_id to that with such a bridge")
     if config is None:
-        end = fields.get("eos_token_id")
-        if kind.llm is OPTConfig and not is_bridge(kind) and end not in (None, LAVIS_END):
-            known = f"captions of LAVIS's bridges end with {LAVIS_END} (a line end)"
-            if bridge is None:
-                remarks.append(f"eos_token_id is {end}, as in the file; {known}, set text_config.eos_token_id to that with such a bridge")
-            else:
-                fields["eos_token_id"] = LAVIS_END
-                remarks.append(f"{known}, so eos_token_id is that, not {end} as in {said.path}")
+        try:
+            text_config, more = read_text_config(state, kind, fields)
+        except ConfigError as error:
+            raise CheckpointError(f"{said.path or path}: {error}") from None
         if kind.llm is LlamaConfig and said.path is None and not ours:
             remarks += _assumed(state, kind, path)
-        text_config, more = read_text_config(state, kind, fields)
         return kind, text_config, [*remarks, *more]
     if not isinstance(config.text_config, kind.llm):
         raise CheckpointError(f"{path} is {kind.title}, but text_config of --config is {type(config.text_config).__name__}: give "
@@ -240,7 +250,7 @@ def _llm(path, main, kind, torch_path):
 
 def _converted(rows, dtype):
     wanted = plan.in_file_order(rows)
-    for row in tqdm(wanted, desc="to MindSpore", unit="tensor", disable=None):
+    for row in progress(wanted, desc="to MindSpore", unit="tensor"):
         kind, array = plan.to_numpy(plan.cast(plan.tensor(row), dtype, row.theirs or row.ours))
         yield row.ours, kind, array
 

@@ -33,7 +33,7 @@ def read_config(main, vit, kind, image_size=None, text_config=None, said=None):
         raise
     except KeyError as error:
         raise CheckpointError(f"the files hold no {error.args[0]}, without which they are no BLIP-2") from None
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"no dimensions can be read off the files ({error}): give --config") from None
 
 
@@ -42,6 +42,8 @@ def _read_config(main, vit, kind, image_size, text_config, said):
     qformer = _read_qformer(Shapes(main, kind), not is_bridge(kind))
     for name, section in (("vision_config", vision), ("qformer_config", qformer)):
         for key, value in said.sections.get(name, {}).items():
+            if key == "cross_attention_freq" and min(value, section[key]) >= section["num_hidden_layers"]:
+                continue    # only the first layer crosses, either way
             if key in section and key != "num_attention_heads" and section[key] != value:
                 raise CheckpointError(f"{said.path} says {name}.{key} = {value}, but the shapes of the weights say {section[key]}: it "
                                       "belongs to another model; get both again")
@@ -121,8 +123,12 @@ def read_text_config(state, kind, beside):
     (:mod:`convert.hf_config`).  The last remark is the section as YAML, as far as it is not the default."""
     try:
         return _read_text_config(Shapes(state, kind), dict(beside))
+    except (CheckpointError, ConfigError):
+        raise
     except KeyError as error:
         raise CheckpointError(f"the files hold no {error.args[0]}, without which they are no {kind.title}") from None
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"no dimensions of a {kind.title} can be read off the files ({error}): give --config") from None
 
 
 def _read_text_config(shapes, beside):

@@ -34,6 +34,7 @@ VISION = {"num_attention_heads": "num_attention_heads", "layer_norm_eps": "layer
 QFORMER = {"num_attention_heads": "num_attention_heads", "layer_norm_eps": "layer_norm_eps", "hidden_size": "hidden_size",
            "num_hidden_layers": "num_hidden_layers", "intermediate_size": "intermediate_size",
            "cross_attention_frequency": "cross_attention_freq"}
+OPT_IDS = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}    # transformers', where a config.json leaves them out
 HF_EPS = 1e-6                       # of transformers' vision_model.post_layernorm, which is ln_vision: that of vision_config
 
 
@@ -122,11 +123,12 @@ class Json:
 
 def _from_transformers(config, llm, bert):
     kind, remarks, sections = config.get("model_type", str), [], {}
-    text = config
+    text, image = config, None
     if kind in BLIP2:
-        image = config.values.get("image_token_index", config.values.get("image_token_id"))
+        image = _id(config, "image_token_index" if "image_token_index" in config.values else "image_token_id")
         if image is not None:
-            remarks.append(f"the image token of transformers, {image}, is not used here: the queries are put in its place directly")
+            remarks.append(f"the image token of transformers, {image}, is text_config.image_token_id: the queries are put in its place "
+                           "directly, and generation with a penalty on repetition or n-grams counts it")
         sections = _parts(config)
         text = config.section("text_config")
         if llm and not text.values:
@@ -144,7 +146,7 @@ def _from_transformers(config, llm, bert):
         raise CheckpointError(f"{text.path} says {text.prefix}model_type {kind!r}, but the weights beside it look like "
                               f"{' or '.join(MODEL_TYPES[llm])}: models of other types are not built here, even where the names agree")
     fields = {"num_heads": text.get("num_attention_heads", int), **(_llama if llm is LlamaConfig else _opt)(text)}
-    sections["text_config"] = _known({**fields, **_ids(text, config)})
+    sections["text_config"] = _known({**fields, **_ids(text, config), "image_token_id": image})
     return Said(sections, bool(text.get("tie_word_embeddings", bool)), tuple(remarks), config.path)
 
 
@@ -175,7 +177,8 @@ def _picked(section, keys):
 def _ids(text, config):
     """Special tokens as transformers resolves them: of a language model generation_config.json comes before config.json; its BLIP-2
     generates by the language model's own configuration, text_config."""
-    ids = {key: _id(text, key) for key in IDS}
+    default = OPT_IDS if text.values.get("model_type") == "opt" else {}
+    ids = {key: _id(text, key) if key in text.values else default.get(key) for key in IDS}
     file = config.path.with_name("generation_config.json")
     if text is config and file.is_file():
         generation = Json(file)

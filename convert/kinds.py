@@ -25,8 +25,8 @@ NOT_BUILT = (
      "bridge leads into it.  Take opt-2.7b or opt-6.7b"),
     (r"(^|\.)gpt_neox\.", "GPT-NeoX (Pythia, Dolly, …), which is not built here: take a Llama, Vicuna, Baichuan or OPT"),
     (r"(^|\.)transformer\.h\.\d+\.", "GPT-2, GPT-J, Falcon or Bloom, which are not built here: take a Llama, Vicuna, Baichuan or OPT"),
-    (r"(^|\.)layers\.0\.mlp\.(fc1|gate_up_proj)\.|layers\.0\.self_attn\.(dense|qkv_proj)\.", "Phi, which is not built here: take a Llama, "
-     "Vicuna, Baichuan or OPT"))
+    (r"^(language_model\.)?model\.layers\.0\.(mlp\.(fc1|gate_up_proj)|self_attn\.(dense|qkv_proj))\.", "Phi, which is not built here: take "
+     "a Llama, Vicuna, Baichuan or OPT"))
 BARE = r"^(layers\.\d+\.(self_attn|mlp|input_layernorm|post_attention_layernorm)\.|embed_tokens\.|norm\.weight$)"
 PREFIXES = ("module.", "_orig_mod.", "base_model.model.", "model.")     # of DistributedDataParallel, torch.compile, PEFT, Lightning
 

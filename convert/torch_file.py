@@ -1,6 +1,5 @@
 """The other direction: a .ckpt of ours as a torch file."""
 import torch
-from tqdm import tqdm
 
 from convert.dimensions import read_config, read_text_config, unknown
 from convert.fit import ROTARY, interleave
@@ -12,6 +11,7 @@ from convert.shapes import llm_shapes, model_shapes, stage_2_shapes
 from mindblip2.checkpoint import Checkpoint, CheckpointError, check_values
 from mindblip2.config import LlamaConfig, OPTConfig, QFormerConfig
 from mindblip2.file_io import atomic_file
+from mindblip2.progress import progress
 
 OPT_ONLY = 2560  # wide: no Llama that has a bridge is
 NAMES = {"transformers": LLAMA, "baichuan": BAICHUAN, "meta": META, "opt_proj": LAVIS_OPT, "llm_proj": LAVIS_LLM}
@@ -29,7 +29,7 @@ def to_torch(mindspore_path, torch_path, dtype=None, names=None, config=None):
     groups = _groups(stored, source)
     text_config = _check_whole(stored, source, groups, {"num_heads": config.num_heads} if config else {})
     state = {}
-    for theirs, group in tqdm(groups.items(), desc="to torch", unit="tensor", disable=None):
+    for theirs, group in progress(groups.items(), desc="to torch", unit="tensor"):
         values = [from_numpy(_checked(stored, ours, stored[ours] if dtype else stored.view(ours)), stored.types[ours]) for ours in group]
         value = torch.cat(values) if values[1:] else values[0]
         if source.interleaved and group[0].endswith(ROTARY):

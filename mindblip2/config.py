@@ -22,6 +22,7 @@ from mindblip2.sections import (
     Fraction,
     Natural,
     NonNegative,
+    Pixels,
     Positive,
     Rate,
     Section,
@@ -48,7 +49,7 @@ STAGE_2 = ("Blip2Llm", "Blip2ImageToTextGeneration", "Blip2Llama")     # arch.ty
 @section
 class ViTConfig(Section):
     """EVA-CLIP ViT-g/14 without its last block (LAVIS: "penultimate layer")."""
-    image_size: Count = 224             # pixels, square
+    image_size: Pixels = 224            # pixels, square
     patch_size: Count = 14
     num_channels: Count = 3
     hidden_size: Count = 1408
@@ -331,7 +332,7 @@ class DatasetConfig(Section):
 @section
 class ImageProcessorConfig(Section):
     type: str = "Blip2ImageProcessor"
-    image_size: Count | tuple[Count, ...] = 224
+    image_size: Pixels | tuple[Pixels, ...] = 224
     mean: tuple[Fraction, Fraction, Fraction] = CLIP_MEAN       # of values in [0, 1], per channel
     std: tuple[Positive, Positive, Positive] = CLIP_STD
     interpolation: str = "bicubic"

@@ -70,10 +70,11 @@ def atomic_file(path: str | os.PathLike, mode: str = "w", needed: int | None = N
         file.close()
         os.replace(partial, path)
         sync_folder(path.parent)
-    except OSError as error:
-        if error.errno not in DISK_FULL or isinstance(error, DiskFullError):
+    except Exception as error:
+        full = _no_space(error)
+        if full is None:
             raise
-        raise _disk_full(path, partial, error, needed) from error
+        raise _disk_full(path, partial, full, needed) from error
     finally:
         if file is not None:
             with contextlib.suppress(OSError):      # what its buffer holds may not fit on the disk either
@@ -138,10 +139,11 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
         if error.filename and Path(error.filename).is_relative_to(partial):     # the name that the file was going to have
             error.filename = str(folder / Path(error.filename).relative_to(partial))
         raise
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except Exception as error:
+        full = _no_space(error)
+        if full is None:
             raise
-        raise _disk_full(folder, partial, error) from error
+        raise _disk_full(folder, partial, full) from error
     finally:
         _open_folders.discard(partial)
         shutil.rmtree(partial, ignore_errors=True)
@@ -232,6 +234,15 @@ def _rename_into(partial, folder, before):
     for name in [name for name in before if name not in new]:
         (folder / name).unlink(missing_ok=True)
     sync_folder(folder)
+
+
+def _no_space(error):
+    """The OSError of a full disk that is ``error``, or from whose handling it comes (torch.save raises a RuntimeError); else None."""
+    while error is not None and not isinstance(error, DiskFullError):
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _disk_full(path, partial, error, needed=None):

@@ -1,8 +1,10 @@
 """Names and files: which file belongs to a name, and strict loading of weights with a report of both sides."""
 import contextlib
 import fnmatch
+import gc
 import logging
 import math
+import types
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -19,6 +21,7 @@ from mindblip2.device import draws_values, runnable
 from mindblip2.device import no_init as no_init
 from mindblip2.file_io import atomic_folder, read_json
 from mindblip2.legacy import WEIGHT_ALIASES
+from mindblip2.lock import exclusive
 from mindblip2.mismatch import check_names, check_shapes
 from mindblip2.pieces import found, opened
 from mindblip2.sections import ConfigError, build
@@ -93,6 +96,8 @@ def _published(name):
 class Pretrained(nn.Cell):
     """A cell with a configuration, made from a preset's name and loaded strictly.
 
+    Its constructor, its call and its public methods may be called from any thread: see ``mindblip2.lock``.
+
     ``presets``: patterns of the names that are meant for it; ``task``: what the Trainer does with it.  ``new_parts`` and
     ``unused_parts``: patterns of the parameters that it has and the stage before has not, and the other way round; see
     ``load_start``."""
@@ -100,11 +105,22 @@ class Pretrained(nn.Cell):
     presets, task, new_parts, unused_parts = ("*",), "contrastive_language_image_pretrain", (), ()
     begins_training = False             # whether the constructor takes a file of the stage before, as ``load_start`` does
 
+    __call__ = exclusive(nn.Cell.__call__)
+
+    def __init_subclass__(cls, **options):
+        """Every public method that a model defines takes the lock; ``construct`` does by the call that runs it."""
+        super().__init_subclass__(**options)
+        for name, method in list(vars(cls).items()):
+            if isinstance(method, types.FunctionType) and name != "construct" and (name == "__init__" or not name.startswith("_")):
+                setattr(cls, name, exclusive(method))
+
+    @exclusive
     def __init__(self, config):
         super().__init__()
         self.config = runnable(build(Blip2Config, config) if isinstance(config, dict) else config)
 
     @classmethod
+    @exclusive
     def from_pretrained(cls, name_or_path, checkpoint=None):
         """The model of a preset, a YAML file or a folder of ``save_pretrained`` with its weights: ``checkpoint``, else the
         folder's own, else the configuration's ``checkpoint_name_or_path``, else the file found by name.  Raises
@@ -113,6 +129,7 @@ class Pretrained(nn.Cell):
         own = Path(name_or_path) / "model.ckpt"
         path = (named_file(checkpoint, "checkpoint") if checkpoint else own if own.is_file() else
                 named_file(config.checkpoint_name_or_path) if config.checkpoint_name_or_path else find_weights(Path(name_or_path).stem))
+        gc.collect()    # models that are gone, but for cycles with their graphs, make room for this one
         with no_init():
             model = cls(config)
         return model.load_checkpoint(path).set_train(False)
@@ -163,6 +180,7 @@ class Pretrained(nn.Cell):
             logger.warning("%s is empty, so only %s are loaded; with random values: %s", MODEL_KEY, _parts(files),
                            _parts(name for name in parameters if name not in files))
 
+    @exclusive
     def save_pretrained(self, folder, processor=None):
         """Write ``config.yaml``, ``model.ckpt`` and the processor's files into a folder that ``from_pretrained``, ``pipeline`` and
         ``Trainer`` take for a name.
@@ -182,6 +200,7 @@ class Pretrained(nn.Cell):
             if processor is not None:
                 processor.save_pretrained(partial)
 
+    @exclusive
     def save_checkpoint(self, path):
         """Write all parameters to one .ckpt file, whole ones: on a mesh all processes call this, and the first one writes."""
         parameters = self.parameters_dict()
@@ -198,6 +217,7 @@ class Pretrained(nn.Cell):
             for name in found:
                 names[name].requires_grad = False
 
+    @exclusive
     def set_train(self, mode=True):
         """As ``Cell.set_train``, but what is frozen stays in evaluation mode."""
         super().set_train(mode)
@@ -207,6 +227,7 @@ class Pretrained(nn.Cell):
                 cell.set_train(False)
         return self
 
+    @exclusive
     def load_checkpoint(self, path, frozen_path=None):
         """Load every parameter from a .ckpt file, a training run's checkpoint folder, or a folder of pieces (``mindblip2.pieces``) of
         any mesh.  Raises :class:`CheckpointError` where a name is missing or too much, or a shape differs; nothing is changed then.
@@ -221,6 +242,7 @@ class Pretrained(nn.Cell):
         self._say_unread(files, stored.path)
         return self
 
+    @exclusive
     def load_start(self, path):
         """Load what a training starts from: a file of this model, or one of the stage before, of which ``unused_parts`` are left out
         while ``new_parts`` get random values.  Returns lines that say what was taken from where.  Raises as ``load_checkpoint``."""

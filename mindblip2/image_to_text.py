@@ -2,7 +2,6 @@
 from numbers import Integral
 
 import numpy as np
-from tqdm import tqdm
 
 from mindblip2.cells.decoding import merged
 from mindblip2.cells.inputs import array
@@ -10,6 +9,8 @@ from mindblip2.data.decoded import DecodedPictures
 from mindblip2.data.prompted import check_language_vocabulary, prompt_ids, without_image_tokens
 from mindblip2.data.text_stream import TextStream
 from mindblip2.data.vqa import PROMPT
+from mindblip2.lock import unlocked
+from mindblip2.progress import progress
 
 ANSWER = {"max_new_tokens": 10, "length_penalty": 0.0}      # LAVIS's predict_answers
 
@@ -30,7 +31,8 @@ class Writer:
         pictures, or a list of one for each; a dict's own goes before; placeholders of image tokens (``<image>``) are taken out.  The
         texts begin with their prompts, or without ``return_full_text`` are what follows them; they end before the first end token
         of this call.  ``on_text``: called with the new text of each picture of a batch, a list of strings, as it grows (not with
-        beams).  ``decoding``: see ``Blip2ImageToTextGeneration.generate``; a wrong argument is an error before any picture is read."""
+        beams); it may wait for other threads that use models.  ``decoding``: see ``Blip2ImageToTextGeneration.generate``; a wrong argument
+        is an error before any picture is read."""
         how = self.model.decoding(decoding)
         if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"batch_size = {batch_size!r}: expected a whole number of at least 1")
@@ -38,7 +40,7 @@ class Writer:
         prompts = [without_image_tokens(prompt) for prompt in prompts]
         size, texts, many = min(batch_size, len(images)), [], how.num_return_sequences
         starts = range(0, len(images), size)
-        for start in tqdm(starts, desc="write", unit="batch", disable=None if len(starts) > 4 else True):
+        for start in progress(starts, desc="write", unit="batch", disable=len(starts) <= 4):
             part = slice(start, start + size)
             texts += self._batch(images[part], prompts[part], size, return_full_text, on_text, how, decoding)
         return texts if many == 1 else [texts[i:i + many] for i in range(0, len(texts), many)]
@@ -61,6 +63,7 @@ class Writer:
         rows = [self.prompt_ids(prompt) for prompt in [*prompts, *prompts[-1:] * rest]]
         many = how.num_return_sequences
         asked, shown = len(prompts) * many, TextStream(self.words, how.ends)
+        on_text = unlocked(on_text)
         ids_NT = self.model.generate(image, rows, on_text and (lambda token_N: on_text(shown.put(token_N)[:asked])), **decoding)
         if on_text:
             on_text(shown.end()[:asked])

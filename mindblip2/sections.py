@@ -54,6 +54,7 @@ class Range:
 
 INT32 = 2**31 - 1
 Count = Annotated[int, Range(1)]
+Pixels = Annotated[int, Range(1, 16384)]             # the side of a picture as a model sees it: 3 GB as float32
 Natural = Annotated[int, Range(0)]
 CountOrNone = Annotated[int, Range(1, also=-1)]
 TokenId = Annotated[int, Range(0, INT32)]

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 from mindspore import Tensor
-from tqdm import tqdm
 
 from mindblip2 import comm
 from mindblip2.data.decoded import DecodedPictures
 from mindblip2.data.pixels import array_of
 from mindblip2.data.text_checks import check_labels, split_labels
+from mindblip2.progress import progress
 from mindblip2.sections import Count, argument
 
 TEMPLATE = "a picture of {}."    # MindFormers' default
@@ -37,8 +37,8 @@ class ZeroShotClassifier:
         self.temperature = checked_temperature(temperature, use_itm)
         self.labels = checked_labels(candidate_labels)
         self.texts = hypotheses(self.labels, hypothesis_template)
-        encoded = processor.tokenizer(self.texts, max_length=max_length or model.config.max_txt_len, padding="max_length",
-                                      return_tensors="np")
+        length = model.config.max_txt_len if max_length is None else argument(Count, max_length, "max_length")
+        encoded = processor.tokenizer(self.texts, max_length=length, padding="max_length", return_tensors="np")
         check_labels(processor.tokenizer, self.labels, self.texts, encoded, hypothesis_template)
         self.ids_LT = Tensor(encoded["input_ids"])
         self.use_itm = use_itm
@@ -60,8 +60,8 @@ class ZeroShotClassifier:
         if not images:
             raise ValueError("no pictures to classify: the list is empty")
         starts = range(0, len(images), batch_size)
-        progress = tqdm(starts, desc="classify", unit="batch", disable=None if len(starts) > 4 else True)
-        made = np.concatenate([self._batch(images[i:i + batch_size]) for i in progress])
+        shown = progress(starts, desc="classify", unit="batch", disable=len(starts) <= 4)
+        made = np.concatenate([self._batch(images[i:i + batch_size]) for i in shown])
         return check_finite(made, "the probabilities of the labels")
 
     def _batch(self, images):
@@ -91,7 +91,7 @@ def accuracy(classifier, pictures, truths, batch_size=8):
                          + (f"; {unknown[0]!r} is none" if unknown else ""))
     truth_I = np.array([classifier.labels.index(label) for label in truths])
     own_I, probability_IL = comm.share(np.arange(len(truths))), np.zeros((len(truths), len(classifier.labels)), np.float32)
-    for part in tqdm([own_I[start:start + batch_size] for start in range(0, len(own_I), batch_size)], desc="classify", unit="batch"):
+    for part in progress([own_I[start:start + batch_size] for start in range(0, len(own_I), batch_size)], desc="classify", unit="batch"):
         probability_IL[part] = classifier.probabilities([pictures[i] for i in part], batch_size)
     probability_IL = comm.added(probability_IL)
     rank_I = (probability_IL >= probability_IL[np.arange(len(truths)), truth_I][:, None]).sum(1) - 1

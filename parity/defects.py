@@ -66,7 +66,7 @@ def lost_zero(model):
     """[q, v, 0] for [q, 0, v]."""
     def construct(self, x_BPD):
         bias = ops.cat((self.q_bias, self.v_bias, ops.zeros_like(self.q_bias)))
-        parts = [vit.split_heads(part, self.heads) for part in ops.split(self.qkv(x_BPD, bias), x_BPD.shape[-1], -1)]
+        parts = [vit.split_heads(part, self.heads) for part in ops.split(vit.linear(x_BPD, self.qkv.weight, bias), x_BPD.shape[-1], -1)]
         return self.proj(vit.merge_heads(vit.attend(*parts)))
     yield replaced(vit.ViTAttention, "construct", construct)
 

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 import mindspore as ms
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from convert.names import foreign_name
 from mindblip2.checkpoint import Checkpoint, CheckpointError
 from mindblip2.config import LlamaConfig, OPTConfig
+from mindblip2.progress import progress
 from parity import seeded_weights
 from parity.compare import Row
 from parity.desk import Desk
@@ -124,7 +124,7 @@ class LanguageStream:
         done, stored = self.desk.chain()
         sides = [*map(torch.from_numpy, stored[:2]), stored[2]] if done else [x_BTD.double(), x_BTD.to(self.noise), x_BTD.numpy()]
         self.desk.start(f"chained {self.name}", {"x": x_BTD.numpy(), "mask": mask_BT})
-        for i in tqdm(range(self.layers), desc="LLM", unit="layer", disable=None):
+        for i in progress(range(self.layers), desc="LLM", unit="layer"):
             if i >= done:
                 yield from self.layer_rows(i, sides, mask_BT)
                 self.desk.leave(i + 1, *map(numbers, sides[:2]), sides[2])

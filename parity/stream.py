@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mindblip2.config import Blip2Config
+from mindblip2.progress import progress
 from parity.around_cases import around_cases
 from parity.capture import capture, twin_paths
 from parity.cases import (
@@ -88,7 +88,7 @@ class Stream:
             self.embed()
         self.desk.start("chained vit.embed", {"image": self.image})
         yield self.chained_row("vit.embed")
-        for i in tqdm(range(self.blocks), desc="ViT", unit="block", disable=None):
+        for i in progress(range(self.blocks), desc="ViT", unit="block"):
             if i >= done:
                 yield from self.block_rows(i)
                 self.desk.leave(i + 1, *self.sides())
@@ -154,7 +154,7 @@ class Stream:
         parts = 1 if sum(one.nbytes for one in model.trainable_params()) <= SMALL else PARTS
         cases = [ln_vision_case(model, x_BPW), *qformer_cases(model, truth, image_BPW, ids_BT), *fused_cases(), *loss_cases(),
                  *around_cases(), stage1_conversion(), *stage1_cases(model, image, self.ids_NBT, parts=parts)]
-        for case in tqdm(cases, desc="Q-Former", unit="case", disable=None):
+        for case in progress(cases, desc="Q-Former", unit="case"):
             yield self.desk.case(case, self.nets)
         inputs = batch(image, ids_BT)
         if self.desk.selection.chained:

@@ -1,4 +1,5 @@
 """Quiet, modest and clean; set before MindSpore or torch is imported, and inherited by commands that tests start."""
+import gc
 import os
 import shutil
 import sys
@@ -35,6 +36,13 @@ def same_mode():
     yield
     if "mindspore" in sys.modules:
         sys.modules["mindspore"].set_context(mode=before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def models_of_a_file_are_gone():
+    """A model whose graphs refer to it waits for the garbage collector, which in a process of this size seldom comes by itself."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

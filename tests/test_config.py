@@ -345,7 +345,7 @@ def test_a7_a_number_without_a_range_is_found():
     ("processor: {image_processor: {std: [a, b, c]}}", "processor.image_processor.std[0] = 'a': expected float, got str"),
     ("processor: {image_processor: {std: [0, 1, 1]}}", "processor.image_processor.std[0] = 0.0: expected above 0"),
     ("processor: {image_processor: {std: [1, 1]}}", "processor.image_processor.std = [1, 1]: expected 3 values, got 2"),
-    ("processor: {image_processor: {image_size: [-14, -14]}}", "processor.image_processor.image_size[0] = -14: expected at least 1"),
+    ("processor: {image_processor: {image_size: [-14, -14]}}", "processor.image_processor.image_size[0] = -14: expected from 1 to 16384"),
     ("processor: {image_processor: {image_size: [a, a]}}", "processor.image_processor.image_size[0] = 'a': expected int, got str"),
     ("lr_schedule: {learning_rate: .nan}", "lr_schedule.learning_rate = nan: expected a finite number"),
     ("lr_schedule: {total_steps: 0}", "lr_schedule.total_steps = 0: expected at least 1, or -1 for none"),
@@ -358,7 +358,7 @@ def test_a7_a_number_without_a_range_is_found():
     ("train_dataset: {transforms: [{type: Normalize, std: [.inf, 1, 1]}]}", "train_dataset.transforms[0].std[0] = inf: expected a finite"),
     ("train_dataset: {data_loader: {ratios: [0, 0]}}", "ratios = [0.0, 0.0]: expected at least one above 0"),
     ("train_dataset: {data_loader: {image_dirs: [1]}}", "train_dataset.data_loader.image_dirs[0] = 1: expected str, got int"),
-    ("callbacks: [abc]", "callbacks[0]: unknown type 'None'"),
+    ("callbacks: [abc]", "callbacks[0] = 'abc': expected dict, got str"),
 ])
 def test_a7_a_number_out_of_range_names_its_key_and_file(load, text, complaint):
     with pytest.raises(ConfigError) as error:

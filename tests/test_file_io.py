@@ -118,6 +118,21 @@ def test_b5_a_full_disk_names_the_file_that_was_meant(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_b10_an_error_that_hides_a_full_disk_is_one_too(tmp_path):
+    """torch.save fails to finish its archive, and raises a RuntimeError."""
+    def save(path, number):
+        with atomic_file(path, "wb"):
+            try:
+                raise OSError(number, "x")
+            finally:
+                raise RuntimeError("unexpected pos 704")
+    with pytest.raises(DiskFullError, match="no space left"):
+        save(tmp_path / "a", errno.ENOSPC)
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        save(tmp_path / "a", errno.EIO)
+    assert names(tmp_path) == []
+
+
 def test_b5_what_is_no_json_is_not_written(tmp_path):
     write_json(tmp_path / "a.json", [1.5])
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -243,7 +243,7 @@ def test_b13_generate_takes_texts_arrays_and_samples(piped, files):
 @pytest.mark.parametrize("given, complaint", [
     (({"picture": 1},), "samples has the keys 'picture': expected 'image', 'prompt', 'prompt_ids'"),
     (({"image": 1, "prompt": "a", "input_ids": [2]},), "'prompt' and 'input_ids', which are the same argument"),
-    (({"image": np.zeros((1, 3, 16, 16), np.float32), "prompt": "a"}, "b"), "a prompt is in samples and another beside it"),
+    (({"image": np.zeros((1, 3, 16, 16), np.float32), "prompt": "a"}, "b"), "a prompt is in samples and another is an argument"),
     ((np.zeros((3, 16, 16), np.float32),),
      r"image is float32 \(3, 16, 16\): expected float32 \(B, 3, S, S\), normalised, as Blip2Processor"),
     ((np.zeros((1, 3, 16, 16), np.float32), [[1.5]]), r"prompt_ids is \[\[1.5\]\]: expected token ids"),
@@ -345,7 +345,7 @@ def evaluate(small, folder, file, **overrides):
 
 
 def test_captions_are_scored(small, piped, tmp_path, capsys):
-    file = write(small.folder / "captions.json", [{"image": f"{colour}.png", "caption": ["a thing", "another thing"]}
+    file = write(small.folder / "captions.json", [{"image": f"{colour}.png", "caption": [f"a {colour} thing", "another thing"]}
                                                   for colour in small.pictures])
     figures = evaluate(small, small.folder, file)
     assert set(figures) >= {"Bleu_4", "CIDEr", "ROUGE_L", "exact"} and figures["pictures"] == 4 and figures["exact"] == 0

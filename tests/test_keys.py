@@ -126,8 +126,8 @@ def test_a1_the_walk_sees_a_key_that_nothing_reads():
 def other(cls, name):
     """Another value than the default of a field."""
     default = next(f.default for f in dataclasses.fields(cls) if f.name == name)
-    return {bool: lambda: not default, int: lambda: default + 1, str: lambda: "x", tuple: lambda: ["x", "y"], float: lambda: default + 1}[
-        type(default)]()
+    return {bool: lambda: not default, int: lambda: default + 1, str: lambda: "x", tuple: lambda: ["x", "y"], float: lambda: default + 1,
+            type(None): lambda: 1.0}[type(default)]()       # None is the default of a number that is optional
 
 
 PLACES = {"Blip2Config": ["model.model_config"], "LoaderConfig": ["train_dataset.data_loader", "eval_dataset.data_loader"],

@@ -19,6 +19,7 @@ from mindblip2.cells.vit import ViT
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig
 from mindblip2.data.prompted import check_language_vocabulary, prompt_ids
 from mindblip2.hub import Pretrained
+from mindblip2.lock import unlocked
 
 LANGUAGE_MODELS = {LlamaConfig: Llama, OPTConfig: OPT}
 PROMPT_STEP, SLOT_STEP = 8, 32      # prompts and buffers grow in steps, so that few shapes are compiled
@@ -135,7 +136,7 @@ class Blip2ImageToTextGeneration(Blip2Llm):
         room = self.room(max(map(len, rows)), how.max_new_tokens)
         x_BLD, mask_BL = self._prompted(self.queries_of(image), rows)
         logits_BV, state = self.llm.prefill(x_BLD, mask_BL, _up(x_BLD.shape[1] + room, SLOT_STEP) - x_BLD.shape[1])
-        return complete(_Step(self.llm, state), logits_BV.asnumpy(), how, self._counted(rows, how), on_token)
+        return complete(_Step(self.llm, state), logits_BV.asnumpy(), how, self._counted(rows, how), unlocked(on_token))
 
     def generate_text_for_image(self, image, prompt_ids=None, **decoding):
         """MindFormers' name of ``generate``, with the prompts before the new ids: (B × captions, T + new) int32."""
@@ -163,7 +164,7 @@ class Blip2ImageToTextGeneration(Blip2Llm):
             found = inputs.unpacked(image, {"image": "image", "prompt": "prompt", "prompt_ids": "prompt", "input_ids": "prompt",
                                             "attention_mask": "mask"})
             if prompt is not None and "prompt" in found:
-                raise ValueError("a prompt is in samples and another beside it: give one of them")
+                raise ValueError("a prompt is in samples and another is an argument: give one of them")
             image, prompt = found["image"], found.get("prompt", prompt)
             if "mask" in found and not inputs.texts(prompt):
                 mask, ids = (_numpy(one) for one in (found["mask"], prompt))

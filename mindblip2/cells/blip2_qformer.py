@@ -74,8 +74,8 @@ class Blip2Qformer(Pretrained):
         each, indices into the global batch that are used instead of sampling.  Returns the sum of the losses, or with
         ``return_tuple`` (loss, loss_itc, loss_itm, loss_lm)."""
         _check_batch(image, input_ids, self.config.qformer_config.max_position_embeddings)
-        loss, parts, _ = self.stage1(self.vit(image), input_ids, image_id, negatives)
-        return (loss, *parts) if return_tuple else loss
+        made = self.stage1(self.vit(image), input_ids, image_id, negatives)     # not unpacked: see docs/mindspore_notes.md
+        return (made[0], *made[1]) if return_tuple else made[0]
 
     def stage1(self, vit_BPW, input_ids, image_id=None, negatives=None):
         """Losses from the ViT's output (B, P, W): their sum, (itc, itm, lm), and the accuracies (i2t, t2i, itm) of the batch."""

@@ -84,7 +84,7 @@ def attend(query_BHTK, key_BHSK, value_BHSK, bias=None, dropout=None, flash=Fals
 def linear(x, weight, bias=None):
     """x Wᵀ + b over the last axis: (…, in), (out, in), (out,) → (…, out), as one plain product."""
     flat = PRODUCT(x.reshape(-1, x.shape[-1]), weight)
-    flat = flat if bias is None else ADD_BIAS(flat, bias)
+    flat = flat if bias is None else ADD_BIAS(flat, bias.astype(flat.dtype))
     return flat.reshape(x.shape[:-1] + (weight.shape[0],))
 
 
@@ -144,7 +144,8 @@ class Linear(nn.Cell):
     ``split``: "outputs", each card makes its share of the outputs from an x that has gone through ``comm.enter``; "inputs", each
     reads its share of the inputs, and the sum is everybody's; None, every card does all.  ``parts``: see :class:`Split`.
 
-    ``bias=False`` leaves the bias to the caller (the ViT's qkv makes its own).  ``std`` of the initial weights; None: 1 / √inputs.
+    ``bias=False``: without one (the ViT's qkv makes its own).  A bias that is an argument, perhaps None, would keep the cell and its graph
+    for ever once compiled (docs/mindspore_notes.md).  ``std`` of the initial weights; None: 1 / √inputs.
     ``held`` is the dtype of the weights, where it is not float32 (a frozen language model)."""
 
     def __init__(self, inputs, outputs, dtype="float32", bias=True, std=0.02, held="float32", split=None, parts=1):
@@ -155,13 +156,11 @@ class Linear(nn.Cell):
         self.weight = parameter(Normal(std or inputs ** -0.5), (outputs, inputs), "weight", held, cut)
         self.bias = parameter(Zero(), (outputs,), "bias", held, rows) if bias else None
 
-    def construct(self, x, bias=None):
-        bias = self.bias if bias is None else bias
-        bias = None if bias is None else bias.astype(self.dtype)
+    def construct(self, x):
         if self.sums and comm.mesh.model > 1:
             x = comm.leave(linear(x.astype(self.dtype), self.weight.astype(self.dtype)))
-            return x if bias is None else x + bias
-        return linear(x.astype(self.dtype), self.weight.astype(self.dtype), bias)
+            return x if self.bias is None else x + self.bias.astype(self.dtype)
+        return linear(x.astype(self.dtype), self.weight.astype(self.dtype), self.bias)
 
 
 class Normalise(nn.Cell):

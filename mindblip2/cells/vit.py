@@ -8,7 +8,7 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, Zero, initializer
 
 from mindblip2 import comm, device
-from mindblip2.cells.layers import FeedForward, Frame, LayerNorm, Linear, attend, merge_heads, parameter, share, split_heads
+from mindblip2.cells.layers import FeedForward, Frame, LayerNorm, Linear, attend, linear, merge_heads, parameter, share, split_heads
 from mindblip2.cells.noise import DropPath
 from mindblip2.split import Split
 
@@ -49,7 +49,9 @@ class ViTAttention(nn.Cell):
 
     def construct(self, x_BPD):
         bias = ops.cat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias)) if self.has_bias else None
-        query, key, value = ops.split(self.qkv(comm.enter(x_BPD), bias), self.inner, -1)
+        dtype = self.qkv.dtype
+        product = linear(comm.enter(x_BPD).astype(dtype), self.qkv.weight.astype(dtype), bias)
+        query, key, value = ops.split(product, self.inner, -1)
         context_BHPK = attend(split_heads(query, self.heads), split_heads(key, self.heads), split_heads(value, self.heads),
                               flash=self.flash)
         return self.proj(merge_heads(context_BHPK))

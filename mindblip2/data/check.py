@@ -6,8 +6,6 @@ import statistics
 from collections import Counter
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mindblip2.config import RunConfig, load_config
 from mindblip2.data.captions import BlipCaption, BlipQuestion
 from mindblip2.data.image import sizes
@@ -19,6 +17,7 @@ from mindblip2.data.prompted import plain_ids
 from mindblip2.data.questions import asks, question, read_questions
 from mindblip2.data.text_checks import MAX_UNKNOWN, check_labels, known
 from mindblip2.file_io import write_json
+from mindblip2.progress import progress
 from mindblip2.sections import ConfigError
 
 # What the exit code is for; the rest is for people
@@ -62,7 +61,7 @@ def check_pairs(data, config, section):
         by_id.setdefault(picture.image_id, {})[picture.path] = picture.source
     rows = Counter((picture.path, caption) for picture in data.pictures for caption in picture.captions)
     clean, tokenizer = BlipCaption("", text.max_words), Blip2Processor.from_config(config.processor).tokenizer
-    texts = ((f"{picture.source}: {caption!r}", clean(caption)) for picture in tqdm(data.pictures, desc="captions", unit="picture")
+    texts = ((f"{picture.source}: {caption!r}", clean(caption)) for picture in progress(data.pictures, desc="captions", unit="picture")
              for caption in picture.captions)
     return {
         "pictures": len(data.pictures), "captions": sum(rows.values()),

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from mindblip2.data.image import check_header, load_image
 from mindblip2.data.pixels import ImageError
 from mindblip2.data.processor import Blip2ImageProcessor, rgb
 from mindblip2.data.transforms import resize
+from mindblip2.progress import progress
 
 BUDGET = 256 << 20      # bytes of decoded pictures that wait for the model: 1,700 at 224 pixels
 THUMBNAIL = 224         # pixels of the longer side of a picture on the page of results
@@ -65,7 +65,7 @@ class DecodedPictures(Sequence):
         """Decode what fits into the budget, read the headers of the others."""
         bad = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for file, error in tqdm(zip(files, pool.map(self._try, files)), "check", len(files), unit="picture",
+            for file, error in progress(zip(files, pool.map(self._try, files)), "check", len(files), unit="picture",
                                     disable=None if len(files) > 100 else True):
                 if error is not None:
                     bad.append(f"{error}" if str(file) in str(error) else f"{file}: {error}")

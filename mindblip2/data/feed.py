@@ -119,7 +119,7 @@ class Feed:
         return image, *self._ids(self.clean(caption), sample.get("prompt")), _checked_id(sample.get("image_id", -1))
 
     def _rgb(self, picture):
-        return rgb(picture, "the picture", self.processor.image_processor.alpha)
+        return rgb(picture, "the picture", getattr(self.processor.image_processor, "alpha", "drop"))
 
     def _ids(self, caption, prompt):
         if self.text is not None:

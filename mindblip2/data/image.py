@@ -4,17 +4,18 @@ import io
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from mindblip2.data.fetch import fetch
 from mindblip2.data.pixels import ALPHA, ImageError, array_of, array_to_rgb, check_size, to_rgb
 from mindblip2.data.sniff import HEAD, looks_like
 from mindblip2.file_io import FileError, regular_file
+from mindblip2.progress import progress
 from mindblip2.sections import Count, Positive, argument
 
 MAX_BYTES = 64 << 20    # of one download: 20 megapixels fit even uncompressed
@@ -79,7 +80,7 @@ def sizes(paths, desc="pictures", quiet=False):
     """(width, height) of every picture, or the OSError or ImageError why it cannot be read; in order.  In threads, since PIL decodes
     outside Python's lock."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from tqdm(pool.map(_size, paths), desc, len(paths), unit="picture", disable=quiet)
+        yield from progress(pool.map(_size, paths), desc, "picture", len(paths), disable=quiet)
 
 
 def _size(path):
@@ -190,7 +191,7 @@ def _choose_frame(picture, frame, name):
             raise ImageError(f"{name} is a {picture.format} with several frames; expected one picture: pass load_image(…, frame=0) for "
                              "the first")
         return
-    if isinstance(frame, bool) or not isinstance(frame, int) or frame < 0:
+    if isinstance(frame, bool) or not isinstance(frame, Integral) or frame < 0:
         raise ImageError(f"frame = {frame!r}: expected a whole number, 0 for the first frame of {name}")
     try:
         picture.seek(frame)
@@ -232,4 +233,4 @@ def _explained(name, kind):
         raise ImageError(f"{name} cannot be read as a picture: it starts like {kind}; expected a whole JPEG, PNG, WebP "
                          "or another format that PIL reads") from None
     except Exception as error:      # PIL's readers raise OSError, SyntaxError, struct.error, zlib.error … on damage
-        raise ImageError(f"{name} ({kind}) is truncated or damaged: {error}; get the file again") from error
+        raise ImageError(f"{name} ({kind}) is truncated or damaged: {' '.join(str(error).split())}; get the file again") from error

@@ -103,7 +103,7 @@ class Flickr8kDataLoader(Pairs):
         names = read_text(part, "one of Flickr8k's lists of pictures").split()
         bare = [name for name in names if name not in captions]
         if bare:
-            raise AnnotationError(f"{part.absolute()} lists {bare[0][:80]!r}, of which {texts.absolute()} has no caption; get both again")
+            raise AnnotationError(f"{part.absolute()} lists {bare[0][:80]}, of which {texts.absolute()} has no caption; get both again")
         if not names:
             raise AnnotationError(f"{part.absolute()} lists no pictures; get it again")
         pictures = [Picture(str(folder / name), tuple(captions[name]), i, str(part), i) for i, name in enumerate(names)]

@@ -24,7 +24,7 @@ from mindblip2.data.text_checks import cleaned, warn_truncated
 from mindblip2.data.tokenizer import BertTokenizer, load_tokenizer, save_tokenizer
 from mindblip2.data.transforms import EvalTransform
 from mindblip2.file_io import atomic_folder
-from mindblip2.sections import Count, argument
+from mindblip2.sections import Pixels, argument
 
 
 class Blip2ImageProcessor:
@@ -39,7 +39,7 @@ class Blip2ImageProcessor:
 
     def __init__(self, image_size: int = 224, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD, alpha: str = "drop"):
         mean, std = (list(values) if isinstance(values, Iterable) else values for values in (mean, std))
-        checked = ImageProcessorConfig(image_size=argument(Count, image_size, "image_size"), mean=mean, std=std, alpha=alpha)
+        checked = ImageProcessorConfig(image_size=argument(Pixels, image_size, "image_size"), mean=mean, std=std, alpha=alpha)
         self.transform, self.alpha = EvalTransform(checked.image_size, checked.mean, checked.std), alpha
 
     image_size = property(lambda self: self.transform.image_size)

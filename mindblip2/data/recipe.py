@@ -15,7 +15,7 @@ from mindblip2.config import CLIP_MEAN, CLIP_STD
 from mindblip2.data.augment import MOST, RandAugment, RandomHorizontalFlip, RandomResizedCrop
 from mindblip2.data.pixels import check_size
 from mindblip2.data.transforms import normalize, resize, to_chw
-from mindblip2.sections import ConfigError, Count, Factor, Fraction, Natural, Positive, Range, argument
+from mindblip2.sections import ConfigError, Factor, Fraction, Natural, Pixels, Positive, Range, argument
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "linear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 VISUAL_GENOME = re.compile(r"(^|[/\\_.-])(vg|visual[-_]?genome)([/\\_.-]|$)", re.IGNORECASE)
@@ -112,7 +112,7 @@ NAMED = {
 }
 STEPS = {"RandomResizedCrop": RandomResizedCrop, "RandomHorizontalFlip": RandomHorizontalFlip, "RandAugment": RandAugment,
          "Resize": Resize, "CenterCrop": CenterCrop}
-RANGES = {"size": Count, "scale": tuple[Factor, Factor], "ratio": tuple[Positive, Positive], "prob": Fraction, "num_ops": Natural,
+RANGES = {"size": Pixels, "scale": tuple[Factor, Factor], "ratio": tuple[Positive, Positive], "prob": Fraction, "num_ops": Natural,
           "magnitude": Annotated[float, Range(0, MOST)], "mean": tuple[Fraction, Fraction, Fraction],
           "std": tuple[Positive, Positive, Positive]}
 OPTIONS = {"Normalize": ("mean", "std", "is_hwc"), "ToPIL": (), "ToTensor": (), "Resize": ("size", "interpolation"),

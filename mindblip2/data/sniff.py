@@ -11,6 +11,8 @@ SIGNATURES = (
     (b"BM", "a BMP picture"),
     (b"version https://git-lfs", "a Git LFS pointer; run `git lfs pull` where it was cloned"),
     (b"%PDF", "a PDF document"),
+    (b"%!PS", "an EPS or PostScript drawing; save it as PNG"),
+    (b"\xd7\xcd\xc6\x9a", "a WMF drawing; save it as PNG"),
     (b"PK\x03\x04", "a ZIP archive (also .docx, .npz, .pth)"),
     (b"\x1f\x8b", "gzip-compressed data"),
     (b"\x93NUMPY", "a NumPy array file; np.load it and pass the array"),
@@ -26,7 +28,7 @@ def looks_like(head):
         if head.startswith(signature):
             return phrase
     if head[:4] == b"RIFF":
-        return "a WebP picture" if head[8:12] == b"WEBP" else f"a {head[8:12].decode('latin-1')} RIFF file"
+        return "a WebP picture" if head[8:12] == b"WEBP" else f"a RIFF file of type {head[8:12].decode('latin-1')!r}"
     if head[4:8] == b"ftyp":
         return _iso_media(head[8:12])
     bare = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()

@@ -53,7 +53,7 @@ def ahead(iterator, depth=4):
         except BaseException as error:  # noqa: BLE001  handed on to the consumer
             items.put((None, error))
 
-    threading.Thread(target=make, daemon=True).start()
+    threading.Thread(target=make, name="mindblip2-data", daemon=True).start()     # a name that mindblip2.lock knows
     try:
         while True:
             item, error = items.get()

@@ -8,6 +8,7 @@ from mindblip2.data.own_processor import own_processor
 from mindblip2.data.vqa import PROMPT
 from mindblip2.hub import named_file
 from mindblip2.image_to_text import Writer
+from mindblip2.lock import exclusive
 
 DEFAULT = "itt_blip2_stage2_vit_g_opt_2_7b"     # of those that BLIP-2 published
 
@@ -20,6 +21,7 @@ class ImageToTextGenerationPipeline:
     do not lie under the preset's name in the cache.  ``hypothesis_template``: the prompt.  ``options``: defaults of a call's generation
     arguments."""
 
+    @exclusive
     def __init__(self, model=None, processor=None, checkpoint=None, hypothesis_template="", batch_size=8, return_full_text=True, **options):
         self.model = (Blip2ImageToTextGeneration.from_pretrained(model or DEFAULT, checkpoint)
                       if isinstance(model, (str, Path, type(None))) else model)
@@ -32,6 +34,7 @@ class ImageToTextGenerationPipeline:
 
     processor = property(lambda self: self._writer.processor)
 
+    @exclusive
     def __call__(self, images, hypothesis_template=None, batch_size=None, return_full_text=None, **options):
         """Pictures (path, URL, bytes, PIL, array, dict ``{"image", "prompt"}``, or a list of them) → a text for each, prompt included
         unless ``return_full_text=False``.
@@ -43,6 +46,7 @@ class ImageToTextGenerationPipeline:
                             self.batch_size if batch_size is None else batch_size,
                             self.return_full_text if return_full_text is None else return_full_text, **merged(self._options, options))
 
+    @exclusive
     def predict_answers(self, images, questions, prompt=PROMPT, batch_size=None, **options):
         """Short answers to questions about pictures, one question for each or for all; LAVIS's defaults (10 tokens, length_penalty 0)."""
         return self._writer.answers(images, questions, prompt, self.batch_size if batch_size is None else batch_size,

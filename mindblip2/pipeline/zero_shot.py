@@ -6,6 +6,7 @@ from mindblip2.config import presets, print_support_list
 from mindblip2.data.own_processor import own_processor
 from mindblip2.data.text_checks import split_labels
 from mindblip2.hub import named_file
+from mindblip2.lock import exclusive
 from mindblip2.zero_shot import TEMPLATE, ZeroShotClassifier
 
 DEFAULT = "blip2_stage1_classification"
@@ -20,6 +21,7 @@ class ZeroShotImageClassificationPipeline:
     ``candidate_labels`` (a list, or one string with commas between the labels), ``hypothesis_template``, ``max_length``, ``use_itm``
     and ``temperature`` (see :class:`~mindblip2.zero_shot.ZeroShotClassifier`) may be given here or per call."""
 
+    @exclusive
     def __init__(self, model=None, processor=None, checkpoint=None, candidate_labels=None, hypothesis_template=TEMPLATE,
                  max_length=None, use_itm=False, batch_size=8, temperature=None):
         self.model = (Blip2Classifier.from_pretrained(model or DEFAULT, checkpoint)
@@ -32,6 +34,7 @@ class ZeroShotImageClassificationPipeline:
                          "max_length": max_length, "use_itm": use_itm, "temperature": temperature}
         self._classifier = None, None
 
+    @exclusive
     def __call__(self, images, top_k=None, batch_size=None, **options):
         """Pictures (path, URL, bytes, PIL, array, or a list of them) → per picture ``[{"score", "label"}, …]``, best first.
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from tqdm import tqdm
 
 from mindblip2 import comm, device
 from mindblip2.cells.layers import whole_vocabulary
 from mindblip2.file_io import FileError, atomic_folder, read_json, sync_file, write_json
+from mindblip2.progress import progress
 from mindblip2.sections import ConfigError
 from mindblip2.trainer.plan import bytes_of
 
@@ -39,7 +39,7 @@ def write(parts, folder, **about):
     with atomic_folder(folder) as partial:
         for old in [partial / file for name in {*parts, *_exported(partial)} for file in files_of(name)]:
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        for name, part in tqdm(parts.items(), desc="export", unit="part"):
+        for name, part in progress(parts.items(), desc="export", unit="part"):
             part.cell.set_train(False)
             _export(part, partial / f"{name}.mindir")
             file = next(file for file in files_of(name) if (partial / file).is_file())

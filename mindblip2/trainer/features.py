@@ -3,11 +3,11 @@
 I pictures · T texts · Q queries · D width · E embed · L tokens
 """
 import numpy as np
-from tqdm import tqdm
 
 from mindblip2.data.captions import BlipCaption
 from mindblip2.data.text_checks import cleaned
 from mindblip2.file_io import read_text
+from mindblip2.progress import progress
 from mindblip2.trainer.loaders import text_arguments, token_ids
 from mindblip2.trainer.retrieval import text_features
 from mindblip2.zero_shot import check_finite
@@ -43,7 +43,7 @@ def extract(model, image_processor, pictures, ids_TL=None, batch_size=8):
     arrays, size = {}, min(batch_size, len(pictures))
     if pictures:
         made = [_seen(model, image_processor, pictures[start:start + size], size)
-                for start in tqdm(range(0, len(pictures), size), desc="see", unit="batch")]
+                for start in progress(range(0, len(pictures), size), desc="see", unit="batch")]
         for name, parts in zip(("image_embeds", "image_embeds_proj"), zip(*made)):
             arrays[name] = np.concatenate(parts)
     if ids_TL is not None:

@@ -6,9 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mindblip2.file_io import atomic_file, write_text
+from mindblip2.progress import progress
 
 logger = logging.getLogger("mindblip2")
 
@@ -33,7 +32,7 @@ class Monitor:
         self.log = _earlier(self.folder / "train.jsonl", start)
         write_text(self.folder / "train.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.log))
         self._file = open(self.folder / "train.jsonl", "a", encoding="utf-8")
-        self._bar = tqdm(total=total_steps, initial=start, desc="train", unit="step", dynamic_ncols=True)
+        self._bar = progress(total=total_steps, initial=start, desc="train", unit="step")
         self._summary = _summary_record(self.folder / "summary") if summary else None
         self._unreadable = 0
         self._total_steps, self._window, self._since, self._warned = total_steps, [], time.perf_counter(), False

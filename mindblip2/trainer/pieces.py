@@ -4,8 +4,6 @@ The weights of a model only: checkpoints of a training run are whole, moments in
 """
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mindblip2.cells.blip2_llm import Blip2Llm
 from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
@@ -13,6 +11,7 @@ from mindblip2.file_io import read_json, sync_folder, write_json
 from mindblip2.hub import no_init
 from mindblip2.mismatch import check_names, check_shapes
 from mindblip2.pieces import NAME, PIECE, Pieces, found
+from mindblip2.progress import progress
 from mindblip2.sections import ConfigError
 from mindblip2.split import is_split
 from mindblip2.trainer.parallel import misfits
@@ -33,7 +32,7 @@ def split_checkpoint(config):
     _check(stored, parameters)
     paths = [folder / PIECE.format(rank, cards) for rank in range(cards)]
     write_json(folder / UNFINISHED, [path.name for path in paths])
-    for rank, path in enumerate(tqdm(paths, desc="split", unit="piece")):
+    for rank, path in enumerate(progress(paths, desc="split", unit="piece")):
         write_checkpoint(path, ((name, stored.types[name], _piece(parameters[name], stored.view(name), cards, rank)) for name in stored))
     sync_folder(folder)
     (folder / UNFINISHED).unlink()
@@ -57,7 +56,7 @@ def merge_checkpoint(config):
     parameters = _parameters(config)
     pieces = Pieces(files, parameters)
     _check(pieces, parameters)
-    write_checkpoint(path, ((name, pieces.types[name], pieces[name]) for name in tqdm(pieces, desc="merge", unit="tensor")))
+    write_checkpoint(path, ((name, pieces.types[name], pieces[name]) for name in progress(pieces, desc="merge", unit="tensor")))
     print(f"checkpoint is saved at: {path}")
     return path
 

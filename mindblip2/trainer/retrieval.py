@@ -14,10 +14,10 @@ from typing import Annotated, NamedTuple
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
-from tqdm import tqdm
 
 from mindblip2 import comm
 from mindblip2.cells import losses
+from mindblip2.progress import progress
 from mindblip2.sections import Count, NonNegative, Range, argument
 from mindblip2.zero_shot import check_finite
 
@@ -87,7 +87,7 @@ def score(model, image_processor, pictures, ids_TL, recipe, net=None):
     itm_IT = np.zeros_like(itc_IT)
     if len(rows):
         itm_IT[rows] = match(net or Match(model), kept, wanted_IT[rows], ids_TL, lengths_T)
-    itm_IT = check_finite(comm.added(itm_IT), "the ITM logits of pictures and texts")
+    itm_IT = comm.added(itm_IT)
     if recipe.rerank == "itm+itc":
         itm_IT += itc_IT
     i2t, t2i = np.where(best_IT, itm_IT, np.float32(FILL)), np.where(best_TI, itm_IT.T, np.float32(FILL))
@@ -118,7 +118,7 @@ def match(net, kept, wanted_IT, ids_TL, lengths_T):
     ``net``: a :class:`Match`; ``kept[i]``: the memory of picture i."""
     itm_IT = np.zeros(wanted_IT.shape, np.float32)
     size = min(CHUNK, int(wanted_IT.sum(1).max()))
-    with tqdm(total=int(wanted_IT.sum()), desc="match", unit="pair", smoothing=0.05, leave=None) as bar:
+    with progress(total=int(wanted_IT.sum()), desc="match", unit="pair", leave=None) as bar:
         for i in range(len(wanted_IT)):
             texts, memory = np.flatnonzero(wanted_IT[i]), kept[i]
             made = [(part[:count], net(Tensor(ids_TL[part, :width]), memory))
@@ -126,8 +126,7 @@ def match(net, kept, wanted_IT, ids_TL, lengths_T):
             for part, logits in made:   # fetched here, so that a device works through a picture without waiting
                 itm_IT[i, part] = logits.asnumpy()[:len(part)]
             bar.update(len(texts))
-    if not np.isfinite(itm_IT).all():
-        raise FloatingPointError("ITM logits are not finite: the weights are damaged or belong to another model")
+    check_finite(itm_IT, "the ITM logits of pictures and texts")
     return itm_IT
 
 
@@ -169,7 +168,7 @@ class Kept:
     def first_visit(self, batch_size):
         """Yields (memory of a batch, how many of its pictures count); every batch has the same size, the last is filled up."""
         size = min(batch_size, len(self.pictures))
-        for start in tqdm(range(0, len(self.pictures), size), desc="see", unit="batch", leave=None):
+        for start in progress(range(0, len(self.pictures), size), desc="see", unit="batch", leave=None):
             part = list(self.pictures[start:start + size])
             image_BPD = self.model.embed_image(self.image_processor(part + part[-1:] * (size - len(part))))
             memory = ms.mutable(self.model.qformer.memory(image_BPD))

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from mindblip2 import comm
-from mindblip2.checkpoint import Checkpoint, CheckpointError
+from mindblip2.checkpoint import Checkpoint, CheckpointError, count_not_finite
 from mindblip2.file_io import FileError, atomic_folder, read_json, write_json
 from mindblip2.hub import save_whole, whole, whole_bytes
 
@@ -213,7 +213,7 @@ def last_good(folder):
         loss = state.get("loss")
         if not _is_number(loss) or loss > DIVERGED * lowest:
             continue
-        if all(math.isfinite(float(abs(stored.float32(name)).max(initial=0.0))) for name in stored):
+        if not any(count_not_finite(stored.view(name), stored.types[name]) for name in stored):
             good, lowest = path, min(lowest, loss)
     return good
 

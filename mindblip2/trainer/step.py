@@ -39,8 +39,8 @@ class Gradients(nn.Cell):
         self.norm = Norm(parameters)
 
     def construct(self, picture, input_ids, one, other, scale):
-        (_, values), gradients = self.value_and_grad(picture, input_ids, one, other, scale)
-        return values, self.norm(gradients), gradients
+        made, gradients = self.value_and_grad(picture, input_ids, one, other, scale)
+        return made[1], self.norm(gradients), gradients
 
 
 class Losses(nn.Cell):

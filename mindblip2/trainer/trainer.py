@@ -12,7 +12,8 @@ from mindblip2.config import RunConfig, load_config, presets, print_support_list
 from mindblip2.data.check import check_data
 from mindblip2.data.processor import Blip2Processor
 from mindblip2.file_io import write_json, write_text
-from mindblip2.sections import build, warn_ignored
+from mindblip2.lock import exclusive
+from mindblip2.sections import Count, argument, build, warn_ignored
 from mindblip2.trainer import parallel
 from mindblip2.trainer.export import write as write_parts
 from mindblip2.trainer.inputs import DEFAULT_MODEL
@@ -27,6 +28,7 @@ TEXT_ARGUMENTS = {"candidate_labels": ("zero_shot_image_classification",),     #
 
 def one_voice(verb):
     """A verb of the Trainer on the mesh of its configuration, of which the first process alone prints."""
+    @exclusive
     @functools.wraps(verb)
     def spoken(self, *args, **options):
         parallel.join(self.config, self.model)
@@ -44,8 +46,10 @@ class Trainer:
     ``save_pretrained``, or a model object.  ``args``: the run as a RunConfig, a preset's name or a YAML file; by default the preset of the
     model.  ``train_dataset``, ``eval_dataset``: an iterable of ``{"image", "caption", "image_id"?}``, a loader, or
     the path of a folder, which the configuration's ``data_loader`` reads.  ``candidate_labels`` and ``hypothesis_template`` may
-    also be given to ``predict``.  The run's mode and device are set only where ``args`` names them."""
+    also be given to ``predict``.  The run's mode and device are set only where ``args`` names them.  Other threads
+    wait while a method runs (``mindblip2.lock``)."""
 
+    @exclusive
     def __init__(self, args=None, task=None, model=None, model_name=None, train_dataset=None, eval_dataset=None,
                  tokenizer=None, image_processor=None, candidate_labels=None, hypothesis_template=None):
         model = str(model) if isinstance(model, Path) else model
@@ -92,6 +96,7 @@ class Trainer:
                             '{"image": …, "caption": …}, a loader such as MultiImgCapDataLoader, or the path of a folder')
         return data
 
+    @exclusive
     def set_parallel_config(self, data_parallel=1, model_parallel=1, enable_parallel_optimizer=False):
         """Run on a mesh of processes, all of which call this and everything else; MindFormers' name.  Raises ConfigError where
         the mesh does not fit."""
@@ -112,6 +117,7 @@ class Trainer:
         ms.set_seed(self.config.seed)
         return self._work("train")(self, train_checkpoint or self.config.load_checkpoint)
 
+    @exclusive
     def finetune(self, finetune_checkpoint=None):
         """``train`` from weights that must be given.  Raises ValueError without them."""
         checkpoint = finetune_checkpoint or self.config.load_checkpoint
@@ -119,6 +125,7 @@ class Trainer:
             raise ValueError("finetune starts from weights: pass finetune_checkpoint='x.ckpt' (or --load_checkpoint)")
         return self.train(checkpoint)
 
+    @exclusive
     def check(self):
         """Look at the data sets before any training; returns the report of ``check_data``, whose "ok" says if all is well."""
         return check_data(self.config, self.train_dataset, self.eval_dataset)
@@ -154,6 +161,7 @@ class Trainer:
         print(".........Predict Over!.............")
         return result
 
+    @exclusive
     def export(self, export_checkpoint=None, folder=None, device_target="", batch_size=1, **options):
         """Write the task's model for inference to ``folder``, default ``<output_dir>/mindir``: MINDIR files, and ``mindir.json``, which
         says what each takes and gives.  See ``trainer.export``.
@@ -162,7 +170,7 @@ class Trainer:
         host has.  ``options``: those of the task, for generation ``prompt`` and ``max_new_tokens``, for classification
         ``candidate_labels`` and ``hypothesis_template``.  Returns what ``mindir.json`` says."""
         with device.pretend(device_target) if device_target else contextlib.nullcontext():
-            options["batch_size"] = batch_size
+            options["batch_size"] = argument(Count, batch_size, "batch_size")
             parts, about = self._work("export")(self, export_checkpoint or self.config.load_checkpoint, options)
             folder = Path(folder or Path(self.config.output_dir) / "mindir")
             said = write_parts(parts, folder, task=self.task, model=self.name or "", **about)

@@ -130,7 +130,7 @@ def test_min_new_tokens_and_min_length_are_those_of_transformers(pair, beams):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("kind", ["opt", "llama"])
 def test_a4_the_whole_grid(kind, seed, tmp_path, monkeypatch):
     """3 numbers of beams, 3 penalties, 4 sizes of n-grams, one end token and three: 72 cases of 4 texts per model."""

@@ -181,7 +181,8 @@ def test_a12_grouped_heads_without_config_json_are_refused_since_they_may_be_a_m
 
 
 @pytest.mark.parametrize("beside, complaint", [
-    ({"model_type": "mistral"}, "says model_type 'mistral', but the weights beside it look like llama or baichuan"),
+    ({"model_type": "mistral"}, "says model_type 'mistral': this is Mistral, whose layers have Llama's names"),
+    ({"model_type": "olmo"}, "says model_type 'olmo', but the weights beside it look like llama or baichuan"),
     ({"model_type": "llama", "hidden_act": "gelu"}, "says hidden_act = 'gelu'; only 'silu' is built here"),
     ({"model_type": "llama", "num_attention_heads": 5}, "5 heads (of the file beside the weights) do not fit queries of 32"),
     ({"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not computed here")])

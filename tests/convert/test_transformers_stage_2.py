@@ -31,7 +31,8 @@ OURS = Blip2Config(**SIZES, ln_vision_eps=1e-6)     # transformers' eps on the s
 WRONG = {"ln_vision_eps": 1e-4}, {"vision_config": {"layer_norm_eps": 1e-5}}, {"qformer_config": {"layer_norm_eps": 1e-5}}
 IMAGE_TOKEN = 50265
 OPT = {"model_type": "opt", **OPT_SIZES, "vocab_size": 50304, "hidden_size": 16, "word_embed_proj_dim": 16}
-SECTION = OPTConfig(hidden_size=16, num_layers=3, num_heads=4, intermediate_size=48, max_position_embeddings=60)
+SECTION = OPTConfig(hidden_size=16, num_layers=3, num_heads=4, intermediate_size=48, max_position_embeddings=60, eos_token_id=2,
+                    image_token_id=IMAGE_TOKEN)
 QUERIES = 4
 
 
@@ -81,7 +82,7 @@ def test_the_logits_are_transformers_own(convert, theirs, tmp_path):
     lines = text.splitlines()
     assert "mapped:    4 x q and v parts of the fused bias; the k part has no effect: the softmax ignores it" in text
     assert "mapped:    1 x rows 50272 to 50303 left out: added or padded, and vocab_size is 50272 (e.g. llm.word." in text
-    assert "note:    the image token of transformers, 50265, is not used here: the queries are put in its place directly" in lines
+    assert any(line.startswith("note:    the image token of transformers, 50265, is text_config.image_token_id") for line in lines)
     assert "note:    vocab_size stays 50272: the 32 rows behind it are padding" in lines
     assert "made" not in text.replace("     made", "")
 

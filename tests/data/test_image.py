@@ -495,7 +495,7 @@ def test_b3_formats_that_start_other_programs_are_not_opened(data, monkeypatch):
     Image.init()
     assert Image.open(io.BytesIO(data)).format in ("EPS", "WMF")     # negative control: PIL would
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
-    with pytest.raises(ImageError, match="cannot be read as a picture"):
+    with pytest.raises(ImageError, match="cannot be read as a picture: it starts like an? (EPS|WMF).*save it as PNG"):
         load_image(data)
 
 
@@ -530,3 +530,10 @@ def test_b3_a_tiff_of_many_pages_is_refused_in_no_time():
     with pytest.raises(ImageError, match="several frames"):
         load_image(data)
     assert time.monotonic() - start < 2
+
+
+def test_b12_a_message_about_damage_is_one_line():
+    for data in (b"RIFF\0\0\0\0\n\r\0\1fmt ", b"\n\n\n\n<html>"):
+        with pytest.raises(ImageError) as error:
+            load_image(data)
+        assert str(error.value).isprintable()

@@ -154,7 +154,9 @@ def test_empty_batch(processor, empty):
 
 @pytest.mark.parametrize("options, words", [
     ({"image_size": 0}, "image_size = 0"), ({"image_size": "224"}, "image_size = '224'"),
-    ({"image_size": (224, 364)}, "image_size = (224, 364)"), ({"image_size": True}, "image_size = True"),
+    ({"image_size": (224, 364)}, "image_size = (224, 364)"),
+    ({"image_size": 10**6}, "image_size = 1000000: expected from 1 to 16384"),
+    ({"image_size": True}, "image_size = True"),
     ({"mean": (0.5,)}, "mean = [0.5]: expected 3 values"), ({"mean": 0.5}, "mean = 0.5: expected tuple"),
     ({"std": (1, 1, 0)}, "std[2] = 0.0: expected above 0"), ({"std": (1, 1, np.nan)}, "std[2] = nan: expected a finite number"),
     ({"alpha": "black"}, "alpha = 'black': expected one of 'drop', 'white'")])

@@ -89,7 +89,7 @@ def test_each_set_gets_its_recipe():
     ({"type": "RandomResizedCrop", "size": 16, "ratio": [1]}, "ratio = .1.: expected 2 values"),
     ({"type": "RandAugment", "num_ops": -1}, "num_ops = -1: expected at least 0"),
     ({"type": "RandAugment", "magnitude": 11}, "magnitude = 11.0: expected from 0 to 10"),
-    ({"type": "Resize", "size": 0}, "Resize size = 0: expected at least 1"),
+    ({"type": "Resize", "size": 0}, "Resize size = 0: expected from 1 to 16384"),
     ({"type": "Normalize", "std": [1, 0, 1]}, "Normalize std.1. = 0.0: expected above 0"),
     ({"type": "Normalize", "mean": "grey"}, "Normalize mean = 'grey': expected a number")])
 def test_a7_numbers_of_steps_are_in_range(step, words):

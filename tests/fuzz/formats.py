@@ -85,8 +85,9 @@ HF_CONFIG = {
                       "num_attention_heads": 2, "intermediate_size": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True},
     "qformer_config": {"model_type": "blip_2_qformer", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40,
                        "intermediate_size": 12, "encoder_hidden_size": 8, "hidden_act": "gelu", "cross_attention_frequency": 2},
-    "text_config": {"model_type": "opt", "vocab_size": 40, "hidden_size": 8, "ffn_dim": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
-                    "max_position_embeddings": 20, "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1, "activation_function": "relu",
+    "text_config": {"model_type": "opt", "vocab_size": 40, "hidden_size": 8, "ffn_dim": 12, "num_hidden_layers": 1,
+                    "num_attention_heads": 2, "max_position_embeddings": 20, "bos_token_id": 2, "eos_token_id": 2,
+                    "pad_token_id": 1, "activation_function": "relu",
                     "do_layer_norm_before": True, "tie_word_embeddings": True}}
 HF_GENERATION = {"bos_token_id": 2, "eos_token_id": [2, 9], "pad_token_id": 1, "transformers_version": "5.23.0"}
 

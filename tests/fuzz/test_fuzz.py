@@ -15,7 +15,18 @@ from tests.fuzz.mutate import mutated_bytes, mutated_json
 
 MANY = {"quick": 300, "slow": 5000}
 # How many mutations of a format gave other content.  A format with checksums has none; for the others the figure may fall, not grow.
-OTHER_CONTENT = {}
+OTHER_CONTENT = {   # format → of 300 mutations, of 5,000
+    "ckpt": (22, 442), "torch_zip": (0, 0), "torch_legacy": (14, 165), "safetensors": (29, 373),
+    "shard_index": (24, 406), "hf_config_json": (56, 1013), "hf_generation_config_json": (54, 1067),
+    "captions": (14, 264), "captions_json": (35, 583), "captions_jsonl": (24, 247),
+    "captions_csv": (107, 1801), "coco_json": (21, 325), "questions_json": (94, 1438),
+    "answers_json": (45, 648), "flickr8k": (170, 2740), "yaml": (4, 42), "vocab_txt": (73, 1313),
+    "tokenizer_json": (1, 15), "tokenizer_json_values": (3, 24), "vocab_json": (7, 57),
+    "merges_txt": (7, 208), "tokenizer_config_json": (3, 69), "added_tokens_json": (75, 1239),
+    "sentencepiece": (0, 1), "png": (0, 0), "jpeg": (110, 1670), "gif": (129, 2257), "webp": (74, 1026),
+    "tiff": (58, 760), "bmp": (207, 3282), "cifar_pickle": (29, 490), "training_state_json": (62, 1019),
+    "best_json": (300, 5000), "parity_dump": (0, 0),
+}
 RAW = (UnicodeError, json.JSONDecodeError)      # ValueErrors of libraries that name no file
 
 
@@ -97,7 +108,7 @@ def test_damage_is_the_same_content_or_a_clear_error(one, extent, tmp_path):
     counts, complaints = run(one, folder, MANY[extent])
     print(one.name, extent, dict(counts))
     assert not complaints, "\n".join(f"mutation {number}: {line}" for line, number in complaints.items())
-    assert counts["other"] <= OTHER_CONTENT[one.name][extent], counts
+    assert counts["other"] <= OTHER_CONTENT[one.name][extent == "slow"], counts
 
 
 # ------------------------------------------------------------------------------------------------ negative controls

@@ -142,7 +142,7 @@ def test_a_metric_that_cannot_be_computed_is_said_before_the_first_step(small, m
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     with pytest.raises(ConfigError, match="metric.type = 'SPICE' cannot be computed here, see above: name Bleu_1 or .*CIDEr"):
         train(small, held_out(small), metric__type="SPICE")
-    assert "SPICE left out: pycocoevalcap is not installed" in capsys.readouterr().out and not Path("run").exists()
+    assert "SPICE left out: pycocoevalcap is not installed" in capsys.readouterr().out and not FOLDER.exists()
     figures = Trainer(args=configured(small), eval_dataset=held_out(small)).evaluate(small.ckpt)        # an evaluation goes on without
     assert "METEOR" not in figures and "CIDEr" in figures
 
@@ -156,7 +156,7 @@ def test_a_metric_that_cannot_be_computed_is_said_before_the_first_step(small, m
 def test_what_does_not_fit_is_said_before_the_first_step(small, changes, words):
     with pytest.raises((ConfigError, TypeError, ValueError), match=words):
         train(small, held_out(small), **changes)
-    assert not Path("run").exists()
+    assert not FOLDER.exists()
 
 
 def test_a_model_that_writes_nothing_has_no_captions(small):
@@ -178,7 +178,7 @@ def test_a16_a_metric_that_is_the_same_whatever_is_written_never_chooses_a_check
     for metric in ("CIDEr", "agg_metrics"):
         with pytest.raises(ConfigError, match=f"metric.type = '{metric}' cannot choose a checkpoint here: there is one picture"):
             train(small, held_out(small)[:1], metric__type=metric)
-    assert not Path("run").exists()
+    assert not FOLDER.exists()
     scores = captions.score(["a red cat"], [["a red cat"]], ())
     assert scores["Bleu_4"] > 0 and not {"CIDEr", "agg_metrics"} & set(scores)
     assert {"CIDEr", "agg_metrics"} <= set(captions.score(["a red cat", "a dog"], [["a red cat"], ["a dog"]], ()))     # negative control

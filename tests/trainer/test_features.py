@@ -26,6 +26,8 @@ def test_a10_the_trainer_and_the_processor_give_the_same_features(here, caplog):
     np.testing.assert_array_equal(ours[2], ours[3])             # of which the warning spoke
     processor.clean = False
     assert np.abs(ours - features(processor))[:2].max() > 0.01
+    one = Trainer(args=config, task="feature_extraction").predict([], captions=CAPTIONS[0], save_arrays="one.npz")
+    assert one["text_embeds_proj"][0] == 1      # one text, not its letters
 
 
 @pytest.mark.parametrize("preset", ["blip2_stage1_vit_g", "blip2_stage1_evaluator", "blip2_digits"])

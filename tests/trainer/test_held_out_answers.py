@@ -88,4 +88,4 @@ def test_what_does_not_fit_is_said_before_the_first_step(small, changes, words):
         train(small, [{"image": path, "question": "What?"} for path in small.pictures.values()])
     with pytest.raises(ConfigError, match="metric.type = 'accuracy': expected loss"):
         train(small, [{"image": path, "caption": "a"} for path in small.pictures.values()], metric__type="accuracy")
-    assert not Path("run").exists()
+    assert not Path("run/checkpoint").exists()

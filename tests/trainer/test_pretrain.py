@@ -79,10 +79,10 @@ def test_evaluation_without_held_out_data_is_refused_before_the_training(tmp_pat
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, whole, monkeypatch):
     add = loop.Monitor.add
 
-    def interrupted(self, numbers, pictures):
+    def interrupted(self, *arguments):
         if self.step == 4:
             raise KeyboardInterrupt
-        return add(self, numbers, pictures)
+        return add(self, *arguments)
     monkeypatch.setattr(loop.Monitor, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
