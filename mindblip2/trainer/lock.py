@@ -67,6 +67,8 @@ def _locked(path):
         yield
     finally:
         _open_locks.discard(file)
+        with contextlib.suppress(OSError):      # where the file system has none
+            fcntl.flock(file, fcntl.LOCK_UN)    # also for a worker that has just been forked
         file.close()
 
 
