@@ -65,8 +65,7 @@ class DecodedPictures(Sequence):
         """Decode what fits into the budget, read the headers of the others."""
         bad = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for file, error in progress(zip(files, pool.map(self._try, files)), "check", len(files), unit="picture",
-                                    disable=None if len(files) > 100 else True):
+            for file, error in progress(zip(files, pool.map(self._try, files)), "check", "picture", len(files), disable=len(files) <= 100):
                 if error is not None:
                     bad.append(f"{error}" if str(file) in str(error) else f"{file}: {error}")
         if bad:
