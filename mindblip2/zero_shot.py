@@ -93,7 +93,7 @@ def accuracy(classifier, pictures, truths, batch_size=8):
     own_I, probability_IL = comm.share(np.arange(len(truths))), np.zeros((len(truths), len(classifier.labels)), np.float32)
     for part in progress([own_I[start:start + batch_size] for start in range(0, len(own_I), batch_size)], desc="classify", unit="batch"):
         probability_IL[part] = classifier.probabilities([pictures[i] for i in part], batch_size)
-    probability_IL = comm.added(probability_IL)
+    probability_IL = check_finite(comm.added(probability_IL), "the probabilities of the labels")
     rank_I = (probability_IL >= probability_IL[np.arange(len(truths)), truth_I][:, None]).sum(1) - 1
     counts_LL = np.zeros((len(classifier.labels),) * 2, int)
     np.add.at(counts_LL, (truth_I, probability_IL.argmax(1)), 1)

@@ -30,7 +30,8 @@ PLUGINS = Path(ms.__file__).parent / "lib" / "plugin"
 VIRTUAL = {"Depend", "Load", "MakeTuple", "TupleGetItem", "UpdateState", "Return", "Reshape", "ExpandDims"}
 # Of the older kind (aclop), whose name is nowhere in the wheel as a class or a word: MindSpore's own models are made of them too.
 UNSEEN = {"BiasAddGrad", "Gather", "Stack"}
-NARROW = {"vision_config": {"num_hidden_layers": 1}, "qformer_config": {"num_hidden_layers": 2, "vocab_size": 96, "bos_token_id": 95}}
+NARROW = {"vision_config": {"num_hidden_layers": 1},
+          "qformer_config": {"num_hidden_layers": 2, "vocab_size": 96, "bos_token_id": 95, "sep_token_id": 3}}
 LANGUAGE = {"llama": ("blip2_stage2_vit_g_llama_7b", {}),
             "baichuan-13b": ("blip2_stage2_vit_g_baichuan_7b", {"hidden_size": 5120, "num_heads": 40, "intermediate_size": 13696,
                                                                 "position_embedding": "alibi"}),

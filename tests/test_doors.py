@@ -18,6 +18,7 @@ from mindblip2.pipeline import ZeroShotImageClassificationPipeline
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ["three", "seven", "eight"]
 TEMPLATE = "a handwritten {}"
+PICTURE = str(ROOT / "docs" / "pictures" / "digits_captions.png")
 BASE = ["--config", "blip2_digits", "--run_mode", "predict", "--mode", "1"]
 
 
@@ -78,7 +79,7 @@ def test_overrides_reach_the_configuration(folder):
     (["--config", "blip2_digits", "--predikt_data", "x"], ["unknown argument '--predikt_data'", "--predict_data"]),
     (["--config", "blip2_digits", "--run_mode", "predict"], ["needs --predict_data"]),
     (["--config", "blip2_digits", "--predict_data", "nowhere.png"], ["nowhere.png"]),
-    (["--config", "blip2_digits", "--predict_data", "x.png", "--load_checkpoint", "none.ckpt"], ["no checkpoint at"]),
+    (["--config", "blip2_digits", "--predict_data", PICTURE, "--load_checkpoint", "none.ckpt"], ["no checkpoint at"]),
     (["--config", "blip2_digits", "--run_mode", "train"], ["cannot train", "contrastive_language_image_pretrain"]),
 ])
 def test_a_typical_mistake_ends_with_one_clear_line(arguments, words):

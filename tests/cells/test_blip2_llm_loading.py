@@ -13,7 +13,7 @@ from mindblip2.config import Blip2Config  # noqa: E402
 
 SIZES = {"vision_config": {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                            "intermediate_size": 32},
-         "qformer_config": {"vocab_size": 30, "bos_token_id": 29, "hidden_size": 16, "num_hidden_layers": 2, "query_length": 4,
+         "qformer_config": {"vocab_size": 30, "bos_token_id": 29, "sep_token_id": 3, "hidden_size": 16, "num_hidden_layers": 2, "query_length": 4,
                             "num_attention_heads": 2, "intermediate_size": 32, "encoder_width": 16, "head_embed_dim": 8,
                             "max_position_embeddings": 16}, "max_txt_len": 8}
 TEXT = {"vocab_size": 40, "hidden_size": 24, "num_layers": 2, "num_heads": 2, "intermediate_size": 32}

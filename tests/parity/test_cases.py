@@ -9,7 +9,7 @@ from parity.compare import Row, failing, first_bad, not_passing, table  # noqa: 
 from parity.nets import FEW, Case, judge, run_ours  # noqa: E402
 from parity.ours_chained import batch  # noqa: E402
 from parity.suite import CHAINED  # noqa: E402
-from parity.theirs import run_theirs, twin_config  # noqa: E402
+from parity.theirs import departures, run_theirs, twin_config  # noqa: E402
 
 from .conftest import tiny_config  # noqa: E402
 
@@ -101,15 +101,17 @@ def test_a_case_runs_on_both_sides(suite):
     assert theirs[""].dtype == np.float64 and ours["d x"].shape == (3, 48)
 
 
-def test_the_twin_takes_dimensions_from_us_and_no_constants():
-    """A wrong eps in our configuration must not become the twin's."""
+def test_constants_that_are_not_lavis_s_are_named():
+    """A wrong epsilon in a configuration is the reference's too, so a run says that equality with LAVIS is not given."""
     config = tiny_config(ln_vision_eps=1e-3).replace(vision_config={"layer_norm_eps": 1e-3})
+    assert departures(config) == {"vit_eps": ("vision_config.layer_norm_eps", 1e-3), "ln_vision_eps": ("ln_vision_eps", 1e-3)}
     twin = twin_config(config)
+    assert (twin.vit_eps, twin.ln_vision_eps, twin.qformer_eps) == (1e-3, 1e-3, 1e-12)
+    assert departures(tiny_config()) == {}
+    twin = twin_config(tiny_config())
     assert (twin.vit_eps, twin.ln_vision_eps, twin.qformer_eps) == (1e-6, 1e-5, 1e-12)
     assert (twin.vit_depth, twin.width, twin.queries, twin.embed) == (3, 48, 8, 32)
-    from mindblip2.sections import ConfigError
-    with pytest.raises(ConfigError, match="the twin has BERT's ids"):
-        twin_config(tiny_config().replace(qformer_config={"bos_token_id": 7}))
+    assert twin_config(tiny_config().replace(qformer_config={"bos_token_id": 7})).bos == 7
 
 
 def test_verdicts_of_a_set():
