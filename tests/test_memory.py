@@ -66,7 +66,8 @@ def test_b11_few_calls_in_pynative_leave_no_more_than_mindspores_own_leak():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "most"), [(PYNATIVE, 2e6), (GRAPH, 8e6)])
+@pytest.mark.parametrize(("mode", "most"), [(PYNATIVE, 2e6), pytest.param(GRAPH, 8e6, marks=pytest.mark.xfail(
+    strict=True, reason="MindSpore 2.10 keeps about 23 MB of each compiled model that is gone: docs/mindspore_notes.md"))])
 def test_c15_models_that_are_gone_give_their_memory_back(mode, most):
     given_back = growth(mode, "models", 10)
     assert given_back < most

@@ -3,6 +3,7 @@ import ast
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,11 @@ for _ in range(steps):
 def run(mode, steps, kind="model"):
     """(rows of printed numbers, what MindSpore warned of)."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "2", "GLOG_logtostderr": "1"}
-    ended = subprocess.run([sys.executable, "-c", PROGRAM, str(mode), str(steps), kind], env=environment, capture_output=True, text=True,
-                           timeout=400)
+    with tempfile.TemporaryDirectory() as folder:       # MindSpore compiles classes that are in a file only
+        path = Path(folder) / "program.py"
+        path.write_text(PROGRAM, encoding="utf-8")
+        ended = subprocess.run([sys.executable, str(path), str(mode), str(steps), kind], env=environment, capture_output=True, text=True,
+                               timeout=400)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return [[float(number) for number in line.split()] for line in ended.stdout.splitlines() if line[0].isdigit()], ended.stderr
 
