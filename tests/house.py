@@ -64,14 +64,14 @@ MAY_IMPORT = {
                  "progress"],
     "tools": ["data"],
     "convert": ["file_io", "config", "checkpoint", "mindblip2.hub.no_init", "cells",
-                "mindspore", "numpy", "torch", "safetensors", "progress"],
+                "mindspore", "numpy", "torch", "progress"],
     # --mode trajectory trains, which needs a step and its rates; what surrounds the networks is compared too
     "parity": ["file_io", "config", "checkpoint", "mindblip2.hub.named_file", "cells", "convert",
                "mindblip2.trainer.schedule", "mindblip2.trainer.optim", "PIL",
                "mindblip2.data.transforms", "mindblip2.data.processor.Blip2ImageProcessor", "mindblip2.data.tokenizer.BertTokenizer",
                "mindblip2.data.tokenizer.VOCAB_FILE",
                "mindblip2.trainer.step.TrainStep", "mindblip2.trainer.step.VALUES",
-               "mindspore", "numpy", "torch", "transformers", "safetensors", "progress"],
+               "mindspore", "numpy", "torch", "transformers", "progress"],
     "doorbell": ["file_io", "yaml"],               # and what mindblip2.__all__ lists
 }
 # A cell imports only cells of an earlier set.
