@@ -29,7 +29,7 @@ install: .venv/.demo  ## .venv with mindblip2 and what the demo needs (no torch)
 dev: .venv/.dev  ## .venv with everything: tests, linter, converter, parity (adds torch and transformers)
 
 demo: .venv/.demo  ## the embedded models look at pictures of digits, write captions and answer: a minute, no download
-	$(BIN) -m mindblip2.data.scenes $(PICTURES)
+	$(BIN) -m mindblip2.demo.scenes $(PICTURES)
 	$(RUN) --mode 1 --run_mode predict --predict_data $(PICTURES) --output_dir output/digits
 	$(RUN) --mode 1 --run_mode eval
 	$(TELL) --mode 1 --run_mode predict --predict_data $(PICTURES) --output_dir output/digits
@@ -41,7 +41,7 @@ train-demo: .venv/.demo  ## train the embedded models again from nothing, with t
 	$(RUN) --run_mode train --trainer.type contrastive_language_image_pretrain --output_dir output/digits_training
 	$(RUN) --mode 1 --run_mode eval --load_checkpoint $(TRAINED) --output_dir output/digits_training
 	$(RUN) --run_mode eval --load_checkpoint $(TRAINED) --output_dir output/digits_training --trainer.type image_to_text_retrieval
-	$(BIN) -m mindblip2.trainer.words itt_blip2_digits $(WORDS)
+	$(BIN) -m mindblip2.demo.pretrain_lm itt_blip2_digits $(WORDS)
 	$(TELL) --run_mode train --load_checkpoint $(TRAINED) --model.model_config.text_config.checkpoint_name_or_path $(WORDS) --output_dir $(TOLD)
 	$(TELL) --mode 1 --run_mode eval --load_checkpoint $(TOLD)/checkpoint/rank_0/itt_blip2_digits.ckpt --output_dir $(TOLD)
 
@@ -51,7 +51,7 @@ demo-parallel: .venv/.demo  ## the embedded model trained for 300 steps by one p
 	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 msrun --worker_num=2 --local_worker_num=2 --master_port=$(PORT) --join=True \
 	    --log_dir=output/parallel/logs $(subst $(BIN) ,,$(PARALLEL)) --batch_size 16 --output_dir output/parallel/two_processes \
 	    --use_parallel true --parallel_config.data_parallel 2
-	$(BIN) -W ignore::RuntimeWarning -m mindblip2.trainer.monitor output/parallel/losses.png output/parallel/one_process output/parallel/two_processes
+	$(BIN) -W ignore::RuntimeWarning -m mindblip2.trainer.logging output/parallel/losses.png output/parallel/one_process output/parallel/two_processes
 
 test: .venv/.dev  ## the tests, two files at a time; the slow ones too with ARGS="-m 'slow or not slow'"
 	$(BIN) -m pytest -q -n 2 --dist loadfile $(ARGS)

@@ -149,7 +149,12 @@ def run(argv=None):
     _check_used(options, overrides, config)
     if config.run_mode == "check":
         return check_data(config)
-    from mindblip2 import Trainer, merge_checkpoint, plan_mesh, split_checkpoint  # here, because importing MindSpore takes seconds
+    from mindblip2 import (  # here, because importing MindSpore takes seconds
+        Trainer,
+        merge_checkpoint,
+        plan_mesh,
+        split_checkpoint,
+    )
     if config.run_mode == "plan":
         return plan_mesh(config, options.device_memory or "64GB", 1 if options.cards is None else options.cards)
     if config.run_mode in ("split", "merge"):

@@ -29,11 +29,11 @@ setup(
         "metrics": ["pycocoevalcap"],   # METEOR and SPICE of captions; both need Java
         # Pinned: the numbers of parity/ and of the converter are measured against exactly these.
         "parity": ["torch==2.13.0", "transformers==5.23.0", "safetensors"],
-        "dev": ["pytest", "pytest-xdist", "ruff", "sentencepiece", *DEMO],
+        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "import-linter", "types-PyYAML", "hypothesis", "sentencepiece", *DEMO],
     },
     # configs/ lies at the top of a checkout and inside mindblip2/ in a wheel; mindblip2.config looks in both places.
     package_dir={"mindblip2.configs": "configs"},
-    packages=[*find_packages(include=["mindblip2", "mindblip2.*", "convert", "convert.*", "parity", "parity.*"]),
-              "mindblip2.configs"],
-    package_data={"mindblip2.configs": ["*.yaml"], "mindblip2": ["assets/*"], "convert": ["*.md"]},
+    # The top-level folders convert/ and parity/ are for checkouts only: a wheel has mindblip2.convert and mindblip2.parity.
+    packages=[*find_packages(include=["mindblip2", "mindblip2.*"]), "mindblip2.configs"],
+    package_data={"mindblip2.configs": ["*.yaml"], "mindblip2": ["assets/*", "py.typed"]},
 )

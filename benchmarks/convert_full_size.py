@@ -25,9 +25,9 @@ def make(path):
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from parity.seeded_weights import TIED
-    from parity.twin import seeded_state_dict
-    from parity.twin_config import TwinConfig
+    from mindblip2.parity.reference.config import TwinConfig
+    from mindblip2.parity.reference.model import seeded_state_dict
+    from mindblip2.parity.seeded_weights import TIED
 
     path.parent.mkdir(parents=True, exist_ok=True)
     state = seeded_state_dict(TwinConfig())

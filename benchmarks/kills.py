@@ -40,9 +40,9 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]    # also where
 
 from bench import hardware  # noqa: E402
 
-from mindblip2.checkpoint import Checkpoint  # noqa: E402
+from mindblip2.checkpoint import training_state  # noqa: E402
+from mindblip2.checkpoint.ckpt import Checkpoint  # noqa: E402
 from mindblip2.file_io import write_text  # noqa: E402
-from mindblip2.trainer import saving  # noqa: E402
 
 STEPS_OF_AN_EPOCH, KEEP = 3, 3      # tests.trainer.small.Batches
 MOMENTS = ("after the start", "in training", "in a save")
@@ -118,8 +118,8 @@ def train(folder, epochs, keep):
     config = run_config(runner_config__epochs=epochs, runner_config__save_steps=1, runner_config__log_every=1,
                         runner_config__keep_checkpoint_max=keep)
     model, newest = small_model(), None
-    if saving.saved(folder / "checkpoint" / "rank_0"):
-        newest = saving.find(True, folder / "checkpoint" / "rank_0")
+    if training_state.saved(folder / "checkpoint" / "rank_0"):
+        newest = training_state.find(True, folder / "checkpoint" / "rank_0")
         model.load_checkpoint(newest)
     (folder / "begun").touch()
     fit(model, Batches(), config, folder, newest, None, held_out_losses(model, config))
@@ -147,7 +147,7 @@ class Run:
         return begun, (self.folder / "end.ckpt").read_bytes()
 
     def newest(self):
-        return max((int(one.name[5:]) for one in saving.saved(self.checkpoints)), default=0)
+        return max((int(one.name[5:]) for one in training_state.saved(self.checkpoints)), default=0)
 
     def half_written(self):
         """Names of what a save or a deletion that is under way, or was killed, has made."""
@@ -172,20 +172,20 @@ class Run:
 def wrong_with(run, before, truth):
     """What is wrong after a kill: a list of complaints.  ``before``: the newest checkpoint before; ``truth``: {step: arrays}."""
     wrong = [] if run.newest() >= before else [f"step {before} was lost, the newest is {run.newest()}"]
-    for one in saving.saved(run.checkpoints):
+    for one in training_state.saved(run.checkpoints):
         step = int(one.name[5:])
         try:
-            state = saving.read_state(one)
+            state = training_state.read_state(one)
             same = state["step"] == step and contents(one) == truth.get(step)
         except (OSError, ValueError) as error:
             wrong.append(f"{one.name} cannot be read: {error}")
             continue
         if not same:
             wrong.append(f"{one.name} is not that of the undisturbed run")
-    noted = saving.best(run.checkpoints).get("checkpoint")
+    noted = training_state.best(run.checkpoints).get("checkpoint")
     if noted and not (run.checkpoints / noted / "state.json").is_file():
         wrong.append(f"the best checkpoint, {noted}, is gone")
-    if (run.checkpoints / saving.BEST).is_file() and not noted:
+    if (run.checkpoints / training_state.BEST).is_file() and not noted:
         wrong.append("the note of the best checkpoint is damaged")
     return wrong
 
@@ -218,7 +218,7 @@ def kill_training(folder, kills, seed, tell):
     steps = STEPS_OF_AN_EPOCH * epochs
     whole, killed = Run(folder / "whole", epochs, keep=steps), Run(folder / "killed", epochs)
     start_seconds, end = whole.finish()
-    truth = {int(one.name[5:]): contents(one) for one in saving.saved(whole.checkpoints)}
+    truth = {int(one.name[5:]): contents(one) for one in training_state.saved(whole.checkpoints)}
     for number in range(kills):
         moment, before = MOMENTS[number % 3], killed.newest()
         try:
@@ -228,7 +228,7 @@ def kill_training(folder, kills, seed, tell):
         rows.append((moment, killed.newest(), left, wrong_with(killed, before, truth)))
         tell("training", *rows[-1])
     return rows, {"weights": killed.finish()[1] == end, "log": same_log(logged(killed), logged(whole)),
-                  "best checkpoint": saving.best(killed.checkpoints) == saving.best(whole.checkpoints)}, steps
+                  "best checkpoint": training_state.best(killed.checkpoints) == training_state.best(whole.checkpoints)}, steps
 
 
 # ------------------------------------------------------------------------------------------------ writers
@@ -236,9 +236,9 @@ def converter(inputs, out):
     """Weights of LAVIS to a .ckpt, and back to a torch file."""
     import torch
 
-    from convert.ckpt_file import to_mindspore
-    from convert.torch_file import to_torch
-    from parity.weights import TINY, Seeded
+    from mindblip2.convert.to_mindspore import to_mindspore
+    from mindblip2.convert.to_torch import to_torch
+    from mindblip2.parity.weights import TINY, Seeded
     for number in (0, 1):
         torch.save(dict(Seeded(TINY, number)), inputs / f"{number}.pth")
 
@@ -251,7 +251,7 @@ def converter(inputs, out):
 def evaluator(inputs, out):
     """Retrieval among a few of the demo's pictures: its figures and its page; and a prediction with its text and picture."""
     from mindblip2 import Trainer, load_config
-    from mindblip2.data import digits
+    from mindblip2.demo import digits
     samples = [[{"image": digits.render(scene), "captions": [digits.caption(scene)], "image_id": i} for i, scene in enumerate(scenes)]
                for scenes in (digits.held_out("digits")[:4], digits.held_out("digits")[-4:])]
     config = load_config("blip2_digits", {"context.mode": 1, "output_dir": str(out)})
@@ -290,7 +290,7 @@ def splitter(inputs, out):
         model.save_checkpoint(inputs / f"{number}.ckpt")
 
     def work(number):
-        from mindblip2.trainer.pieces import UNFINISHED
+        from mindblip2.checkpoint.split_merge import UNFINISHED
         if not (out / UNFINISHED).exists():
             for piece in out.glob("piece_*"):       # a finished split is not written over
                 with contextlib.suppress(FileNotFoundError):
@@ -422,9 +422,9 @@ def main():
     parser.add_argument("--markdown", help="write the report here too")
     options = parser.parse_args()
     head = f"# Commands that are killed, {date.today()}\n\n{hardware()}\n\nCommand: `python {' '.join(sys.argv)}`\n\n"
-    import convert.ckpt_file  # noqa: F401  for the forks
+    import mindblip2.convert.to_mindspore  # noqa: F401  for the forks
+    import mindblip2.parity.weights  # noqa: F401
     import mindblip2.trainer.tasks  # noqa: F401
-    import parity.weights  # noqa: F401
     started, trained, found = time.time(), [], {}
 
     def tell(*row):

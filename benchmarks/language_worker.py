@@ -67,7 +67,7 @@ class Torch:
         import torch
         import transformers
 
-        from parity.twin_llm import llama_config, opt_config
+        from mindblip2.parity.reference.language_model import llama_config, opt_config
         torch.set_num_threads(2)
         torch.set_grad_enabled(False)
         self.torch, self.config = torch, config

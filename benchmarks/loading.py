@@ -23,7 +23,7 @@ from bench import hardware  # noqa: E402
 from train_full_width import draw  # noqa: E402
 
 from mindblip2 import Blip2Processor, load_config  # noqa: E402
-from mindblip2.trainer.loaders import training_feed  # noqa: E402
+from mindblip2.trainer.data_sources import training_feed  # noqa: E402
 
 BATCH = 8
 

@@ -4,7 +4,7 @@
 
 One block of ViT-g, one layer of the Q-Former (queries with cross-attention, and text), one layer of Llama-7B, with parity's seeded
 weights.  Compared are the output, and the gradients of a random linear function of it by the inputs and by every weight: torch in
-float64 is the truth, torch in float32 the noise, and parity/compare.py has the limits.  Ours runs in one process, and as a mesh of
+float64 is the truth, torch in float32 the noise, and mindblip2/parity/compare.py has the limits.  Ours runs in one process, and as a mesh of
 1 x 2 under msrun (mesh_layer.py); what both processes hold whole must be the same, bit for bit.  MISTAKES of model parallelism are
 judged in the same way and must fail.  The exit code is 0 only if every tensor passes and every mistake is caught.  ``--small`` tries
 the script with small layers.  Takes 8 GB, and 6 GB on the disk for a while.
@@ -27,15 +27,15 @@ import numpy as np  # noqa: E402
 from bench import hardware  # noqa: E402
 from mesh_layer import LAYERS, MISTAKES, MODES, case_of, configured, place  # noqa: E402
 
-from parity import ours_llm  # noqa: E402
-from parity.compare import all_pass, compare  # noqa: E402
+from mindblip2.parity.candidate import language_model  # noqa: E402
+from mindblip2.parity.compare import all_pass, compare  # noqa: E402
 from tests.mesh.launch import environment, launch  # noqa: E402
 
 CARDS = (1, 2)
 SECONDS = 1800      # that a mesh may take
 PROGRAM = HERE / "mesh_layer.py"
 LEGEND = ["Errors are |ours - truth| / |truth|, of the worse of the modes; the true gradient of a key's bias is 0, so there they say",
-          "nothing.  Ratios are errors over those of torch in float32: up to 4 passes, above 10 fails (parity/compare.py).  \"Apart\": the",
+          "nothing.  Ratios are errors over those of torch in float32: up to 4 passes, above 10 fails (mindblip2/parity/compare.py).  \"Apart\": the",
           "largest difference between both processes in what each holds whole.  \"d x\" is the gradient by x."]
 
 
@@ -58,17 +58,17 @@ def torch_sides(case, config):
     """What torch gives in float32 and in float64, one after the other: {name: array} each."""
     import torch
 
-    from parity.cases import their_layer
-    from parity.theirs import run_theirs
-    from parity.twin_llm import language_twin
-    from parity.weights import Weights, make_twin
+    from mindblip2.parity.cases.stage1 import their_layer
+    from mindblip2.parity.reference.language_model import language_twin
+    from mindblip2.parity.reference.outputs import run_theirs
+    from mindblip2.parity.weights import Weights, make_twin
     theirs = {"vit": lambda twin, x: twin.visual_encoder.blocks[0](x),
               "qformer": lambda twin, x, image, ids: their_layer(twin, x, 0, "match", ids, image),
-              "llama": lambda twin, x, mask: ours_llm.kept(twin.layer(0, x, mask), mask)}
+              "llama": lambda twin, x, mask: language_model.kept(twin.layer(0, x, mask), mask)}
     case, found = dataclasses.replace(case, theirs=theirs[case.name]), []
     for dtype in (torch.float32, torch.float64):
         with torch.no_grad():
-            twin = (language_twin(ours_llm.one_layer(config.text_config), dtype) if case.name == "llama"
+            twin = (language_twin(language_model.one_layer(config.text_config), dtype) if case.name == "llama"
                     else make_twin(Weights(config), config, dtype))
         found.append({name or "output": array for name, array in run_theirs(case, twin).items()})
     return found

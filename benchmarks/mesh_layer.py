@@ -20,18 +20,20 @@ import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import nn, ops  # noqa: E402
 
-from convert.shapes import llm_shapes, model_shapes  # noqa: E402
-from mindblip2 import Blip2Config, comm, device  # noqa: E402
-from mindblip2.cells.blip2_qformer import Blip2Qformer  # noqa: E402
-from mindblip2.cells.layers import Linear, linear  # noqa: E402
-from mindblip2.cells.qformer import match_bias, pad_mask  # noqa: E402
+from mindblip2 import Blip2Config, device
+from mindblip2.checkpoint.pretrained import no_init, own_piece, whole  # noqa: E402
 from mindblip2.config import ContextConfig  # noqa: E402
-from mindblip2.hub import no_init, own_piece, whole  # noqa: E402
-from mindblip2.split import Split, is_split, whole_shape  # noqa: E402
-from parity import ours_llm, seeded_weights  # noqa: E402
-from parity.nets import Case, cotangent, flattened, tensor  # noqa: E402
-from parity.our_weights import seeded  # noqa: E402
-from parity.patches import replaced  # noqa: E402
+from mindblip2.convert.parameter_shapes import llm_shapes, model_shapes  # noqa: E402
+from mindblip2.distributed import comm  # noqa: E402
+from mindblip2.distributed.sharding import Split, is_split, whole_shape  # noqa: E402
+from mindblip2.models.blip2_qformer import Blip2Qformer  # noqa: E402
+from mindblip2.models.layers import Linear, linear  # noqa: E402
+from mindblip2.models.qformer import match_bias, pad_mask  # noqa: E402
+from mindblip2.parity import seeded_weights  # noqa: E402
+from mindblip2.parity.candidate import language_model
+from mindblip2.parity.candidate.weights import seeded  # noqa: E402
+from mindblip2.parity.defects.patches import replaced  # noqa: E402
+from mindblip2.parity.model_triple import Case, cotangent, flattened, tensor  # noqa: E402
 
 MODES = {"pynative": ms.PYNATIVE_MODE, "graph": ms.GRAPH_MODE}
 LAYERS = {          # name → what it is, and where its weights are
@@ -82,12 +84,12 @@ def qformer(model, x, image, ids):
 
 
 def llama(model, x, mask):
-    return ours_llm.kept(model.llm.layers[0](x, *model.llm.begin(x, mask)[1:])[0], mask)
+    return language_model.kept(model.llm.layers[0](x, *model.llm.begin(x, mask)[1:])[0], mask)
 
 
 def case_of(layer, config):
     """The layer's comparison, but for the functions."""
-    shapes = llm_shapes(ours_llm.one_layer(config.text_config)) if layer == "llama" else model_shapes(config)
+    shapes = llm_shapes(language_model.one_layer(config.text_config)) if layer == "llama" else model_shapes(config)
     weights = tuple(name for name in shapes if name.startswith(LAYERS[layer][1]))
     return Case(layer, None, None, inputs_of(layer, config), weights, backward=True)
 
@@ -107,7 +109,7 @@ class Weighted(nn.Cell):
 def made(layer, config):
     """Our model with this card's pieces of the layer's weights, and these."""
     with no_init():
-        model = (ours_llm.new_cell(ours_llm.one_layer(config.text_config)) if layer == "llama" else Blip2Qformer(config)).set_train(False)
+        model = (language_model.new_cell(language_model.one_layer(config.text_config)) if layer == "llama" else Blip2Qformer(config)).set_train(False)
     weights, given = [p for p in model.get_parameters() if p.name.startswith(LAYERS[layer][1])], seeded(config, seeded_weights.SEED)
     for p in weights:
         p.set_data(ms.Tensor(own_piece(p, given(p.name, whole_shape(p)))))

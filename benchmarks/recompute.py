@@ -28,8 +28,8 @@ def step(layers, width, batch, steps, again):
 
     from mindblip2 import Blip2Config, Blip2Qformer, device
     from mindblip2.config import ContextConfig, OptimizerConfig
-    from mindblip2.trainer.pretrain import recompute
-    from mindblip2.trainer.step import TrainStep
+    from mindblip2.trainer.tasks.pretrain import recompute
+    from mindblip2.trainer.train_step import TrainStep
     device.use(ContextConfig(mode=0))
     ms.set_seed(1)
     heads = width // 64

@@ -62,7 +62,7 @@ def language_model(folder, config):
     import torch
     import transformers
 
-    from parity.twin_llm import llama_config, opt_config
+    from mindblip2.parity.reference.language_model import llama_config, opt_config
     opt = config.type == "OPTConfig"
     theirs = (opt_config if opt else llama_config)(config)
     shapes = on_meta(lambda: transformers.AutoModelForCausalLM.from_config(theirs))
@@ -80,7 +80,7 @@ def transformers_blip2(folder, config):
     import transformers
     from safetensors.torch import save_file
 
-    from parity.twin_llm import opt_config
+    from mindblip2.parity.reference.language_model import opt_config
     vision, qformer = config.vision_config, config.qformer_config
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     theirs = transformers.Blip2Config(
@@ -116,8 +116,8 @@ def write_shards(folder, shapes, stem, end, made, save, size):
 
 def lavis_shapes(config):
     """Of the whole stage 1 under LAVIS's names, from the torch twin."""
-    from parity.twin import Twin
-    from parity.twin_config import TwinConfig
+    from mindblip2.parity.reference.config import TwinConfig
+    from mindblip2.parity.reference.model import Twin
     vision, qformer = config.vision_config, config.qformer_config
     sizes = TwinConfig(image_size=vision.image_size, patch=vision.patch_size, vit_width=vision.hidden_size,
                        vit_depth=vision.num_hidden_layers, vit_heads=vision.num_attention_heads, vit_hidden=vision.intermediate_size,

@@ -89,8 +89,8 @@ class Torch:
 
     def rerank(self, pictures, texts, tokens):
         """What LAVIS does: a picture's embeddings are repeated for its texts, and every pair makes its keys and values."""
-        from parity.twin import Twin
-        from parity.twin_config import TwinConfig
+        from mindblip2.parity.reference.config import TwinConfig
+        from mindblip2.parity.reference.model import Twin
         twin = Twin(TwinConfig(vit_depth=0, **(SMALL_TWIN if SMALL else {}))).eval()
         image_BPD, ids = map(self.torch.from_numpy, rerank_inputs(pictures, texts, tokens))
         ids = ids.long()
@@ -98,8 +98,8 @@ class Torch:
 
     def step(self, batch):
         """A training step of the Q-Former as LAVIS computes it: texts of 32 tokens, keys and values made in every pass."""
-        from parity.twin import Twin, decay_groups
-        from parity.twin_config import TwinConfig
+        from mindblip2.parity.reference.config import TwinConfig
+        from mindblip2.parity.reference.model import Twin, decay_groups
         twin = Twin(TwinConfig(vit_depth=0, **(SMALL_TWIN if SMALL else {})))
         optimizer = self.torch.optim.AdamW(decay_groups(twin), lr=1e-4)
         image_BPW, ids = map(self.torch.from_numpy, step_inputs(batch))
@@ -121,8 +121,8 @@ class Torch:
 
     def _twin(self):
         if not hasattr(self, "twin"):
-            from parity.twin import Twin
-            from parity.twin_config import TwinConfig
+            from mindblip2.parity.reference.config import TwinConfig
+            from mindblip2.parity.reference.model import Twin
             self.twin = Twin(TwinConfig(vit_depth=0)).eval()
         return self.twin
 
@@ -169,7 +169,7 @@ class MindSpore:
     def rerank(self, pictures, texts, tokens):
         """The evaluator's own loop, from the embeddings of the pictures."""
         from mindblip2 import Blip2Config, Blip2Qformer
-        from mindblip2.trainer.retrieval import Match, match
+        from mindblip2.evaluation.retrieval import Match, match
         model = Blip2Qformer(Blip2Config(vision_config={"num_hidden_layers": 1}, qformer_config=SMALL_QFORMER)).set_train(False)
         image_BPD, ids = rerank_inputs(pictures, texts, tokens)
         net, kept, wanted = Match(model), _Embeddings(self.ms, model, image_BPD), np.ones((pictures, texts), bool)
@@ -179,7 +179,7 @@ class MindSpore:
         """The training loop's own step, from the output of the frozen ViT; texts are cut to a quarter, half … of 32 tokens."""
         from mindblip2 import Blip2Config, Blip2Qformer
         from mindblip2.config import OptimizerConfig
-        from mindblip2.trainer.step import TrainStep
+        from mindblip2.trainer.train_step import TrainStep
         no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         model = Blip2Qformer(Blip2Config(vision_config={"num_hidden_layers": 1}, qformer_config={**SMALL_QFORMER, **no_dropout}))
         image_BPW, ids = step_inputs(batch)
@@ -200,7 +200,7 @@ class MindSpore:
 
 
 class _Embeddings:
-    """The pictures' memories, each made of given embeddings when it is asked for (``mindblip2.trainer.retrieval.Kept``)."""
+    """The pictures' memories, each made of given embeddings when it is asked for (``mindblip2.evaluation.retrieval.Kept``)."""
 
     def __init__(self, ms, model, image_BPD):
         self.ms, self.model, self.image_BPD = ms, model, image_BPD

@@ -5,16 +5,16 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Blip2Config": "config", "QFormerConfig": "config", "ViTConfig": "config", "RunConfig": "config", "load_config": "config",
-    "presets": "config", "ConfigError": "sections", "CheckpointError": "checkpoint",
-    "Blip2Qformer": "cells.blip2_qformer", "Blip2Classifier": "cells.blip2_qformer",
-    "Blip2Llm": "cells.blip2_llm", "Blip2ImageToTextGeneration": "cells.blip2_llm", "LlamaConfig": "config", "OPTConfig": "config",
-    "Blip2Processor": "data.processor", "Blip2ImageProcessor": "data.processor", "BertTokenizer": "data.tokenizer",
-    "BlipCaption": "data.captions", "load_image": "data.image",
-    "MultiImgCapDataLoader": "data.pairs", "Flickr8kDataLoader": "data.pairs", "Cifar100DataLoader": "data.cifar",
-    "ImageFolder": "data.labelled", "read_annotations": "data.annotations", "check_data": "data.check",
-    "Trainer": "trainer", "plan_mesh": "trainer.plan", "split_checkpoint": "trainer.pieces",
-    "merge_checkpoint": "trainer.pieces", "pipeline": "pipeline", "ImageToTextGenerationPipeline": "pipeline",
-    "ZeroShotImageClassificationPipeline": "pipeline",
+    "presets": "config", "ConfigError": "config.schema", "CheckpointError": "checkpoint.ckpt",
+    "Blip2Qformer": "models.blip2_qformer", "Blip2Classifier": "models.blip2_qformer",
+    "Blip2Llm": "models.blip2_llm", "Blip2ImageToTextGeneration": "models.blip2_llm", "LlamaConfig": "config", "OPTConfig": "config",
+    "Blip2Processor": "data.processor", "Blip2ImageProcessor": "data.processor", "BertTokenizer": "data.text.tokenizer",
+    "BlipCaption": "data.text.cleaning", "load_image": "data.images.load",
+    "MultiImgCapDataLoader": "data.datasets.pairs", "Flickr8kDataLoader": "data.datasets.pairs", "Cifar100DataLoader": "data.datasets.cifar",
+    "ImageFolder": "data.datasets.labelled_images", "read_annotations": "data.datasets.annotations", "check_data": "data.datasets.check",
+    "Trainer": "trainer", "plan_mesh": "trainer.plan", "split_checkpoint": "checkpoint.split_merge",
+    "merge_checkpoint": "checkpoint.split_merge", "pipeline": "pipelines", "ImageToTextGenerationPipeline": "pipelines",
+    "ZeroShotImageClassificationPipeline": "pipelines",
 }
 __all__ = sorted(_PUBLIC)
 

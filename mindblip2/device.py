@@ -6,7 +6,7 @@ import shutil
 
 import mindspore as ms
 
-from mindblip2.sections import ConfigError, warn_ignored
+from mindblip2.config.schema import ConfigError, warn_ignored
 
 logger = logging.getLogger("mindblip2")
 HALF = ("float16", "bfloat16")

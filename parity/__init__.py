@@ -1,4 +1,1 @@
-"""Equality with PyTorch as an artefact that a user can run: the torch twin, the comparison, the report.
-
-``mindblip2`` never imports this package; it needs torch, which an NPU host can do without.
-"""
+"""``python -m parity`` in a checkout; the code is in mindblip2/parity."""

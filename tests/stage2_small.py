@@ -45,7 +45,7 @@ def write(folder):
     """``yaml`` and ``ckpt`` paths of a model with random weights, ``pictures`` by colour, and the ``words``."""
     import mindspore as ms
 
-    from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
+    from mindblip2.models.blip2_llm import Blip2ImageToTextGeneration
     words = tokenizer_files(folder / "words")
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(sections(words), allow_unicode=True), encoding="utf-8")

@@ -1,7 +1,7 @@
 """The graphs of an Ascend device at full width, one layer deep: they pass MindSpore's front end (shapes, dtypes, attributes), hold the
 kernels of ``cells.ascend``, and nothing that this MindSpore cannot call on such a device.
 
-No NPU computes them here; tests/cells/test_ascend.py has the numbers.
+No NPU computes them here; tests/models/test_ascend.py has the numbers.
 """
 import contextlib
 import re
@@ -16,14 +16,14 @@ from mindspore.common.api import _cell_graph_executor
 from mindspore.train import mind_ir_pb2
 
 from mindblip2 import device, load_config
-from mindblip2.cells import ascend
-from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration, Blip2Llm
-from mindblip2.cells.blip2_qformer import Blip2Qformer
-from mindblip2.cells.vit import ViTBlock
-from mindblip2.hub import no_init
+from mindblip2.checkpoint.pretrained import no_init
+from mindblip2.models.blip2_llm import Blip2ImageToTextGeneration, Blip2Llm
+from mindblip2.models.blip2_qformer import Blip2Qformer
+from mindblip2.models.kernels import ascend
+from mindblip2.models.vit import ViTBlock
 from mindblip2.trainer import export
-from mindblip2.trainer.optim import AdamW
-from mindblip2.trainer.step import Gradients
+from mindblip2.trainer.optimizer import AdamW
+from mindblip2.trainer.train_step import Gradients
 
 PLUGINS = Path(ms.__file__).parent / "lib" / "plugin"
 # Of the front end: no kernel belongs to them.

@@ -62,9 +62,9 @@ def test_the_share_of_the_peak_is_that_of_the_measured_products(bench):
 def test_the_work_of_a_vit_is_that_of_its_weights(bench):
     """Every weight of a block multiplies and adds once per token; on top, attention over 257 tokens, once for the scores and once
     for the values."""
-    from mindblip2.cells.vit import ViTBlock
+    from mindblip2.checkpoint.pretrained import no_init
     from mindblip2.config import Blip2Config
-    from mindblip2.hub import no_init
+    from mindblip2.models.vit import ViTBlock
     config = Blip2Config().vision_config
     with no_init():
         weights = sum(p.size for p in ViTBlock(config).get_parameters() if p.ndim == 2)
@@ -100,17 +100,17 @@ def test_both_sides_re_rank_the_same_texts_of_the_stated_lengths():
 @pytest.fixture
 def killed(tmp_path):
     """A run of two saves and the digests of its checkpoints."""
+    from mindblip2.checkpoint import training_state
     from mindblip2.config import OptimizerConfig
-    from mindblip2.trainer import saving
-    from mindblip2.trainer.optim import AdamW
+    from mindblip2.trainer.optimizer import AdamW
     from tests.trainer.small import small_model
     kills, model = loaded("kills"), small_model()
     optimizer = AdamW(model.trainable_params(), OptimizerConfig())
     run = kills.Run(tmp_path / "run", 1)
     for step in (1, 2):
-        path = saving.save(run.checkpoints, model, optimizer, {"step": step, "loss_scale": {"value": 1.0, "good": 0}, "frozen": None})
-        saving.record_best(run.checkpoints, path, "loss", 0.5)
-    return kills, run, {int(one.name[5:]): kills.contents(one) for one in saving.saved(run.checkpoints)}
+        path = training_state.save(run.checkpoints, model, optimizer, {"step": step, "loss_scale": {"value": 1.0, "good": 0}, "frozen": None})
+        training_state.record_best(run.checkpoints, path, "loss", 0.5)
+    return kills, run, {int(one.name[5:]): kills.contents(one) for one in training_state.saved(run.checkpoints)}
 
 
 def test_a_lost_torn_or_different_checkpoint_is_noticed(killed):
@@ -257,7 +257,7 @@ def test_shards_are_named_by_their_index_and_none_is_too_large(tmp_path, monkeyp
 
 
 def test_tokenizers_have_the_published_words_and_ids(tmp_path):
-    from mindblip2.data.language_tokenizer import LanguageTokenizer
+    from mindblip2.data.text.language_tokenizer import LanguageTokenizer
     files = loaded("stage2_files")
     files.opt_tokenizer(tmp_path / "opt")
     files.vicuna_tokenizer(tmp_path / "vicuna" / "tokenizer.model")

@@ -3,7 +3,7 @@ import pytest
 
 import run_blip2
 from mindblip2 import Trainer, pipeline
-from mindblip2.data import scenes
+from mindblip2.demo import scenes
 
 SHOWN = 60
 

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from tests.house import ROOT
+from tests.architecture_rules import ROOT
 
 pytestmark = pytest.mark.slow
 PACKED = ("mindblip2", "convert", "parity", "configs", "setup.py", "pyproject.toml", "LICENSE")

@@ -129,7 +129,7 @@ def test_b1_a_data_set_that_calls_a_model_is_told_instead_of_waiting_for_ever():
 
 
 def test_b1_batches_are_made_in_threads_of_the_name_that_the_lock_knows():
-    from mindblip2.data.workers import ahead
+    from mindblip2.data.prefetch import ahead
     assert list(ahead(threading.current_thread().name for _ in range(1))) == [DATA_THREAD]
 
 
@@ -158,8 +158,14 @@ def test_b1_a_worker_process_is_not_stopped_by_a_lock_of_its_parent(holder):
 
 
 def test_b1_models_and_pipelines_take_the_lock_in_every_public_method():
-    from mindblip2 import Blip2Classifier, Blip2ImageToTextGeneration, Blip2Qformer, ImageToTextGenerationPipeline, Trainer
-    from mindblip2.hub import Pretrained
+    from mindblip2 import (
+        Blip2Classifier,
+        Blip2ImageToTextGeneration,
+        Blip2Qformer,
+        ImageToTextGenerationPipeline,
+        Trainer,
+    )
+    from mindblip2.checkpoint.pretrained import Pretrained
     calls = [Pretrained.__call__, Pretrained.__init__, Pretrained.from_pretrained, Pretrained.load_checkpoint, Blip2Qformer.__init__,
              Blip2Qformer.generate, Blip2Qformer.extract_features, Blip2Qformer.itm_logits, Blip2Qformer.text_features,
              Blip2Classifier.match_probabilities, Blip2ImageToTextGeneration.generate, Trainer.__init__, Trainer.train, Trainer.predict,

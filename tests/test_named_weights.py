@@ -13,14 +13,16 @@ import pytest
 import yaml
 
 import run_blip2
-from mindblip2 import Trainer, hub, legacy, pipeline
-from mindblip2.cells import blip2_llm, blip2_qformer
-from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
+from mindblip2 import Trainer, pipeline
+from mindblip2.checkpoint import pretrained
+from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, write_checkpoint
+from mindblip2.compat.mindformers import keys as mindformers
 from mindblip2.config import Blip2Config, load_config
-from mindblip2.data import digits
-from mindblip2.sections import Section
-from mindblip2.trainer import pretrain
+from mindblip2.config.schema import Section
+from mindblip2.demo import digits
+from mindblip2.models import blip2_llm, blip2_qformer
 from mindblip2.trainer import trainer as trainer_module
+from mindblip2.trainer.tasks import pretrain
 from tests import stage2_small
 
 NAME = "checkpoint_name_or_path"
@@ -29,7 +31,7 @@ TASKS = {"Blip2Qformer": "feature_extraction", "Blip2Classifier": "zero_shot_ima
 SHORT = {"max_new_tokens": 2, "num_beams": 1}
 
 
-def classes(cls=hub.Pretrained):
+def classes(cls=pretrained.Pretrained):
     """Every model that a user constructs."""
     assert blip2_llm and blip2_qformer      # the modules that define them
     return [one for sub in cls.__subclasses__() if sub.__module__.startswith("mindblip2.") for one in (sub, *classes(sub))]
@@ -51,7 +53,7 @@ def keys(cls=Blip2Config, where=""):
 def test_a1_the_walk_finds_all_classes_and_keys():
     assert {cls.__name__ for cls in classes()} == set(TASKS)
     assert set(keys()) == {NAME, f"vision_config.{NAME}", f"qformer_config.{NAME}", f"text_config.{NAME}"}
-    assert {begin.split(".")[0] for begin in keys() if "." in begin} == set(hub.PARTS.values())     # each has its part of the weights
+    assert {begin.split(".")[0] for begin in keys() if "." in begin} == set(pretrained.PARTS.values())     # each has its part of the weights
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def written(made, cls, key, folder, **change):
     """A YAML file that names the donor's weights: the model's own file under the first key; where ``key`` is of a part, that part's in
     a file of its own."""
     stage = made.stages["2" if issubclass(cls, blip2_llm.Blip2Llm) else "1"]
-    begin = {section: begin for begin, section in hub.PARTS.items()}.get(key.split(".")[0], "none")
+    begin = {section: begin for begin, section in pretrained.PARTS.items()}.get(key.split(".")[0], "none")
     raw = copy.deepcopy(stage.raw)
     raw["trainer"]["type"] = TASKS[cls.__name__]
     raw["output_dir"] = str(folder / "output")
@@ -174,7 +176,7 @@ def test_a1_stage_1_training_starts_from_the_parts_that_are_named(made, here, tm
     keys = {"trainer.type": "contrastive_language_image_pretrain"}
     trainer = Trainer(args=load_config(path, keys), train_dataset=made.samples)
     trainer.train()
-    begin, = (begin for begin, section in hub.PARTS.items() if key.startswith(section))
+    begin, = (begin for begin, section in pretrained.PARTS.items() if key.startswith(section))
     same = {name: np.array_equal(p.asnumpy(), wanted[name]) for name, p in trainer.model.parameters_dict().items()}
     assert all(same[name] for name in same if name.startswith(begin)) and not same["vision_proj.weight"]
     assert ("the frozen ViT has random weights" in capsys.readouterr().out) is key.startswith("qformer")
@@ -221,7 +223,7 @@ def test_a1_names_of_mindformers_say_how_to_get_the_file(made, here, tmp_path, n
     with pytest.raises(FileNotFoundError) as error:
         blip2_qformer.Blip2Qformer(config)
     assert f"model.model_config.{NAME} = '{name}'" in str(error.value) and words in str(error.value)
-    file = legacy.WEIGHT_ALIASES.get(name, name)
+    file = mindformers.WEIGHT_ALIASES.get(name, name)
     (tmp_path / "model.ckpt").rename(tmp_path / f"{file}.ckpt")
     (tmp_path / "here" / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")            # a folder without weights is no file of weights
@@ -272,7 +274,7 @@ def _saved(folder):
 def test_a1_the_snippets_of_the_card_give_the_captions_of_the_preset(here, tmp_path):
     pictures = [digits.render(scene, 48) for scene in digits.held_out("told")[:2]]
     wanted = pipeline("image_to_text_generation", model="itt_blip2_digits", max_new_tokens=8)(pictures)
-    hub_file = hub.find_weights("itt_blip2_digits")
+    hub_file = pretrained.find_weights("itt_blip2_digits")
     (tmp_path / "itt.ckpt").write_bytes(hub_file.read_bytes())
 
     # the card's lines
@@ -292,12 +294,12 @@ def test_a1_the_snippets_of_the_card_give_the_captions_of_the_preset(here, tmp_p
 @pytest.mark.parametrize("cls", classes())
 def test_a1_a_model_that_is_loaded_at_once_reads_nothing_in_its_constructor(made, cls, here, tmp_path, monkeypatch):
     path, wanted = written(made, cls, f"vision_config.{NAME}", tmp_path)
-    read, real = [], hub.Pretrained._load
-    monkeypatch.setattr(hub.Pretrained, "_load", lambda self, files, path: read.append(path) or real(self, files, path))
+    read, real = [], pretrained.Pretrained._load
+    monkeypatch.setattr(pretrained.Pretrained, "_load", lambda self, files, path: read.append(path) or real(self, files, path))
     cls.from_pretrained(path)
     assert len(read) == 1       # and not once more by the constructor
-    with hub.no_init():
-        with hub.no_init():
+    with pretrained.no_init():
+        with pretrained.no_init():
             pass
         empty = cls(Blip2Config.from_pretrained(path).replace(**{NAME: "nowhere.ckpt"}))
     assert len(read) == 1 and len(empty.parameters_dict()) == len(wanted)

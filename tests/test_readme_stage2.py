@@ -20,8 +20,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import run_blip2  # noqa: E402
-from convert.convert_weight import main as convert  # noqa: E402
 from mindblip2 import Blip2Qformer, config, load_config  # noqa: E402
+from mindblip2.convert.convert_weight import main as convert  # noqa: E402
 from tests import stage2_small  # noqa: E402
 from tests.convert.stage2 import save  # noqa: E402
 from tests.convert.test_stage2 import SIZES, TINY  # noqa: E402

@@ -109,8 +109,8 @@ def test_c11_what_is_named_is_there():
 
 @pytest.mark.parametrize("text, names", [
     ("see parity/dump.py", ["parity/dump.py"]), ("as ``parity.dumping`` does", ["parity.dumping"]), ("facts D-15", ["facts D-15"]),
-    ("parity.compare.no_such_function", ["parity.compare.no_such_function"]),
-    ("parity/run.py, parity.compare.rms, mindblip2.pipeline, cells/vit.py and lavis/models/x.py", []),
+    ("mindblip2.parity.compare.no_such_function", ["mindblip2.parity.compare.no_such_function"]),
+    ("mindblip2/parity/run.py, mindblip2.parity.compare.rms, mindblip2.pipeline, models/vit.py and lavis/models/x.py", []),
 ])
 def test_c11_the_control(text, names):
     assert stale(text) == names

@@ -7,11 +7,19 @@ from pathlib import Path
 import pytest
 
 import run_blip2
-from mindblip2 import Blip2Classifier, Blip2Config, Blip2ImageToTextGeneration, Blip2Processor, Trainer, load_config, pipeline
+from mindblip2 import (
+    Blip2Classifier,
+    Blip2Config,
+    Blip2ImageToTextGeneration,
+    Blip2Processor,
+    Trainer,
+    load_config,
+    pipeline,
+)
 from mindblip2.config import ConfigError, presets
 from mindblip2.pipeline import image_to_text
-from mindblip2.trainer.inputs import DEFAULT_MODEL
 from mindblip2.trainer.tasks import TASKS
+from mindblip2.trainer.tasks.inputs import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 CONVERT = "python convert/convert_weight.py --torch_path "

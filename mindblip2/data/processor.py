@@ -14,17 +14,17 @@ from mindblip2.config import (
     print_support_list,
     save_sections,
 )
-from mindblip2.data.captions import BlipCaption
-from mindblip2.data.encoding import listed, texts_of
-from mindblip2.data.image import load_image
-from mindblip2.data.language_tokenizer import LanguageTokenizer
-from mindblip2.data.pixels import ImageError, array_of, array_to_rgb
-from mindblip2.data.prompted import without_image_tokens
-from mindblip2.data.text_checks import cleaned, warn_truncated
-from mindblip2.data.tokenizer import BertTokenizer, load_tokenizer, save_tokenizer
-from mindblip2.data.transforms import EvalTransform
+from mindblip2.config.schema import Pixels, argument
+from mindblip2.data.images.color_conversion import ImageError, array_of, array_to_rgb
+from mindblip2.data.images.load import load_image
+from mindblip2.data.images.transforms import EvalTransform
+from mindblip2.data.text.checks import cleaned, warn_truncated
+from mindblip2.data.text.cleaning import BlipCaption
+from mindblip2.data.text.encoding import listed, texts_of
+from mindblip2.data.text.language_tokenizer import LanguageTokenizer
+from mindblip2.data.text.prompting import without_image_tokens
+from mindblip2.data.text.tokenizer import BertTokenizer, load_tokenizer, save_tokenizer
 from mindblip2.file_io import atomic_folder
-from mindblip2.sections import Pixels, argument
 
 
 class Blip2ImageProcessor:
@@ -90,7 +90,7 @@ class Blip2Processor:
 
     ``max_length`` (tokens) overrides the tokenizer's own if given.  ``padding`` is the tokenizer's option.
 
-    ``clean``: whether texts are cleaned as captions (:class:`~mindblip2.data.captions.BlipCaption`: lower case, without punctuation, 50
+    ``clean``: whether texts are cleaned as captions (:class:`~mindblip2.data.text.cleaning.BlipCaption`: lower case, without punctuation, 50
     words), as LAVIS does before it extracts features and as the task ``feature_extraction`` does.  None: with BERT's tokenizer, whose
     texts the Q-Former reads, and not with a language model's, to which LAVIS gives prompts as they are.
     """

@@ -14,11 +14,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindblip2 import comm, device
-from mindblip2.cells.layers import whole_vocabulary
+from mindblip2 import device
+from mindblip2.config.schema import ConfigError
+from mindblip2.distributed import comm
 from mindblip2.file_io import FileError, atomic_folder, read_json, sync_file, write_json
+from mindblip2.models.layers import whole_vocabulary
 from mindblip2.progress import progress
-from mindblip2.sections import ConfigError
 from mindblip2.trainer.plan import bytes_of
 
 FORMAT = 1      # of mindir.json

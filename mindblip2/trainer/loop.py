@@ -10,17 +10,18 @@ from pathlib import Path
 
 import mindspore as ms
 
-from mindblip2 import comm, device
-from mindblip2.checkpoint import CheckpointError
+from mindblip2 import device
+from mindblip2.checkpoint import training_state
+from mindblip2.checkpoint.ckpt import CheckpointError
+from mindblip2.checkpoint.pretrained import whole_bytes
+from mindblip2.distributed import comm
 from mindblip2.file_io import DISK_FULL, DiskFullError, write_json
-from mindblip2.hub import whole_bytes
-from mindblip2.trainer import saving
-from mindblip2.trainer.held_out import is_due
-from mindblip2.trainer.monitor import Monitor
-from mindblip2.trainer.optim import layer_scales
-from mindblip2.trainer.schedule import learning_rate
-from mindblip2.trainer.step import TrainStep
-from mindblip2.trainer.stop import StopSignals, error_of, how_to_go_on
+from mindblip2.trainer.evaluator import is_due
+from mindblip2.trainer.logging import Monitor
+from mindblip2.trainer.lr_schedule import learning_rate
+from mindblip2.trainer.optimizer import layer_scales
+from mindblip2.trainer.signals import StopSignals, error_of, how_to_go_on
+from mindblip2.trainer.train_step import TrainStep
 
 logger = logging.getLogger("mindblip2")
 # What may differ in a resumed run without a change of the data's order or of the model; the differences are printed.
@@ -49,7 +50,7 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
         ms.set_seed(config.seed + comm.rank())
     step_of = TrainStep(model, config.optimizer, _scales(model, config), config.parallel.enable_parallel_optimizer)
     facts = _facts(model, config, epoch_steps, total, held_out) | {"frozen": frozen}
-    state = saving.read_state(resume) if resume else {"step": _fresh(folder)}
+    state = training_state.read_state(resume) if resume else {"step": _fresh(folder)}
     if resume:
         _restore(resume, state, facts, step_of, folder)
     start = state["step"]
@@ -87,9 +88,9 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
                     made = {"step": done, "epoch": done // epoch_steps, "loss_scale": step_of.scale.state(), **facts, "loss": loss,
                             "judged": judged if held_out else {"loss": loss} if planned else {}, "window": [loss_sum, loss_count],
                             "unreadable": [getattr(feed, "seen", 0), getattr(feed, "skipped", 0)]}
-                    path = saving.save(folder, model, step_of.optimizer, made, runner.keep_checkpoint_max)
+                    path = training_state.save(folder, model, step_of.optimizer, made, runner.keep_checkpoint_max)
                     if comm.first():
-                        saving.note_best(folder, path, made["judged"])
+                        training_state.note_best(folder, path, made["judged"])
                     stopped_by = signals.agreed()       # evaluating and saving may have taken long
                 if stopped_by:
                     break
@@ -103,7 +104,7 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
         monitor.close()
         model.set_train(False)
     if stopped_by:
-        print(f"{stopped_by.name}: stopped after step {done} of {total}; the checkpoint is saved at: {folder / saving.NAME.format(done)}.  "
+        print(f"{stopped_by.name}: stopped after step {done} of {total}; the checkpoint is saved at: {folder / training_state.NAME.format(done)}.  "
               f"Go on with: {how_to_go_on()}", flush=True)
         comm.barrier()      # the launcher ends all processes as soon as one has ended
         raise error_of(stopped_by)
@@ -144,7 +145,7 @@ def _scales(model, config):
 
 
 def _fresh(folder):
-    found = saving.saved(folder)
+    found = training_state.saved(folder)
     if found:
         raise CheckpointError(f"{Path(folder).absolute()} holds checkpoints of another run, the newest {found[-1].name}: go on with it "
                               "by --resume_training true, or choose another --output_dir")
@@ -153,10 +154,10 @@ def _fresh(folder):
 
 def _tidy(folder, step, metric):
     """What the first process does in the checkpoints' folder before the run goes on after ``step``."""
-    for path in saving.set_aside(folder, step) if step else ():
+    for path in training_state.set_aside(folder, step) if step else ():
         print(f"a later checkpoint of the earlier course is kept as {path.name}")
-    saving.clean(folder)
-    saving.find_best(folder, metric)
+    training_state.clean(folder)
+    training_state.find_best(folder, metric)
 
 
 def _told(feed, before):
@@ -198,7 +199,7 @@ def _restore(checkpoint, state, facts, step_of, folder):
     if state["step"] > facts["total_steps"]:
         raise CheckpointError(f"{checkpoint} has made {state['step']} steps, but the run is to have {facts['total_steps']}: raise "
                               "runner_config.epochs or lr_schedule.total_steps, or use the checkpoint as it is")
-    saving.restore_optimizer(checkpoint, step_of.optimizer)
+    training_state.restore_optimizer(checkpoint, step_of.optimizer)
     step_of.scale.restore(state["loss_scale"])
     print(f"resumed from {checkpoint}: step {state['step']} of {facts['total_steps']}")
     for name in free:
@@ -220,12 +221,12 @@ def _judge_again(folder, checkpoint, state, judged):
     """Write down the evaluation of a checkpoint that was saved by a run which was stopped before it."""
     if comm.first() and Path(checkpoint).resolve().parent == folder.resolve():
         write_json(Path(checkpoint) / "state.json", {**state, "judged": judged})
-        saving.note_best(folder, Path(checkpoint), judged)
+        training_state.note_best(folder, Path(checkpoint), judged)
 
 
 def _after_divergence(folder, config):
     """What to do after a number that is not finite."""
-    rate, good = config.lr_schedule.learning_rate / 2, saving.last_good(folder)
+    rate, good = config.lr_schedule.learning_rate / 2, training_state.last_good(folder)
     if good is None:
         return ("no checkpoint from before the divergence is there; begin again with a lower learning rate: "
                 f"{how_to_go_on(None, lr_schedule__learning_rate=rate)}, and with another --output_dir if {folder} holds checkpoints")
@@ -235,8 +236,8 @@ def _after_divergence(folder, config):
 
 def _disk_full(error, folder, log_folder, model, optimizer, facts):
     """The error of a full disk during a training."""
-    needed = whole_bytes(saving.saved_parameters(model, facts).values()) + optimizer.bytes()
-    there = saving.saved(folder)
+    needed = whole_bytes(training_state.saved_parameters(model, facts).values()) + optimizer.bytes()
+    there = training_state.saved(folder)
     advice = (f"the last good checkpoint is {there[-1]}; when there is room, go on with: {how_to_go_on()}" if there else
               "no checkpoint has been saved yet: begin again when there is room")
     return DiskFullError(error.errno, f"{error.strerror}.  A checkpoint of this run takes about {needed:,} bytes; {advice}",

@@ -7,15 +7,16 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from mindblip2 import comm, device
-from mindblip2.cells.blip2_llm import SLOT_STEP, Blip2Llm
-from mindblip2.cells.blip2_qformer import Blip2Qformer
-from mindblip2.cells.decoding import ALIASES, LanguageDecoding
-from mindblip2.hub import no_init
-from mindblip2.sections import ConfigError
-from mindblip2.trainer.activations import activation_bytes
-from mindblip2.trainer.parallel import meshes, owners
-from mindblip2.trainer.traffic import BYTES, Step, traffic, update
+from mindblip2 import device
+from mindblip2.checkpoint.pretrained import no_init
+from mindblip2.config.schema import ConfigError
+from mindblip2.distributed import comm
+from mindblip2.distributed.data_parallel import meshes, owners
+from mindblip2.generation.generation_config import ALIASES, LanguageDecoding
+from mindblip2.models.blip2_llm import SLOT_STEP, Blip2Llm
+from mindblip2.models.blip2_qformer import Blip2Qformer
+from mindblip2.trainer.activation_memory import activation_bytes
+from mindblip2.trainer.communication_volume import BYTES, Step, traffic, update
 
 UNITS = {"MB": 1e6, "GB": 1e9, "MiB": 2 ** 20, "GiB": 2 ** 30}
 GB = 1e9

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import mindspore as ms
 
-from mindblip2 import comm, device
+from mindblip2 import device
 from mindblip2.config import RunConfig, load_config, presets, print_support_list, without_effect
-from mindblip2.data.check import check_data
+from mindblip2.config.schema import Count, argument, build, warn_ignored
+from mindblip2.data.datasets.check import check_data
 from mindblip2.data.processor import Blip2Processor
+from mindblip2.distributed import comm, data_parallel
 from mindblip2.file_io import write_json, write_text
 from mindblip2.lock import exclusive
-from mindblip2.sections import Count, argument, build, warn_ignored
-from mindblip2.trainer import parallel
 from mindblip2.trainer.export import write as write_parts
-from mindblip2.trainer.inputs import DEFAULT_MODEL
 from mindblip2.trainer.tasks import TASKS, task_named
+from mindblip2.trainer.tasks.inputs import DEFAULT_MODEL
 
 logger = logging.getLogger("mindblip2")
 NO_SAMPLE = (str, bytes, Path, int, float)
@@ -31,7 +31,7 @@ def one_voice(verb):
     @exclusive
     @functools.wraps(verb)
     def spoken(self, *args, **options):
-        parallel.join(self.config, self.model)
+        data_parallel.join(self.config, self.model)
         with contextlib.ExitStack() as stack:
             if not comm.first():
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -58,7 +58,7 @@ class Trainer:
         if args is not None:
             device.use(self.config.context)
         if self.config.use_parallel:    # else set_parallel_config may still come; the verbs look again
-            parallel.join(self.config)
+            data_parallel.join(self.config)
         self.model = None if isinstance(model, (str, type(None))) else model
         self.name = model if isinstance(model, str) else model_name or self.config.trainer.model_name
         self.train_dataset, self.eval_dataset = (self._data_set(*one) for one in (("train_dataset", train_dataset),
@@ -103,7 +103,7 @@ class Trainer:
         self.config = self.config.replace(use_parallel=data_parallel * model_parallel > 1, parallel_config={
             "data_parallel": data_parallel, "model_parallel": model_parallel},
             parallel={"enable_parallel_optimizer": enable_parallel_optimizer})
-        parallel.join(self.config, self.model)
+        data_parallel.join(self.config, self.model)
 
     def set_recompute_config(self, recompute=False):
         """Compute feed-forwards again for the gradient, see ``recompute_config``; MindFormers' name."""

@@ -3,11 +3,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from convert.convert_weight import main  # noqa: E402
-from mindblip2.checkpoint import Checkpoint  # noqa: E402
-from parity.seeded_weights import TIED  # noqa: E402
-from parity.twin import seeded_state_dict  # noqa: E402
-from parity.twin_config import TwinConfig  # noqa: E402
+from mindblip2.checkpoint.ckpt import Checkpoint  # noqa: E402
+from mindblip2.convert.convert_weight import main  # noqa: E402
+from mindblip2.parity.reference.config import TwinConfig  # noqa: E402
+from mindblip2.parity.reference.model import seeded_state_dict  # noqa: E402
+from mindblip2.parity.seeded_weights import TIED  # noqa: E402
 
 SMALL = TwinConfig(image_size=56, patch=14, vit_width=32, vit_depth=2, vit_heads=2, vit_hidden=48, width=24, layers=4, heads=2,
                    ffn=40, vocab=120, positions=16, queries=4, embed=16)

@@ -8,12 +8,12 @@ import torch
 import transformers
 import yaml
 
-from mindblip2.cells.layers import LayerNorm, Linear
-from mindblip2.cells.llama import Llama
-from mindblip2.cells.opt import OPT
-from mindblip2.cells.qformer import QFormer
-from mindblip2.cells.vit import ViT
 from mindblip2.config import Blip2Config, LlamaConfig
+from mindblip2.models.layers import LayerNorm, Linear
+from mindblip2.models.llama import Llama
+from mindblip2.models.opt import OPT
+from mindblip2.models.qformer import QFormer
+from mindblip2.models.vit import ViT
 
 LLAMA = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
          "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0, "rms_norm_eps": 1e-5}

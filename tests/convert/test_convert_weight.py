@@ -12,12 +12,12 @@ torch = pytest.importorskip("torch")
 
 import mindspore as ms  # noqa: E402
 
-from convert.convert_weight import main, to_mindspore, to_torch  # noqa: E402
-from convert.fit import interpolate  # noqa: E402
-from convert.kinds import TEXT_HALF  # noqa: E402
-from mindblip2.cells.blip2_qformer import Blip2Qformer  # noqa: E402
-from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint  # noqa: E402
+from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, write_checkpoint  # noqa: E402
 from mindblip2.config import Blip2Config  # noqa: E402
+from mindblip2.convert.convert_weight import main, to_mindspore, to_torch  # noqa: E402
+from mindblip2.convert.detect import TEXT_HALF  # noqa: E402
+from mindblip2.convert.tensor_transforms import interpolate  # noqa: E402
+from mindblip2.models.blip2_qformer import Blip2Qformer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests" / "reference" / "tiny"

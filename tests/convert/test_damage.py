@@ -11,10 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from convert.convert_weight import main  # noqa: E402
-from convert.files import read  # noqa: E402
 from mindblip2 import file_io  # noqa: E402
-from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint  # noqa: E402
+from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, write_checkpoint  # noqa: E402
+from mindblip2.convert.convert_weight import main  # noqa: E402
+from mindblip2.convert.readers.files import read  # noqa: E402
 from tests.convert.stage2 import SAID, llama, save  # noqa: E402
 
 STATE = {"a": torch.arange(24.0).reshape(4, 6), "b": torch.ones(3, dtype=torch.bfloat16), "c": torch.full((5, 5), 0.07)}

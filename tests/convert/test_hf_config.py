@@ -9,12 +9,12 @@ import yaml
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from convert.hf_config import read_said  # noqa: E402
-from convert.kinds import detect  # noqa: E402
-from mindblip2.cells.blip2_qformer import Blip2Qformer  # noqa: E402
-from mindblip2.checkpoint import CheckpointError  # noqa: E402
+from mindblip2.checkpoint.ckpt import CheckpointError  # noqa: E402
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig  # noqa: E402
+from mindblip2.convert.detect import detect  # noqa: E402
+from mindblip2.convert.hf_config import read_said  # noqa: E402
 from mindblip2.file_io import FileError  # noqa: E402
+from mindblip2.models.blip2_qformer import Blip2Qformer  # noqa: E402
 from tests.convert.stage2 import SAID, llama, opt, printed, save, sharpened, write_config  # noqa: E402
 
 VISION = {"image_size": 28, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,

@@ -4,8 +4,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from convert.convert_weight import main, to_mindspore, to_torch  # noqa: E402
-from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint  # noqa: E402
+from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, write_checkpoint  # noqa: E402
+from mindblip2.convert.convert_weight import main, to_mindspore, to_torch  # noqa: E402
 from tests.convert.stage2 import SAID, llama, meta, opt, packed, save  # noqa: E402
 
 MHA = {"num_key_value_heads": 4}

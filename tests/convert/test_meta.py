@@ -6,8 +6,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from convert.fit import half_split, interleave  # noqa: E402
-from mindblip2.cells.language_model import rotated  # noqa: E402
+from mindblip2.convert.tensor_transforms import half_split, interleave  # noqa: E402
+from mindblip2.models.decoder import rotated  # noqa: E402
 from tests.convert.stage2 import llama, meta, printed, save  # noqa: E402
 
 PARAMS = {"dim": 32, "n_heads": 4, "n_kv_heads": 2, "n_layers": 3, "norm_eps": 1e-5, "vocab_size": -1, "rope_theta": 10000.0}

@@ -58,7 +58,7 @@ def test_it_gives_the_model_of_the_lavis_file(convert, lavis, mindformers, swapp
 
 
 def test_the_comparison_notices_a_matrix_the_wrong_way_round(convert, lavis, mindformers, monkeypatch):
-    from convert.mindspore_files import MindFormers
+    from mindblip2.convert.readers.mindspore_ckpt import MindFormers
     right = MindFormers._lavis
     expected = convert(lavis)[0]["vit.blocks.0.attn.proj.weight"]
     monkeypatch.setattr(MindFormers, "_lavis", lambda self, name: (right(self, name)[0], "attn.proj" not in right(self, name)[0]

@@ -10,14 +10,14 @@ torch = pytest.importorskip("torch")
 
 import mindspore as ms  # noqa: E402
 
-from convert.dimensions import read_config  # noqa: E402
-from convert.fit import interpolate  # noqa: E402
-from convert.names import BERT, EVA, HF, LAVIS, foreign_name  # noqa: E402
-from convert.shapes import model_shapes  # noqa: E402
-from mindblip2.cells.blip2_qformer import Blip2Qformer  # noqa: E402
 from mindblip2.config import Blip2Config  # noqa: E402
-from parity.twin import Twin  # noqa: E402
-from parity.twin_config import TwinConfig  # noqa: E402
+from mindblip2.convert.infer_config import read_config  # noqa: E402
+from mindblip2.convert.name_maps.blip2 import BERT, EVA, HF, LAVIS, foreign_name  # noqa: E402
+from mindblip2.convert.parameter_shapes import model_shapes  # noqa: E402
+from mindblip2.convert.tensor_transforms import interpolate  # noqa: E402
+from mindblip2.models.blip2_qformer import Blip2Qformer  # noqa: E402
+from mindblip2.parity.reference.config import TwinConfig  # noqa: E402
+from mindblip2.parity.reference.model import Twin  # noqa: E402
 
 PROCESSORS = Path(__file__).resolve().parents[1] / "reference" / "processors"
 QFORMER = "Qformer."

@@ -4,14 +4,14 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from convert import plan  # noqa: E402
-from convert.dimensions import read_config, read_text_config  # noqa: E402
-from convert.kinds import detect  # noqa: E402
-from convert.names_llm import LAVIS_LLM, LAVIS_OPT  # noqa: E402
-from convert.shapes import llm_shapes, stage_2_shapes  # noqa: E402
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig  # noqa: E402
-from parity.twin import Twin  # noqa: E402
-from parity.twin_config import TwinConfig  # noqa: E402
+from mindblip2.convert import plan  # noqa: E402
+from mindblip2.convert.detect import detect  # noqa: E402
+from mindblip2.convert.infer_config import read_config, read_text_config  # noqa: E402
+from mindblip2.convert.name_maps.language_models import LAVIS_LLM, LAVIS_OPT  # noqa: E402
+from mindblip2.convert.parameter_shapes import llm_shapes, stage_2_shapes  # noqa: E402
+from mindblip2.parity.reference.config import TwinConfig  # noqa: E402
+from mindblip2.parity.reference.model import Twin  # noqa: E402
 from tests.convert.stage2 import meta, packed  # noqa: E402
 
 FEW = 2     # layers, where the published number adds nothing but time

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from tests.convert.stage2 import SAID, llama, save  # noqa: E402
-from tests.convert.test_files import Hostile  # noqa: E402
+from tests.convert.test_readers import Hostile  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 MB = 1024 * 1024
@@ -142,10 +142,10 @@ import torch
 import convert.files
 
 def load(path):
-    file = convert.torch_reader.TorchFile(path)
+    file = mindblip2.convert.readers.torch_file.TorchFile(path)
     file.whole = torch.load(path, weights_only=True)
     return file
-convert.files.TorchFile = load
+mindblip2.convert.readers.files.TorchFile = load
 """
 
 

@@ -8,10 +8,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from convert.convert_weight import main, to_torch  # noqa: E402
-from mindblip2.cells.blip2_llm import Blip2Llm  # noqa: E402
-from mindblip2.checkpoint import Checkpoint, CheckpointError  # noqa: E402
+from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError  # noqa: E402
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig  # noqa: E402
+from mindblip2.convert.convert_weight import main, to_torch  # noqa: E402
+from mindblip2.models.blip2_llm import Blip2Llm  # noqa: E402
 from tests.convert.stage2 import language_model, llama, opt, printed, queries, save, write_config  # noqa: E402
 
 TINY = Path(__file__).resolve().parents[1] / "reference" / "tiny"

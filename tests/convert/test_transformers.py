@@ -9,9 +9,9 @@ transformers = pytest.importorskip("transformers")
 
 import mindspore as ms  # noqa: E402
 
-from convert.kinds import TEXT_HALF  # noqa: E402
-from mindblip2.cells.blip2_qformer import Blip2Qformer  # noqa: E402
 from mindblip2.config import Blip2Config  # noqa: E402
+from mindblip2.convert.detect import TEXT_HALF  # noqa: E402
+from mindblip2.models.blip2_qformer import Blip2Qformer  # noqa: E402
 
 SIZES = {"vision_config": {"image_size": 56, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
                            "intermediate_size": 48},

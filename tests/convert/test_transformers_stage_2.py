@@ -9,9 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from convert.convert_weight import to_torch  # noqa: E402
 from mindblip2.config import Blip2Config, OPTConfig  # noqa: E402
-from parity.compare import noise_ratio  # noqa: E402
+from mindblip2.convert.convert_weight import to_torch  # noqa: E402
+from mindblip2.parity.compare import noise_ratio  # noqa: E402
 from tests.convert.stage2 import (  # noqa: E402
     LLAMA,
     OPT_SIZES,

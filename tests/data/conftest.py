@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindblip2.data.language_tokenizer import LanguageTokenizer
+from mindblip2.data.text.language_tokenizer import LanguageTokenizer
 
 PROCESSORS = Path(__file__).resolve().parents[1] / "reference" / "processors"
 

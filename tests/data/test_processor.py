@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from mindblip2.config import CLIP_MEAN, CLIP_STD, load_config
-from mindblip2.data.feed import Feed
-from mindblip2.data.pixels import ImageError
+from mindblip2.data.images.augmentation import recipe
+from mindblip2.data.images.color_conversion import ImageError
+from mindblip2.data.loader import Feed
 from mindblip2.data.processor import Blip2ImageProcessor, Blip2Processor
-from mindblip2.data.recipe import recipe
-from mindblip2.data.tokenizer import BertTokenizer
+from mindblip2.data.text.tokenizer import BertTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -29,14 +29,14 @@ def _arrays():
 
 # ------------------------------------------------------------------------------------------------ weights
 def _make_ckpt(folder):
-    from mindblip2.checkpoint import write_checkpoint
+    from mindblip2.checkpoint.ckpt import write_checkpoint
     names = {np.dtype(np.float32): "Float32", np.dtype(np.float16): "Float16"}
     write_checkpoint(folder / "model.ckpt", ((name, names[array.dtype], array) for name, array in _arrays().items()))
     return folder / "model.ckpt"
 
 
 def _read_ckpt(path):
-    from mindblip2.checkpoint import Checkpoint
+    from mindblip2.checkpoint.ckpt import Checkpoint
     stored = Checkpoint(path)
     return {name: (stored.types[name], stored[name]) for name in stored}
 
@@ -73,7 +73,7 @@ def _make_index(folder):
 
 
 def _read_torch(path):
-    from convert.files import read
+    from mindblip2.convert.readers.files import read
     state = read(path)
     return {name: state[name].numpy() for name in state}
 
@@ -102,8 +102,8 @@ def _make_hf(which):
 
 
 def _read_hf(path):
-    from convert.hf_config import read_said, refuse_unbuilt
     from mindblip2.config import OPTConfig
+    from mindblip2.convert.hf_config import read_said, refuse_unbuilt
     refuse_unbuilt(path.parent)
     said = read_said(path.parent, OPTConfig)
     return said.sections, said.tied
@@ -126,7 +126,7 @@ ANSWERS = {"annotations": [{"question_id": 10 + i, "image_id": i, "answers": [{"
 
 
 def _read_annotations(path):
-    from mindblip2.data.annotations import read_annotations
+    from mindblip2.data.datasets.annotations import read_annotations
     return [tuple(one[:3]) for one in read_annotations([path], [path.parent / "pictures"])]
 
 
@@ -146,7 +146,7 @@ def _make_questions(folder):
 
 
 def _read_questions(path):
-    from mindblip2.data.questions import read_questions
+    from mindblip2.data.datasets.questions import read_questions
     return read_questions([path, path.parent / "answers.json"], [path.parent])
 
 
@@ -156,7 +156,7 @@ def _make_answers(folder):
 
 
 def _read_answers(path):
-    from mindblip2.data.questions import read_questions
+    from mindblip2.data.datasets.questions import read_questions
     return read_questions([path.parent / "questions.json", path], [path.parent])
 
 
@@ -168,7 +168,7 @@ def _make_flickr(folder):
 
 
 def _read_flickr(path):
-    from mindblip2.data.pairs import Flickr8kDataLoader
+    from mindblip2.data.datasets.pairs import Flickr8kDataLoader
     return list(Flickr8kDataLoader(path.parent, "train"))
 
 
@@ -207,7 +207,7 @@ def _make_vocabulary(folder):
 
 
 def _read_vocabulary(path):
-    from mindblip2.data.tokenizer import BertTokenizer
+    from mindblip2.data.text.tokenizer import BertTokenizer
     tokenizer = BertTokenizer(str(path))
     return len(tokenizer), tokenizer(TEXT)["input_ids"]
 
@@ -231,7 +231,7 @@ def _make_byte_level(which):
 
 
 def _read_language_tokenizer(path):
-    from mindblip2.data.language_tokenizer import LanguageTokenizer
+    from mindblip2.data.text.language_tokenizer import LanguageTokenizer
     tokenizer = LanguageTokenizer(str(path.parent), "GPT2Tokenizer")
     ids = tokenizer(TEXT)["input_ids"]
     return len(tokenizer), ids, tokenizer.decode(ids), tokenizer.eos_token
@@ -247,7 +247,7 @@ def _make_sentencepiece(folder):
 
 
 def _read_sentencepiece(path):
-    from mindblip2.data.language_tokenizer import LanguageTokenizer
+    from mindblip2.data.text.language_tokenizer import LanguageTokenizer
     tokenizer = LanguageTokenizer(str(path.parent))
     ids = tokenizer(TEXT)["input_ids"]
     return len(tokenizer), ids, tokenizer.decode(ids)
@@ -264,7 +264,7 @@ def _make_picture(kind, **options):
 
 
 def _read_picture(path):
-    from mindblip2.data.image import load_image
+    from mindblip2.data.images.load import load_image
     return np.asarray(load_image(str(path)))
 
 
@@ -279,7 +279,7 @@ def _make_cifar(folder):
 
 
 def _read_cifar(path):
-    from mindblip2.data.cifar import Cifar100DataLoader
+    from mindblip2.data.datasets.cifar import Cifar100DataLoader
     data = Cifar100DataLoader(str(path.parent), stage="test")
     return [np.asarray(data.pictures[i]) for i in range(len(data))], list(data.truths), list(data.labels)
 
@@ -295,7 +295,7 @@ def _make_state(folder):
 
 
 def _read_state(path):
-    from mindblip2.trainer.saving import read_state
+    from mindblip2.checkpoint.training_state import read_state
     return read_state(path.parent)
 
 
@@ -305,12 +305,12 @@ def _make_best(folder):
 
 
 def _read_best(path):
-    from mindblip2.trainer.saving import best
+    from mindblip2.checkpoint.training_state import best
     return best(path.parent)
 
 
 def _make_dump(folder):
-    from parity.dumpfile import Writer
+    from mindblip2.parity.dump_file import Writer
     arrays, truth = {"x": np.arange(6, dtype=np.float32)}, {"x": np.arange(6, dtype=np.float64)}
     with Writer(folder / "dump.npz") as writer:
         writer.add("case", "layer", arrays, truth, arrays, weights=[], backward=True, fixed=[], stacked=[], values=True)
@@ -319,7 +319,7 @@ def _make_dump(folder):
 
 
 def _read_dump(path):
-    from parity.dumpfile import DumpFile
+    from mindblip2.parity.dump_file import DumpFile
     dump = DumpFile(path)
     return [(entry["name"], {group: dump.group(entry, group) for group in ("inputs", "torch32", "truth")}) for entry in dump.entries]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.architecture_rules import ROOT, listed
 from tests.fuzz.formats import FORMATS
-from tests.house import ROOT, listed
 
 # calls that read a file, or parse what was read
 PARSERS = {"json.load", "json.loads", "yaml.load", "yaml.safe_load", "np.load", "np.fromfile", "np.loadtxt", "np.genfromtxt", "pickle.load",
@@ -17,25 +17,25 @@ METHODS = {"read_text", "read_bytes"}       # of a Path
 READERS = {
     "mindblip2/file_io.py": ("captions", "captions_json", "yaml", "hf_config_json", "hf_generation_config_json", "added_tokens_json",
                              "tokenizer_config_json", "training_state_json", "best_json"),
-    "mindblip2/checkpoint.py": ("ckpt",),
-    "convert/files.py": ("torch_zip", "torch_legacy", "safetensors"),
-    "convert/safetensors_reader.py": ("safetensors", "shard_index"),
-    "convert/torch_reader.py": ("torch_zip", "torch_legacy"),
-    "mindblip2/data/annotations.py": ("captions", "captions_json", "captions_jsonl", "captions_csv", "coco_json", "questions_json",
+    "mindblip2/checkpoint/ckpt.py": ("ckpt",),
+    "mindblip2/convert/readers/files.py": ("torch_zip", "torch_legacy", "safetensors"),
+    "mindblip2/convert/readers/safetensors_file.py": ("safetensors", "shard_index"),
+    "mindblip2/convert/readers/torch_file.py": ("torch_zip", "torch_legacy"),
+    "mindblip2/data/datasets/annotations.py": ("captions", "captions_json", "captions_jsonl", "captions_csv", "coco_json", "questions_json",
                                       "answers_json", "flickr8k"),
-    "mindblip2/data/cifar.py": ("cifar_pickle",),
-    "mindblip2/data/image.py": ("png", "jpeg", "gif", "webp", "tiff", "bmp"),
-    "mindblip2/data/tokenizer_files.py": ("vocab_txt", "sentencepiece"),
-    "mindblip2/data/vocabulary.py": ("sentencepiece", "tokenizer_json", "tokenizer_json_values", "vocab_json", "merges_txt"),
-    "mindblip2/comm.py": "messages between the processes of one run",
-    "mindblip2/trainer/lock.py": "its own lock file, of which nothing but a message is read",
+    "mindblip2/data/datasets/cifar.py": ("cifar_pickle",),
+    "mindblip2/data/images/load.py": ("png", "jpeg", "gif", "webp", "tiff", "bmp"),
+    "mindblip2/data/text/tokenizer_files.py": ("vocab_txt", "sentencepiece"),
+    "mindblip2/data/text/vocabulary.py": ("sentencepiece", "tokenizer_json", "tokenizer_json_values", "vocab_json", "merges_txt"),
+    "mindblip2/distributed/comm.py": "messages between the processes of one run",
+    "mindblip2/trainer/output_lock.py": "its own lock file, of which nothing but a message is read",
     "mindblip2/trainer/loop.py": "JSON that was written in the same expression",
-    "mindblip2/trainer/monitor.py": "its own log, of which it reads the lines up to the first damaged one",
-    "parity/dumpfile.py": ("parity_dump",),
-    "parity/desk.py": "its own rows, with an error that names file and line",
-    "parity/inputs.py": "pictures of scikit-learn's package",
-    "parity/report.py": "the kernel's description of the processor",
-    "parity/twin.py": "torch's own reader, for the side of PyTorch",
+    "mindblip2/trainer/logging.py": "its own log, of which it reads the lines up to the first damaged one",
+    "mindblip2/parity/dump_file.py": ("parity_dump",),
+    "mindblip2/parity/result_sinks.py": "its own rows, with an error that names file and line",
+    "mindblip2/parity/inputs.py": "pictures of scikit-learn's package",
+    "mindblip2/parity/report/summary.py": "the kernel's description of the processor",
+    "mindblip2/parity/reference/model.py": "torch's own reader, for the side of PyTorch",
 }
 
 

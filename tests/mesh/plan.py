@@ -8,9 +8,10 @@ from collections import Counter
 
 import mindspore as ms
 
-from mindblip2 import comm, device
+from mindblip2 import device
 from mindblip2.config import Blip2Config, ContextConfig, OptimizerConfig
-from mindblip2.trainer.step import TrainStep
+from mindblip2.distributed import comm
+from mindblip2.trainer.train_step import TrainStep
 from tests.mesh.steps import PARTS, RATE, SIZES, batch_of, own_rows
 
 

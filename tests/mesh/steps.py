@@ -9,13 +9,14 @@ import sys
 import mindspore as ms
 import numpy as np
 
-from mindblip2 import comm, device
-from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration, Blip2Llm
-from mindblip2.cells.blip2_qformer import Blip2Qformer
+from mindblip2 import device
+from mindblip2.checkpoint.pretrained import whole
 from mindblip2.config import Blip2Config, ContextConfig, OptimizerConfig
-from mindblip2.hub import whole
-from mindblip2.trainer.pretrain import recompute
-from mindblip2.trainer.step import TrainStep
+from mindblip2.distributed import comm
+from mindblip2.models.blip2_llm import Blip2ImageToTextGeneration, Blip2Llm
+from mindblip2.models.blip2_qformer import Blip2Qformer
+from mindblip2.trainer.tasks.pretrain import recompute
+from mindblip2.trainer.train_step import TrainStep
 
 BATCH, STEPS, RATE = 8, 5, 1e-2
 VISION = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}

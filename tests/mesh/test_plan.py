@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 
-from mindblip2 import comm
+from mindblip2.checkpoint.pretrained import no_init
 from mindblip2.config import Blip2Config
-from mindblip2.hub import no_init
+from mindblip2.distributed import comm
+from mindblip2.trainer.communication_volume import Step, traffic, update
 from mindblip2.trainer.plan import moment_bytes
-from mindblip2.trainer.traffic import Step, traffic, update
 from tests.mesh.launch import ROOT, launch
 from tests.mesh.steps import BATCH, PARTS, SIZES
 

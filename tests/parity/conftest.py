@@ -24,7 +24,7 @@ def tiny_config(**changes):
 
 def load_model(ckpt, config):
     """Ours, strictly loaded."""
-    from mindblip2.cells.blip2_qformer import Blip2Qformer
+    from mindblip2.models.blip2_qformer import Blip2Qformer
     return Blip2Qformer(config).load_checkpoint(ckpt).set_train(False)
 
 
@@ -34,7 +34,7 @@ def pynative():
     import mindspore as ms
     import torch
 
-    from parity.nets import pynative
+    from mindblip2.parity.model_triple import pynative
     mode, threads = ms.get_context("mode"), torch.get_num_threads()
     pynative()
     torch.set_num_threads(1)
@@ -46,7 +46,7 @@ def pynative():
 @pytest.fixture(scope="session")
 def ckpts(tmp_path_factory):
     """File of LAVIS's -> .ckpt, by the converter."""
-    from convert.convert_weight import to_mindspore
+    from mindblip2.convert.convert_weight import to_mindspore
     folder = tmp_path_factory.mktemp("converted")
     paths = {name: folder / f"{Path(name).stem}.ckpt" for name in FILES}
     for name, path in paths.items():
@@ -57,7 +57,7 @@ def ckpts(tmp_path_factory):
 @pytest.fixture(scope="session")
 def lavis():
     """What LAVIS computed."""
-    from parity.twin_reference import Reference
+    from mindblip2.parity.reference.lavis_arrays import Reference
     return Reference(TINY)
 
 
@@ -72,8 +72,8 @@ def suite(model, lavis):
     """All cases on the reference's batch."""
     import torch
 
-    from parity.nets import Nets
-    from parity.ours_chained import batch
-    from parity.suite import Suite
+    from mindblip2.parity.candidate.chained import batch
+    from mindblip2.parity.model_triple import Nets
+    from mindblip2.parity.suite import Suite
     nets = Nets(lavis.twin(torch.float64), lavis.twin(torch.float32), model)
     return Suite(nets, batch(lavis.inputs["image"].numpy(), lavis.inputs["input_ids"].numpy()))

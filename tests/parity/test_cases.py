@@ -5,13 +5,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from parity.compare import Row, failing, first_bad, not_passing, table  # noqa: E402
-from parity.nets import FEW, Case, judge, run_ours  # noqa: E402
-from parity.ours_chained import batch  # noqa: E402
-from parity.suite import CHAINED  # noqa: E402
-from parity.theirs import departures, run_theirs, twin_config  # noqa: E402
-
-from .conftest import tiny_config  # noqa: E402
+from mindblip2.parity.candidate.chained import batch  # noqa: E402
+from mindblip2.parity.compare import Row, failing, first_bad, not_passing, table  # noqa: E402
+from mindblip2.parity.model_triple import FEW, Case, judge, run_ours  # noqa: E402
+from mindblip2.parity.reference.outputs import departures, run_theirs, twin_config  # noqa: E402
+from mindblip2.parity.suite import CHAINED  # noqa: E402
+from tests.parity.conftest import tiny_config  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("pynative")
 
@@ -63,7 +62,7 @@ def test_the_gradient_of_every_parameter_is_compared(suite, model):
 
 def test_every_cell_has_a_twin(suite, model):
     """Each cell is compared by itself, or is below one that is."""
-    from parity.capture import APART
+    from mindblip2.parity.activation_hooks import APART
     compared = {case.name for case in suite.cases} | set(suite.paths)
     covered = {"qformer.memory": "memory", "qformer.embeddings": "embed.text", "qformer.embedding_norm": "embed.text",
                "qformer.encoder": "see", "qformer": "see", "vit.patch_embed": "vit.patch_embed"}

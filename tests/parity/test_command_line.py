@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from parity.__main__ import COMMANDS, main
+from mindblip2.parity.__main__ import COMMANDS, main
 
 
 def said(capsys, *arguments: str) -> str:
@@ -39,8 +39,8 @@ def test_c10_a_device_that_this_wheel_never_has_is_not_offered(capsys):
 
 
 def test_c10_help_and_errors_need_neither_mindspore_nor_torch():
-    code = ("import sys; from parity.__main__ import main; main(['frobnicate']); heavy = {'mindspore', 'torch', 'transformers'}; "
-            "assert not heavy & set(sys.modules), heavy & set(sys.modules); import parity.nets; assert 'mindspore' in sys.modules")
+    code = ("import sys; from mindblip2.parity.__main__ import main; main(['frobnicate']); heavy = {'mindspore', 'torch', 'transformers'}; "
+            "assert not heavy & set(sys.modules), heavy & set(sys.modules); import mindblip2.parity.model_triple; assert 'mindspore' in sys.modules")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).returncode == 0
 
 
@@ -59,11 +59,11 @@ def test_c13_a_run_says_where_its_time_goes(capsys):
                                           (0, {"stage1.losses"} | {f"stage1.{k}" for k in range(6)})])
 def test_c13_gradients_that_fit_are_taken_at_once(small, parts, monkeypatch):
     from mindblip2.config import load_config
-    from parity import stream
-    from parity.desk import Desk
-    from parity.inputs import captions, pictures
-    from parity.weights import Weights
-    monkeypatch.setattr(stream, "SMALL", small)
+    from mindblip2.parity import streaming
+    from mindblip2.parity.inputs import captions, pictures
+    from mindblip2.parity.result_sinks import Desk
+    from mindblip2.parity.weights import Weights
+    monkeypatch.setattr(streaming, "SMALL", small)
     config, seen = load_config("blip2_digits").model.model_config, []
 
     class Names(Desk):
@@ -71,8 +71,8 @@ def test_c13_gradients_that_fit_are_taken_at_once(small, parts, monkeypatch):
             seen.append(case)
             return []
 
-    window = stream.Window(Weights(config), config)
-    for _ in stream.Stream(window, pictures(2, 48), captions(2, config), 1, Names()):
+    window = streaming.Window(Weights(config), config)
+    for _ in streaming.Stream(window, pictures(2, 48), captions(2, config), 1, Names()):
         pass
     found = {case.name: case.weights for case in seen if case.name.startswith("stage1")}
     assert set(found) == parts

@@ -6,7 +6,18 @@ import math
 import numpy as np
 import pytest
 
-from parity.compare import LOOK, PASS, Row, all_pass, compare, compare_all, first_bad, noise_ratio, table, write_json
+from mindblip2.parity.compare import (
+    LOOK,
+    PASS,
+    Row,
+    all_pass,
+    compare,
+    compare_all,
+    first_bad,
+    noise_ratio,
+    table,
+    write_json,
+)
 
 B, T, D = 4, 33, 64
 

@@ -9,15 +9,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig, load_config  # noqa: E402
-from parity.__main__ import main  # noqa: E402
-from parity.compare import all_pass, failing  # noqa: E402
-from parity.desk import Desk  # noqa: E402
-from parity.inputs import captions  # noqa: E402
-from parity.llm_defects import LANGUAGE_MUTATIONS  # noqa: E402
-from parity.mutations import defective  # noqa: E402
-from parity.selection import Selection  # noqa: E402
-from parity.theirs import departures, twin_config  # noqa: E402
-from parity.weights import Seeded, Stored, Weights  # noqa: E402
+from mindblip2.parity.__main__ import main  # noqa: E402
+from mindblip2.parity.compare import all_pass, failing  # noqa: E402
+from mindblip2.parity.defects.language_model import LANGUAGE_MUTATIONS  # noqa: E402
+from mindblip2.parity.defects.mutations import defective  # noqa: E402
+from mindblip2.parity.inputs import captions  # noqa: E402
+from mindblip2.parity.reference.outputs import departures, twin_config  # noqa: E402
+from mindblip2.parity.result_sinks import Desk  # noqa: E402
+from mindblip2.parity.selection import Selection  # noqa: E402
+from mindblip2.parity.weights import Seeded, Stored, Weights  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("pynative")
 
@@ -63,7 +63,7 @@ def test_c12_other_ids_than_berts(tmp_path, changes):
 def test_c12_the_control_a_twin_with_another_pad_or_start_fails(monkeypatch, capsys):
     import dataclasses
 
-    from parity import weights
+    from mindblip2.parity import weights
     for wrong, case in (({"pad": 7}, "read"), ({"bos": 5}, "stage1.losses")):
         monkeypatch.setattr(weights, "twin_config", lambda config, wrong=wrong: dataclasses.replace(twin_config(config), **wrong))
         assert main(["run", "--config", FIXTURE, *cases(case), "--mode", "isolated" if case == "read" else "gradients"]) == 1
@@ -91,8 +91,8 @@ def test_c12_a_defect_is_caught_there_too(name):
 
 
 def test_c12_the_weights_are_those_of_the_file():
-    from mindblip2.checkpoint import Checkpoint
-    from mindblip2.hub import find_weights
+    from mindblip2.checkpoint.ckpt import Checkpoint
+    from mindblip2.checkpoint.pretrained import find_weights
     path = find_weights("blip2_digits")
     weights = Weights(load_config("blip2_digits").model.model_config, ckpt=path)
     assert isinstance(weights.main, Stored) and not weights.main.missing
@@ -103,7 +103,7 @@ def test_c12_the_weights_are_those_of_the_file():
 
 
 def test_c12_a_file_of_another_model_is_one_line(capsys):
-    from mindblip2.hub import find_weights
+    from mindblip2.checkpoint.pretrained import find_weights
     assert main(["run", "--config", FIXTURE, "--ckpt", str(find_weights("blip2_digits"))]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ") and "blip2_digits.ckpt" in line
@@ -130,7 +130,7 @@ def test_c12_the_whole_of_an_embedded_model(name, weights, tmp_path):
 # ------------------------------------------------------------------------------------------------ language models
 @pytest.mark.parametrize("name", TEXTS)
 def test_c12_language_models_of_any_configuration(name):
-    from parity.llm_stream import LanguageStream, Seeded
+    from mindblip2.parity.language_streaming import LanguageStream, Seeded
     config = TEXTS[name]
     stream = LanguageStream(config, Seeded(config), desk=Desk(Selection(("llama layers*", "opt layers*", "* norm", "* head", "chained*"))))
     rows = [row for found in stream for row in found]
@@ -138,7 +138,7 @@ def test_c12_language_models_of_any_configuration(name):
 
 
 def test_c12_the_control_of_language_models():
-    from parity.llm_stream import LanguageStream, Seeded
+    from mindblip2.parity.language_streaming import LanguageStream, Seeded
     config = TEXTS["gqa, llama3 rope"]
     stream = LanguageStream(config, Seeded(config), layers=1, desk=Desk(Selection(("llama layers*",), "isolated")))
     with defective(stream.nets.ours, LANGUAGE_MUTATIONS["the future is visible"][1]):

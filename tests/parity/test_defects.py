@@ -5,8 +5,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from parity.compare import failing  # noqa: E402
-from parity.mutations import MUTATIONS, defective, mutated  # noqa: E402
+from mindblip2.parity.compare import failing  # noqa: E402
+from mindblip2.parity.defects.mutations import MUTATIONS, defective, mutated  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("pynative")
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from parity.msprobe import call, export, torch_path
+from mindblip2.parity.report.msprobe import call, export, torch_path
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import pkgutil
 
 from mindspore import nn
 
-import mindblip2.cells
-from parity.llm_defects import LANGUAGE_MUTATIONS
-from parity.mutation_docs import CELLS, FACTS, NO_CASE, WITHOUT, table
-from parity.mutations import MUTATIONS
-from tests.house import ROOT
+import mindblip2.models
+from mindblip2.parity.defects.language_model import LANGUAGE_MUTATIONS
+from mindblip2.parity.defects.mutation_docs import CELLS, FACTS, NO_CASE, WITHOUT, table
+from mindblip2.parity.defects.mutations import MUTATIONS
+from tests.architecture_rules import ROOT
 
 
-def public_cells(package=mindblip2.cells):
+def public_cells(package=mindblip2.models):
     """Names of all classes of cells that are no part of another file's inside."""
     modules = [importlib.import_module(f"{package.__name__}.{found.name}") for found in pkgutil.iter_modules(package.__path__)]
     return {name for module in modules for name, one in vars(module).items()

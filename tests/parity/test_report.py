@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from parity.compare import Row, compare
-from parity.curves import svg
-from parity.diagnosis import case_of, diagnose, is_part, narrowest, said
-from parity.page import page, write
-from parity.report import grouped, verdict
-from parity.signature import signature
+from mindblip2.parity.compare import Row, compare
+from mindblip2.parity.report.curves import svg
+from mindblip2.parity.report.diagnosis import case_of, diagnose, is_part, narrowest, said
+from mindblip2.parity.report.error_pattern import signature
+from mindblip2.parity.report.page import page, write
+from mindblip2.parity.report.summary import grouped, verdict
 
 TRUTH = np.random.default_rng(0).normal(size=(3, 8, 64))
 
@@ -168,15 +168,15 @@ def test_the_page_needs_nothing_else_and_is_well_formed():
 
 
 def test_the_page_of_a_json(tmp_path):
-    from parity import report
-    report.write(tmp_path / "r.json", ROWS, ABOUT, diagnose(ROWS))
+    from mindblip2.parity.report import summary
+    summary.write(tmp_path / "r.json", ROWS, ABOUT, diagnose(ROWS))
     document = json.loads((tmp_path / "r.json").read_text())
     assert document["diagnosis"]["place"] == case_of(ROWS[-1].name) and document["pass"] is False
     assert write(tmp_path / "r.json") == str(tmp_path / "r.html") and "lm &lt;script&gt;" in (tmp_path / "r.html").read_text()
 
 
 def test_other_files_are_no_results(tmp_path, capsys):
-    from parity.__main__ import main
+    from mindblip2.parity.__main__ import main
     for content in ("", "[1]", '{"rows": 1'):
         (tmp_path / "x.json").write_text(content)
         assert main(["report", str(tmp_path / "x.json")]) == 2

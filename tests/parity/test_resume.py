@@ -5,12 +5,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from parity import stream  # noqa: E402
-from parity.__main__ import main, parser  # noqa: E402
-from parity.desk import Progress  # noqa: E402
-from parity.run import run  # noqa: E402
-
-from .conftest import tiny_config  # noqa: E402
+from mindblip2.parity import streaming  # noqa: E402
+from mindblip2.parity.__main__ import main, parser  # noqa: E402
+from mindblip2.parity.result_sinks import Progress  # noqa: E402
+from mindblip2.parity.run import run  # noqa: E402
+from tests.parity.conftest import tiny_config  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("pynative")
 
@@ -29,17 +28,17 @@ class Stopped(Exception):
 def test_a_stopped_run_goes_on_where_it_was(command, tmp_path, monkeypatch):
     whole = run(parser().parse_args(command))
     resumed = parser().parse_args([*command, "--resume", str(tmp_path / "progress")])
-    slide = stream.Window.slide
+    slide = streaming.Window.slide
 
     def stop(self, i):
         if i == 2:
             raise Stopped
         slide(self, i)
-    monkeypatch.setattr(stream.Window, "slide", stop)
+    monkeypatch.setattr(streaming.Window, "slide", stop)
     with pytest.raises(Stopped):
         run(resumed)
     slid = []
-    monkeypatch.setattr(stream.Window, "slide", lambda self, i: slid.append(i) or slide(self, i))
+    monkeypatch.setattr(streaming.Window, "slide", lambda self, i: slid.append(i) or slide(self, i))
     assert run(resumed) == whole and slid == [2]
     (tmp_path / "progress" / "vision" / "rows.jsonl").write_text("")     # the control: what is not stored would be missing
     assert {row.name for row in run(resumed)} < {row.name for row in whole}
@@ -52,7 +51,7 @@ def test_progress_belongs_to_one_command(command, tmp_path, capsys):
 
 
 def test_half_a_line_is_done_again(tmp_path):
-    from parity.compare import Row
+    from mindblip2.parity.compare import Row
     first = Progress(tmp_path, {})
     rows = [Row("a", float("inf"), 0.0, 0.0, 1.0, 1.0, ("all zeros",))]
     first.once("a", lambda: rows)

@@ -6,7 +6,7 @@ pytest.importorskip("torch")
 
 from mindspore import Tensor  # noqa: E402
 
-from mindblip2.trainer.retrieval import Recipe, score  # noqa: E402
+from mindblip2.evaluation.retrieval import Recipe, score  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("pynative")
 

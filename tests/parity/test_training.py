@@ -1,7 +1,7 @@
 """Training is the reference's training: LAVIS's three AdamW steps, and a run of many steps beside the torch twin.
 
-Both by the noise-floor rule (parity/compare.py). For LAVIS's steps the float64 twin is the truth (it is as far from LAVIS's
-float32 arrays as LAVIS in float64 was, tests/parity/test_twin.py), and LAVIS's own float32 arrays are the noise.
+Both by the noise-floor rule (mindblip2/parity/compare.py). For LAVIS's steps the float64 twin is the truth (it is as far from LAVIS's
+float32 arrays as LAVIS in float64 was, tests/parity/test_reference.py), and LAVIS's own float32 arrays are the noise.
 
 A long run is not chaotic. Over 200 steps torch in float32 stays within 1.1e-6 (rms, of losses up to 14) of float64 and does not
 drift away; three other orders of the samples in a batch, which are other roundings of torch's, change that by 5 % at most. So
@@ -26,19 +26,18 @@ torch = pytest.importorskip("torch")
 import mindspore as ms  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from convert.names import LAVIS, foreign_name  # noqa: E402
 from mindblip2.config import OptimizerConfig, ScheduleConfig  # noqa: E402
-from mindblip2.trainer import optim  # noqa: E402
-from mindblip2.trainer.schedule import learning_rate  # noqa: E402
-from mindblip2.trainer.step import VALUES, TrainStep  # noqa: E402
-from parity import ours_reference  # noqa: E402
-from parity.mutations import defective  # noqa: E402
-from parity.nets import judge  # noqa: E402
-from parity.ours_reference import LOSSES  # noqa: E402
-from parity.twin import capture  # noqa: E402
-from parity.twin_reference import beyond  # noqa: E402
-
-from .conftest import FILES, load_model, tiny_config  # noqa: E402
+from mindblip2.convert.name_maps.blip2 import LAVIS, foreign_name  # noqa: E402
+from mindblip2.parity.candidate import lavis_arrays  # noqa: E402
+from mindblip2.parity.candidate.lavis_arrays import LOSSES  # noqa: E402
+from mindblip2.parity.defects.mutations import defective  # noqa: E402
+from mindblip2.parity.model_triple import judge  # noqa: E402
+from mindblip2.parity.reference.lavis_arrays import beyond  # noqa: E402
+from mindblip2.parity.reference.model import capture  # noqa: E402
+from mindblip2.trainer import optimizer  # noqa: E402
+from mindblip2.trainer.lr_schedule import learning_rate  # noqa: E402
+from mindblip2.trainer.train_step import VALUES, TrainStep  # noqa: E402
+from tests.parity.conftest import FILES, load_model, tiny_config  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("pynative")
 
@@ -70,7 +69,7 @@ def truth(lavis):
 @pytest.fixture
 def three_steps(ckpts, lavis, monkeypatch):
     """A function that makes the three steps with our AdamW and gives the arrays of adamw3.npz."""
-    monkeypatch.setattr(optim, "decayed", decay_of_lavis_1_0_2)
+    monkeypatch.setattr(optimizer, "decayed", decay_of_lavis_1_0_2)
 
     def run(rate=RATE, beta2=0.999, exchanged=False):
         model = load_model(ckpts[FILES[0]], tiny_config())
@@ -83,7 +82,7 @@ def three_steps(ckpts, lavis, monkeypatch):
             losses.append([values[name] for name in VALUES[:4]])
             after = {f"after{number}.{name}": torch.from_numpy(value) for name, value in by_lavis_names(model).items()}
             seen |= {name: value for name, value in lavis.stored(after).items() if name in lavis.adamw}
-        last = ours_reference.forward(model, *map(ours_reference.tensor, (image, ids)))
+        last = lavis_arrays.forward(model, *map(lavis_arrays.tensor, (image, ids)))
         return seen | {"losses": np.array([*losses, [last[name] for name in LOSSES]])}
     return run
 
@@ -102,7 +101,7 @@ def test_lavis_s_three_steps(three_steps, lavis, truth):
 
 
 ONE = ms.Tensor(1.0, ms.float32)
-corrections = optim.corrections
+corrections = optimizer.corrections
 WORD_ROWS = "after3.Qformer.bert.embeddings.word_embeddings.weight@rows"
 VECTOR = "after3.Qformer.bert.embeddings.LayerNorm.bias"
 MATRIX, FIRST = "after3.itm_head.weight", "after1.query_tokens"
@@ -110,7 +109,7 @@ WRONG_STEPS = {  # what is given to the run, what is replaced in optim.py, what 
     "beta2 0.98": ({"beta2": 0.98}, {}, f"{MATRIX} {VECTOR} losses", FIRST),  # the first step is the same for every beta2
     "1e-6 more rate": ({"rate": RATE + 1e-6}, {}, f"{FIRST} {MATRIX} {VECTOR} losses", ""),
     "vectors decayed": ({}, {"decayed": lambda parameter: True}, VECTOR, f"{FIRST} {MATRIX}"),
-    "temp decayed": ({}, {"decayed": optim.decayed}, "after3.temp", f"{FIRST} {MATRIX} {VECTOR}"),
+    "temp decayed": ({}, {"decayed": optimizer.decayed}, "after3.temp", f"{FIRST} {MATRIX} {VECTOR}"),
     "no bias correction": ({}, {"corrections": lambda *_: (ONE, ONE)}, f"{FIRST} {MATRIX} {VECTOR} losses", ""),
     "eps before the bias correction": ({}, {"corrections": lambda *given: (corrections(*given)[0], ONE)}, WORD_ROWS,
                                        f"{FIRST} {MATRIX} {VECTOR}"),
@@ -122,7 +121,7 @@ WRONG_STEPS = {  # what is given to the run, what is replaced in optim.py, what 
 def test_other_steps_are_not_lavis_s(three_steps, lavis, truth, monkeypatch, defect):
     given, replaced, touched, untouched = WRONG_STEPS[defect]
     for name, value in replaced.items():
-        monkeypatch.setattr(optim, name, value)
+        monkeypatch.setattr(optimizer, name, value)
     rows = rows_of_three_steps(three_steps(**given), lavis, truth)
     verdicts = {name: row.verdict for row in rows for name in row.name.split()}  # small tensors share a row
     assert {verdicts[name] for name in touched.split()} == {"fail"}

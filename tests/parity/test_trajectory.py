@@ -5,12 +5,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from mindblip2.sections import ConfigError  # noqa: E402
-from parity import trajectory  # noqa: E402
-from parity.mutations import defective  # noqa: E402
-from parity.weights import Weights  # noqa: E402
-
-from .conftest import tiny_config  # noqa: E402
+from mindblip2.config.schema import ConfigError  # noqa: E402
+from mindblip2.parity import trajectory  # noqa: E402
+from mindblip2.parity.defects.mutations import defective  # noqa: E402
+from mindblip2.parity.weights import Weights  # noqa: E402
+from tests.parity.conftest import tiny_config  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("pynative")
 CONFIG = tiny_config().replace(qformer_config={"num_hidden_layers": 2}, vision_config={"num_hidden_layers": 1})

@@ -14,16 +14,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from mindblip2.checkpoint import Checkpoint, write_checkpoint  # noqa: E402
-from parity import dumpfile  # noqa: E402
-from parity.__main__ import main, parser  # noqa: E402
-from parity.check import Check  # noqa: E402
-from parity.dumpfile import DumpFile  # noqa: E402
-from parity.our_weights import from_file, seeded  # noqa: E402
-from parity.run import run  # noqa: E402
-from parity.weights import Weights  # noqa: E402
-
-from .conftest import FILES, TINY, tiny_config  # noqa: E402
+from mindblip2.checkpoint.ckpt import Checkpoint, write_checkpoint  # noqa: E402
+from mindblip2.parity import dump_file  # noqa: E402
+from mindblip2.parity.__main__ import main, parser  # noqa: E402
+from mindblip2.parity.candidate.weights import from_file, seeded  # noqa: E402
+from mindblip2.parity.dump_file import DumpFile  # noqa: E402
+from mindblip2.parity.offline import Check  # noqa: E402
+from mindblip2.parity.run import run  # noqa: E402
+from mindblip2.parity.weights import Weights  # noqa: E402
+from tests.parity.conftest import FILES, TINY, tiny_config  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("pynative")
 
@@ -110,7 +109,7 @@ def test_a_device_that_is_not_there_is_one_line(dumped, capsys):
 def test_a_mode_is_a_part_of_all_rows(dumped, mode, wanted):
     def rows(*more):
         dump = DumpFile(dumped)
-        from parity.selection import Selection
+        from mindblip2.parity.selection import Selection
         return [row for found in Check(dump, seeded(tiny_config(), dump.header["seed"]), Selection(("vit*", "chained vit*"), *more))
                 for row in found]
     every, some = rows(), rows(mode)
@@ -203,7 +202,7 @@ def headed(path: Path, header: bytes, compression: int = zipfile.ZIP_STORED, sha
     return path
 
 
-WHOLE = {"format": dumpfile.FORMAT, "config": {}, "seed": 1, "dtype": "float32", "fingerprints": {}, "weights": "seeded", "entries": []}
+WHOLE = {"format": dump_file.FORMAT, "config": {}, "seed": 1, "dtype": "float32", "fingerprints": {}, "weights": "seeded", "entries": []}
 ENTRY = {"kind": "case", "half": "vision", "name": "read", "inputs": {}, "torch32": {}, "truth": {}, "weights": [], "backward": False,
          "fixed": [], "stacked": [], "values": True}
 
@@ -230,8 +229,8 @@ def test_b4_members_that_overlap_are_refused(tmp_path):
             other.file_size = other.compress_size = 5000
             file.filelist.append(other)
             file.NameToInfo[other.filename] = other
-    with pytest.raises(dumpfile.DumpError, match="would take 255,000 bytes"):
-        dumpfile.Arrays(path)
+    with pytest.raises(dump_file.DumpError, match="would take 255,000 bytes"):
+        dump_file.Arrays(path)
 
 
 @pytest.mark.parametrize("shape", [(10**12,), (10**400,), (-5,), (2**40, 2**40), (3,)])
@@ -275,7 +274,7 @@ def test_other_files_are_named(from_lavis, ckpts, tmp_path, capsys):
     check = ["--ckpt", str(ckpts[FILES[0]])]
     np.savez(tmp_path / "other.npz", x=np.ones(3))
     assert "it has no header" in complaint(capsys, "check", str(tmp_path / "other.npz"), *check)
-    np.savez(tmp_path / "code.npz", header=np.array([{"format": dumpfile.FORMAT}], dtype=object))     # would be unpickled
+    np.savez(tmp_path / "code.npz", header=np.array([{"format": dump_file.FORMAT}], dtype=object))     # would be unpickled
     assert "damaged, truncated or no parity dump" in complaint(capsys, "check", str(tmp_path / "code.npz"), *check)
     newer = rewritten(from_lavis, tmp_path / "newer.npz", {"format": "mindblip2 parity dump 99"})
     assert "dump again with this version" in complaint(capsys, "check", str(newer), *check)
@@ -299,12 +298,12 @@ def test_other_checkpoints_are_named(from_lavis, ckpts, dumped, tmp_path, capsys
 
 
 def test_a_dump_that_was_stopped_leaves_no_file(tmp_path):
-    writer = dumpfile.Writer(tmp_path / "half.npz")
+    writer = dump_file.Writer(tmp_path / "half.npz")
     writer.add("case", "x", {"": np.ones(3)}, {"": np.ones(3)})
     assert not (tmp_path / "half.npz").exists()
     writer.add("case", "y", {"": np.ones(3)}, {"": np.ones(3)})
     writer.close(config={}, seed=1, dtype="float32", fingerprints={}, weights="seeded")
-    assert len(dumpfile.Arrays(tmp_path / "half.npz")) == 2     # the shared array once, and the header
+    assert len(dump_file.Arrays(tmp_path / "half.npz")) == 2     # the shared array once, and the header
 
 
 def test_a_defect_that_the_dump_cannot_show_is_refused(dumped, capsys):

@@ -9,10 +9,10 @@ import numpy as np
 from mindspore import ops
 
 from mindblip2 import device
-from mindblip2.cells.blip2_llm import Blip2Llm
-from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.config import Blip2Config, ContextConfig
-from mindblip2.trainer.step import losses_of
+from mindblip2.models.blip2_llm import Blip2Llm
+from mindblip2.models.blip2_qformer import Blip2Qformer
+from mindblip2.trainer.train_step import losses_of
 
 TEXT = 24
 VISION = {"image_size": 64, "patch_size": 8, "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 768}

@@ -1,8 +1,8 @@
 """A model small enough to train in a test, and batches for it."""
 import numpy as np
 
-from mindblip2.cells.blip2_qformer import Blip2Qformer
 from mindblip2.config import Blip2Config, load_config
+from mindblip2.models.blip2_qformer import Blip2Qformer
 
 SIZES = {"max_txt_len": 8, "freeze_vision": False,
          "vision_config": {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -74,7 +74,7 @@ def held_out_samples(count=6):
 
 def held_out_losses(model, config):
     """The evaluation of the losses of ``held_out_samples``."""
-    from mindblip2.trainer.held_out import held_out
+    from mindblip2.trainer.evaluator import held_out
     pairs = OneCaptionEach({"image": one["image"], "caption": one["captions"][0], "image_id": i}
                            for i, one in enumerate(held_out_samples()))
     return held_out(config, model, Numbers(), pairs)

@@ -9,10 +9,10 @@ from PIL import Image
 
 import run_blip2
 from mindblip2 import Trainer, load_config
-from mindblip2.data import digits, scenes
-from mindblip2.data.scenes import LabelledSet
+from mindblip2.demo import digits, scenes
+from mindblip2.demo.scenes import LabelledSet
+from mindblip2.evaluation.zero_shot import ZeroShotClassifier, accuracy
 from mindblip2.trainer.tasks import TASKS, task_named
-from mindblip2.zero_shot import ZeroShotClassifier, accuracy
 
 DIGITS = ["--config", "blip2_digits", "--mode", "1"]
 RETRIEVAL = [*DIGITS, "--run_mode", "eval", "--trainer.type", "image_to_text_retrieval", "--output_dir", "out"]

@@ -8,10 +8,10 @@ from mindspore import Tensor, nn
 
 import run_blip2
 from mindblip2 import Trainer
-from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
-from mindblip2.cells.blip2_qformer import Blip2Classifier
+from mindblip2.config.schema import ConfigError
 from mindblip2.data.processor import Blip2Processor
-from mindblip2.sections import ConfigError
+from mindblip2.models.blip2_llm import Blip2ImageToTextGeneration
+from mindblip2.models.blip2_qformer import Blip2Classifier
 
 CLOSE = 1e-5        # float32, the same operations in another graph
 DEMO = ["--config", "blip2_digits", "--run_mode", "export"]

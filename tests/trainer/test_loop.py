@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindblip2.checkpoint import Checkpoint, CheckpointError
-from mindblip2.hub import fingerprint
-from mindblip2.trainer import saving
+from mindblip2.checkpoint import training_state
+from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError
+from mindblip2.checkpoint.pretrained import fingerprint
 from mindblip2.trainer.loop import fit
 from tests.trainer.small import Batches, run_config, small_model
 
@@ -33,7 +33,7 @@ def same(one, two):
 
 def resumed(path, config, batches, **changes):
     model = small_model(**changes)
-    newest = saving.find(True, folder_of(path))
+    newest = training_state.find(True, folder_of(path))
     model.load_checkpoint(newest)
     fit(model, batches, config, path, newest)
     return model
@@ -114,19 +114,19 @@ def test_a_run_that_is_killed_again_and_again_loses_nothing(tmp_path):
     for _ in range(5):
         process = started(killed)
         deadline = time.time() + 60
-        while len(saving.saved(folder_of(killed))) == 0 or int(saving.saved(folder_of(killed))[-1].name[5:]) < last + 2:
+        while len(training_state.saved(folder_of(killed))) == 0 or int(training_state.saved(folder_of(killed))[-1].name[5:]) < last + 2:
             assert time.time() < deadline and process.poll() is None
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        newest = saving.saved(folder_of(killed))[-1]
+        newest = training_state.saved(folder_of(killed))[-1]
         assert int(newest.name[5:]) >= last + 2
         last = int(newest.name[5:])
         small_model().load_checkpoint(newest)   # each file is whole
         logged = [json.loads(line)["step"] for line in (killed / "log" / "train.jsonl").read_text().splitlines()[:-1]]
         assert logged == list(range(1, len(logged) + 1)) and len(logged) >= last - 1
-        assert all(Checkpoint(one / "optimizer.ckpt") for one in saving.saved(folder_of(killed)))
+        assert all(Checkpoint(one / "optimizer.ckpt") for one in training_state.saved(folder_of(killed)))
     assert started(killed).wait() == 0
     assert (killed / "end.ckpt").read_bytes() == (whole / "end.ckpt").read_bytes()
 
@@ -134,11 +134,11 @@ def test_a_run_that_is_killed_again_and_again_loses_nothing(tmp_path):
 # ------------------------------------------------------------------------------------------------ what is kept
 def test_old_checkpoints_go_and_the_best_stays(whole):
     path, _, _ = whole
-    names = [one.name for one in saving.saved(folder_of(path))]
-    best = saving.best(folder_of(path))
+    names = [one.name for one in training_state.saved(folder_of(path))]
+    best = training_state.best(folder_of(path))
     assert names[-2:] == ["step_0000009", "step_0000012"] and best["checkpoint"] in names
     assert len(names) == len({*names[-2:], best["checkpoint"]})
-    state = saving.read_state(folder_of(path) / best["checkpoint"])
+    state = training_state.read_state(folder_of(path) / best["checkpoint"])
     assert state["loss"] == best["loss"]
     assert not [one for one in folder_of(path).iterdir() if one.name.startswith(".")]
 
@@ -146,13 +146,13 @@ def test_old_checkpoints_go_and_the_best_stays(whole):
 def test_the_best_survives_the_rotation(tmp_path):
     model = small_model()
     from mindblip2.config import OptimizerConfig
-    from mindblip2.trainer.optim import AdamW
+    from mindblip2.trainer.optimizer import AdamW
     optimizer = AdamW(model.trainable_params(), OptimizerConfig())
     for step in range(1, 5):
-        path = saving.save(tmp_path, model, optimizer, {"step": step}, keep=2)
+        path = training_state.save(tmp_path, model, optimizer, {"step": step}, keep=2)
         if step == 1:
-            saving.record_best(tmp_path, path, "loss", 0.5)
-    assert [one.name for one in saving.saved(tmp_path)] == ["step_0000001", "step_0000003", "step_0000004"]
+            training_state.record_best(tmp_path, path, "loss", 0.5)
+    assert [one.name for one in training_state.saved(tmp_path)] == ["step_0000001", "step_0000003", "step_0000004"]
 
 
 def test_the_log_holds_the_curves_of_the_run(whole):
@@ -187,11 +187,11 @@ def test_what_is_frozen_is_saved_by_reference_and_found_again(half_trained):
 
 
 def test_resuming_computes_the_fingerprint_of_what_is_frozen_once(half_trained, monkeypatch):
-    from mindblip2 import hub
-    from mindblip2.trainer import pretrain
+    from mindblip2.checkpoint import pretrained
+    from mindblip2.trainer.tasks import pretrain
     checkpoint, base, _ = half_trained
-    counted, record = [], saving.read_state(checkpoint)["frozen"]
-    for module in (hub, pretrain):
+    counted, record = [], training_state.read_state(checkpoint)["frozen"]
+    for module in (pretrained, pretrain):
         monkeypatch.setattr(module, "fingerprint", lambda names, read: counted.append(len(names)) or fingerprint(names, read))
     assert pretrain.starting_weights(small_model(freeze_vision=True), run_config(), None, checkpoint) == record
     assert len(counted) == 1
@@ -202,7 +202,7 @@ def test_resuming_computes_the_fingerprint_of_what_is_frozen_once(half_trained, 
 
 
 def test_a_run_that_starts_from_a_checkpoint_names_the_file_behind_it(half_trained):
-    from mindblip2.hub import frozen_record
+    from mindblip2.checkpoint.pretrained import frozen_record
     checkpoint, base, weights = half_trained
     assert frozen_record(checkpoint)["path"] == str(base) and frozen_record(base) is None
     model = small_model(freeze_vision=True)
@@ -265,21 +265,21 @@ def test_resuming_from_an_older_checkpoint_keeps_the_later_ones_aside(tmp_path, 
     fit(model, Batches(), config, tmp_path, folder / "step_0000006")
     names = sorted(one.name for one in folder.iterdir())
     assert [name for name in names if name.startswith("earlier")] == [f"earlier_step_00000{n}" for n in ("08", "10", "12")]
-    assert [one.name for one in saving.saved(folder)][-3:] == ["step_0000008", "step_0000010", "step_0000012"]
+    assert [one.name for one in training_state.saved(folder)][-3:] == ["step_0000008", "step_0000010", "step_0000012"]
     assert not [name for name in names if name.startswith(".")] and same(arrays(model), whole[1])
 
 
 def test_nothing_to_resume_says_so(tmp_path, whole):
     with pytest.raises(CheckpointError, match="nothing to resume: .* holds no checkpoint"):
-        saving.find(True, tmp_path)
+        training_state.find(True, tmp_path)
     with pytest.raises(CheckpointError, match="is no checkpoint of a training run"):
-        saving.find(str(tmp_path), tmp_path)
-    assert saving.find(str(folder_of(whole[0])), tmp_path).name == "step_0000012"
+        training_state.find(str(tmp_path), tmp_path)
+    assert training_state.find(str(folder_of(whole[0])), tmp_path).name == "step_0000012"
 
 
 def test_moments_of_another_model_are_refused(whole):
     from mindblip2.config import OptimizerConfig
-    from mindblip2.trainer.optim import AdamW
+    from mindblip2.trainer.optimizer import AdamW
     model = small_model(frozen=["qformer.*"])
     with pytest.raises(CheckpointError, match="belongs to another model or to other trained parameters: .* first moment1"):
-        saving.restore_optimizer(folder_of(whole[0]) / "step_0000012", AdamW(model.trainable_params(), OptimizerConfig()))
+        training_state.restore_optimizer(folder_of(whole[0]) / "step_0000012", AdamW(model.trainable_params(), OptimizerConfig()))

@@ -10,11 +10,11 @@ from mindspore import Tensor, ops
 
 import run_blip2
 from mindblip2 import ConfigError, device, load_config
-from mindblip2.cells.blip2_llm import SLOT_STEP, Blip2ImageToTextGeneration
-from mindblip2.trainer import activations
-from mindblip2.trainer.activations import activation_bytes
+from mindblip2.models.blip2_llm import SLOT_STEP, Blip2ImageToTextGeneration
+from mindblip2.trainer import activation_memory
+from mindblip2.trainer.activation_memory import activation_bytes
+from mindblip2.trainer.communication_volume import Step
 from mindblip2.trainer.plan import WAYS, cache_bytes, needs, size_of, step_of
-from mindblip2.trainer.traffic import Step
 from tests.mesh.launch import ROOT, environment
 from tests.trainer import kept
 
@@ -104,8 +104,8 @@ def test_activations_are_within_a_fifth_of_what_a_process_grows_by(part, monkeyp
     """16 pairs more: what a process has besides is then left out."""
     measured = grown(part, 24) - grown(part, 8)
     assert abs((estimated(part, 24) - estimated(part, 8)) / measured - 1) < 0.2
-    monkeypatch.setattr(activations, "SELF", activations.Copies(0, 0, 0, 0))     # the control: layers of the Q-Former that keep nothing
-    monkeypatch.setattr(activations, "LANGUAGE", dict.fromkeys(activations.LANGUAGE, activations.SELF))
+    monkeypatch.setattr(activation_memory, "SELF", activation_memory.Copies(0, 0, 0, 0))     # the control: layers of the Q-Former that keep nothing
+    monkeypatch.setattr(activation_memory, "LANGUAGE", dict.fromkeys(activation_memory.LANGUAGE, activation_memory.SELF))
     assert abs((estimated(part, 24) - estimated(part, 8)) / measured - 1) > 0.3
 
 

@@ -8,11 +8,11 @@ import pytest
 from mindspore import Tensor
 
 from mindblip2 import Trainer, load_config, pipeline
-from mindblip2.cells.blip2_qformer import Blip2Classifier
-from mindblip2.data import image as images
-from mindblip2.data import scenes
+from mindblip2.data.images import load as images
 from mindblip2.data.processor import Blip2Processor
-from mindblip2.zero_shot import ZeroShotClassifier
+from mindblip2.demo import scenes
+from mindblip2.evaluation.zero_shot import ZeroShotClassifier
+from mindblip2.models.blip2_qformer import Blip2Classifier
 
 LABELS = ["three", "seven"]
 PYNATIVE = {"context.mode": 1}

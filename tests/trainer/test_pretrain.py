@@ -6,13 +6,14 @@ import pytest
 from PIL import Image
 
 from mindblip2 import Blip2Qformer, Trainer
-from mindblip2.checkpoint import Checkpoint
+from mindblip2.checkpoint import training_state
+from mindblip2.checkpoint.ckpt import Checkpoint
+from mindblip2.checkpoint.pretrained import no_init
 from mindblip2.config import load_config
-from mindblip2.hub import no_init
-from mindblip2.sections import ConfigError
-from mindblip2.trainer import loop, saving
+from mindblip2.config.schema import ConfigError
+from mindblip2.trainer import loop
 from mindblip2.trainer.plan import needs
-from mindblip2.trainer.pretrain import _memory_line, with_callbacks
+from mindblip2.trainer.tasks.pretrain import _memory_line, with_callbacks
 
 SMALL = {"model.model_config.vision_config.num_hidden_layers": 1, "model.model_config.qformer_config.num_hidden_layers": 2,
          "context.mode": 1, "runner_config.batch_size": 2, "runner_config.epochs": 2, "runner_config.log_every": 1,
@@ -55,7 +56,7 @@ def test_a_python_dataset_is_trained_on_and_the_start_says_what_will_happen(tmp_
     assert "6 steps of 2 pairs, 1 negatives for each pair" in out and f"trained parameters: {count:,} of {count:,}" in out
     assert "memory: weights 0.00 GB" in out and "blip2_digits.ckpt" in out.splitlines()[-1]
     assert (tmp_path / "log" / "loss_curve.png").is_file()
-    assert [one.name for one in saving.saved(tmp_path / "checkpoint" / "rank_0")] == ["step_0000003", "step_0000006"]
+    assert [one.name for one in training_state.saved(tmp_path / "checkpoint" / "rank_0")] == ["step_0000003", "step_0000006"]
 
 
 def test_held_out_data_is_evaluated_on_the_way(tmp_path, whole, capsys):
@@ -66,7 +67,7 @@ def test_held_out_data_is_evaluated_on_the_way(tmp_path, whole, capsys):
     assert [entry["step"] for entry in found] == [3, 6] and {"eval_txt_r1", "eval_img_r_mean", "eval_seconds"} <= set(found[0])
     assert "evaluation: retrieval among 4 pictures and 4 texts" in out
     folder = tmp_path / "checkpoint" / "rank_0"
-    assert f"best checkpoint: {folder / saving.best(folder)['checkpoint']} ({{'eval_agg_metrics': " in out
+    assert f"best checkpoint: {folder / training_state.best(folder)['checkpoint']} ({{'eval_agg_metrics': " in out
     assert same(weights(folder / "blip2_digits.ckpt"), weights(whole / "blip2_digits.ckpt"))    # as if there had been none
 
 
@@ -95,11 +96,11 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, whole, monkeypatch):
 def test_what_is_frozen_stays_in_the_file_it_came_from(tmp_path, whole, capsys):
     changes = {"model__model_config__freeze_vision": True, "load_checkpoint": str(whole / "blip2_digits.ckpt")}
     trainer, _ = train(tmp_path, **changes)
-    last = saving.saved(tmp_path / "checkpoint" / "rank_0")[-1]
+    last = training_state.saved(tmp_path / "checkpoint" / "rank_0")[-1]
     assert f"{last} (what was trained; the rest is in {whole / 'blip2_digits.ckpt'})" in capsys.readouterr().out
     assert not [name for name in weights(last / "model.ckpt") if name.startswith("vit.")]
     everything, _ = train(tmp_path / "all", **changes, runner_config__save_trainable_only=False)
-    assert [name for name in weights(saving.saved(tmp_path / "all" / "checkpoint" / "rank_0")[-1] / "model.ckpt")
+    assert [name for name in weights(training_state.saved(tmp_path / "all" / "checkpoint" / "rank_0")[-1] / "model.ckpt")
             if name.startswith("vit.")]
     for name, array in weights(last / "model.ckpt").items():
         assert np.array_equal(everything.model.parameters_dict()[name].asnumpy(), array), name

@@ -3,18 +3,18 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from mindblip2.cells import opt
-from mindblip2.cells.blip2_llm import Blip2ImageToTextGeneration
-from mindblip2.cells.blip2_qformer import Blip2Qformer
-from mindblip2.cells.layers import FeedForward
-from mindblip2.cells.llama import SwiGLU
-from mindblip2.checkpoint import Checkpoint, CheckpointError, write_checkpoint
+from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig, OptimizerConfig, load_config
-from mindblip2.sections import ConfigError
+from mindblip2.config.schema import ConfigError
+from mindblip2.models import opt
+from mindblip2.models.blip2_llm import Blip2ImageToTextGeneration
+from mindblip2.models.blip2_qformer import Blip2Qformer
+from mindblip2.models.layers import FeedForward
+from mindblip2.models.llama import SwiGLU
 from mindblip2.trainer import Trainer
-from mindblip2.trainer.loaders import prompt_of
-from mindblip2.trainer.pretrain import recompute
-from mindblip2.trainer.step import TrainStep
+from mindblip2.trainer.data_sources import prompt_of
+from mindblip2.trainer.tasks.pretrain import recompute
+from mindblip2.trainer.train_step import TrainStep
 from tests import stage2_small
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -60,7 +60,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(small):
 
 
 def test_workers_do_not_change_the_run(small):
-    """The text goes through processes, tokenizer and all (tests/data/test_prompted_workers.py)."""
+    """The text goes through processes, tokenizer and all (tests/data/text/test_prompting_workers.py)."""
     said = {"train_dataset__text_transforms__prompt": "a photo of ", "runner_config__log_every": 1}
     _, alone = train(small, **said)
     _, helped = train(small, output_dir="helped", train_dataset__num_parallel_workers=2, **said)

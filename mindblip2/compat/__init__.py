@@ -1,0 +1,1 @@
+"""Names and habits of other projects: the only place that knows them."""

@@ -1,0 +1,1 @@
+"""Parameter names of other projects, and ours."""

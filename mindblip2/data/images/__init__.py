@@ -1,0 +1,1 @@
+"""Images: reading, downloading, colour conversion, transforms, augmentation."""

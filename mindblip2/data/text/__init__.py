@@ -1,0 +1,1 @@
+"""Texts: tokenizers, caption cleaning, prompts, checks."""

@@ -1,0 +1,1 @@
+"""The mesh of processes, collectives, and how weights are sharded."""

@@ -1,0 +1,1 @@
+"""Zero-shot classification, captioning, retrieval, visual question answering, and their metrics."""

@@ -1,0 +1,1 @@
+"""Token generation: greedy, beam search, sampling; the generation configuration; streaming."""

@@ -1,0 +1,1 @@
+"""Operators that one kind of device computes in its own way."""

@@ -1,0 +1,1 @@
+"""Deliberate defects, and which case catches which."""
