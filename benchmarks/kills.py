@@ -1,22 +1,25 @@
-"""Commands that are killed with SIGKILL at random moments: is a file ever lost or half written, and is the end the same?
+"""Commands that are killed with SIGKILL at random moments: is a file ever lost or half written, and is the
+end the same?
 
     python benchmarks/kills.py [--kills 200] [--folder DIR] [--markdown benchmarks/kills.md]
 
-A fifth of the kills each hits a training, a conversion (both ways), an evaluation and prediction, ``save_pretrained`` over a folder of
-another model, and ``run_mode split``.  A process is forked from this one, which has imported
-everything but computed nothing, so that all of its life is work.
+A fifth of the kills each hits a training, a conversion (both ways), an evaluation and prediction,
+``save_pretrained`` over a folder of another model, and ``run_mode split``.  A process is forked from this
+one, which has imported everything but computed nothing, so that all of its life is work.
 
-Training: a tiny model with dropout, drop path and evaluation saves after every step and keeps three checkpoints.  A third of the kills
-come at a random moment after the start, a third at a random moment of the training, a third as soon as a save is seen to be under way.
-After every kill all checkpoints are read whole and compared with those of a run that nothing disturbed; the next process resumes.  The
-last one runs to the end, and its weights must be those of the undisturbed run, bit for bit.  The losses in the log are compared to
+Training: a tiny model with dropout, drop path and evaluation saves after every step and keeps three
+checkpoints.  A third of the kills come at a random moment after the start, a third at a random moment of the
+training, a third as soon as a save is seen to be under way. After every kill all checkpoints are read whole
+and compared with those of a run that nothing disturbed; the next process resumes.  The last one runs to the
+end, and its weights must be those of the undisturbed run, bit for bit.  The losses in the log are compared to
 1e-6: nothing is computed from them, and the last bit of a sum is not the same in every process.
 
-The others: every process does the same work again and again, alternately with two inputs, into the same files.  Half of the kills come at a
-random moment, half as soon as a temporary file is seen.  After every kill each file must be, byte for byte, that of one of the two
-inputs, and all files of a folder those of the same one.  At the end the work is done once more, and must leave the right files and no
-temporary ones.
+The others: every process does the same work again and again, alternately with two inputs, into the same
+files.  Half of the kills come at a random moment, half as soon as a temporary file is seen.  After every kill
+each file must be, byte for byte, that of one of the two inputs, and all files of a folder those of the same
+one.  At the end the work is done once more, and must leave the right files and no temporary ones.
 """
+
 import argparse
 import contextlib
 import hashlib
@@ -31,12 +34,13 @@ from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("GLOG_v", "3")
-os.environ.setdefault("OMP_NUM_THREADS", "1")       # no threads before a fork
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # no threads before a fork
 
 import numpy as np  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]    # also where the tests load this file by its path
+# also where the tests load this file by its path
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from bench import hardware  # noqa: E402
 
@@ -44,10 +48,10 @@ from mindblip2.checkpoint import training_state  # noqa: E402
 from mindblip2.checkpoint.ckpt import Checkpoint  # noqa: E402
 from mindblip2.file_io import write_text  # noqa: E402
 
-STEPS_OF_AN_EPOCH, KEEP = 3, 3      # tests.trainer.small.Batches
+STEPS_OF_AN_EPOCH, KEEP = 3, 3  # tests.trainer.small.Batches
 MOMENTS = ("after the start", "in training", "in a save")
 WRITERS = ("conversion", "evaluation", "save_pretrained", "split")
-TRAINING = 0.2      # of all kills
+TRAINING = 0.2  # of all kills
 _fork = threading.Lock()
 
 
@@ -104,7 +108,11 @@ class Process:
     def check(self):
         """Raises Ended where it is at its end, SystemExit where that was an error."""
         if self.poll() is not None:
-            raise Ended if self.code == 0 else SystemExit(f"the process ended by itself with {self.code}: see {self.log}")
+            raise (
+                Ended
+                if self.code == 0
+                else SystemExit(f"the process ended by itself with {self.code}: see {self.log}")
+            )
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -114,9 +122,14 @@ def train(folder, epochs, keep):
 
     from mindblip2.trainer.loop import fit
     from tests.trainer.small import Batches, held_out_losses, run_config, small_model
+
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    config = run_config(runner_config__epochs=epochs, runner_config__save_steps=1, runner_config__log_every=1,
-                        runner_config__keep_checkpoint_max=keep)
+    config = run_config(
+        runner_config__epochs=epochs,
+        runner_config__save_steps=1,
+        runner_config__log_every=1,
+        runner_config__keep_checkpoint_max=keep,
+    )
     model, newest = small_model(), None
     if training_state.saved(folder / "checkpoint" / "rank_0"):
         newest = training_state.find(True, folder / "checkpoint" / "rank_0")
@@ -159,7 +172,8 @@ class Run:
         if moment == "after the start":
             time.sleep(rng.uniform(0, 1.5 * start_seconds))
         else:
-            process.wait_for(lambda: self.newest() > before + 1)     # so that the run gets on between two kills
+            # so that the run gets on between two kills
+            process.wait_for(lambda: self.newest() > before + 1)
             if moment == "in training":
                 time.sleep(rng.uniform(0, 0.5))
             else:
@@ -170,7 +184,8 @@ class Run:
 
 
 def wrong_with(run, before, truth):
-    """What is wrong after a kill: a list of complaints.  ``before``: the newest checkpoint before; ``truth``: {step: arrays}."""
+    """What is wrong after a kill: a list of complaints.  ``before``: the newest checkpoint before; ``truth``:
+    {step: arrays}."""
     wrong = [] if run.newest() >= before else [f"step {before} was lost, the newest is {run.newest()}"]
     for one in training_state.saved(run.checkpoints):
         step = int(one.name[5:])
@@ -202,18 +217,24 @@ def contents(path):
 
 def logged(run):
     """The log without what the clock decides."""
-    lines = [json.loads(line) for line in (run.folder / "log" / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (run.folder / "log" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return [{name: value for name, value in entry.items() if "second" not in name} for entry in lines]
 
 
 def same_log(one, other):
     """Whether two logs have the same entries, numbers to 1e-6."""
     return len(one) == len(other) and all(
-        a.keys() == b.keys() and all(abs(a[name] - b[name]) <= 1e-6 * max(1.0, abs(b[name])) for name in a) for a, b in zip(one, other))
+        a.keys() == b.keys() and all(abs(a[name] - b[name]) <= 1e-6 * max(1.0, abs(b[name])) for name in a)
+        for a, b in zip(one, other)
+    )
 
 
 def kill_training(folder, kills, seed, tell):
-    """([(moment, step, half-written names left, complaints)], {what of the end: whether it is the undisturbed run's}, steps)."""
+    """([(moment, step, half-written names left, complaints)], {what of the end: whether it is the undisturbed
+    run's}, steps)."""
     epochs, rng, rows = 2 + kills * 3 // 2, np.random.default_rng(seed), []
     steps = STEPS_OF_AN_EPOCH * epochs
     whole, killed = Run(folder / "whole", epochs, keep=steps), Run(folder / "killed", epochs)
@@ -223,12 +244,20 @@ def kill_training(folder, kills, seed, tell):
         moment, before = MOMENTS[number % 3], killed.newest()
         try:
             left = killed.kill(moment, rng, start_seconds)
-        except Ended:       # on a fast machine; the report says how many kills it were
+        except Ended:  # on a fast machine; the report says how many kills it were
             break
         rows.append((moment, killed.newest(), left, wrong_with(killed, before, truth)))
         tell("training", *rows[-1])
-    return rows, {"weights": killed.finish()[1] == end, "log": same_log(logged(killed), logged(whole)),
-                  "best checkpoint": training_state.best(killed.checkpoints) == training_state.best(whole.checkpoints)}, steps
+    return (
+        rows,
+        {
+            "weights": killed.finish()[1] == end,
+            "log": same_log(logged(killed), logged(whole)),
+            "best checkpoint": training_state.best(killed.checkpoints)
+            == training_state.best(whole.checkpoints),
+        },
+        steps,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ writers
@@ -239,35 +268,53 @@ def converter(inputs, out):
     from mindblip2.convert.to_mindspore import to_mindspore
     from mindblip2.convert.to_torch import to_torch
     from mindblip2.parity.weights import TINY, Seeded
+
     for number in (0, 1):
         torch.save(dict(Seeded(TINY, number)), inputs / f"{number}.pth")
 
     def work(number):
         to_mindspore(inputs / f"{number}.pth", out / "model.ckpt", config=TINY)
         to_torch(out / "model.ckpt", out / "back.pth")
+
     return work
 
 
 def evaluator(inputs, out):
-    """Retrieval among a few of the demo's pictures: its figures and its page; and a prediction with its text and picture."""
+    """Retrieval among a few of the demo's pictures: its figures and its page; and a prediction with its text
+    and picture."""
     from mindblip2 import Trainer, load_config
     from mindblip2.demo import digits
-    samples = [[{"image": digits.render(scene), "captions": [digits.caption(scene)], "image_id": i} for i, scene in enumerate(scenes)]
-               for scenes in (digits.held_out("digits")[:4], digits.held_out("digits")[-4:])]
+
+    samples = [
+        [
+            {"image": digits.render(scene), "captions": [digits.caption(scene)], "image_id": i}
+            for i, scene in enumerate(scenes)
+        ]
+        for scenes in (digits.held_out("digits")[:4], digits.held_out("digits")[-4:])
+    ]
     config = load_config("blip2_digits", {"context.mode": 1, "output_dir": str(out)})
-    search, guess = Trainer(args=config, task="image_to_text_retrieval"), Trainer(args=config, task="zero_shot_image_classification")
+    search, guess = (
+        Trainer(args=config, task="image_to_text_retrieval"),
+        Trainer(args=config, task="zero_shot_image_classification"),
+    )
 
     def work(number):
         search.eval_dataset = samples[number]
         search.evaluate(k_test=2)
-        guess.predict([samples[number][0]["image"]], candidate_labels=["one", "seven"], save_file=out / "result.txt",
-                      save_picture=out / "result.png")
+        guess.predict(
+            [samples[number][0]["image"]],
+            candidate_labels=["one", "seven"],
+            save_file=out / "result.txt",
+            save_picture=out / "result.png",
+        )
+
     return work
 
 
 def saver(inputs, out):
     """Two models with different weights, configurations and processors into one folder."""
     from mindblip2 import Blip2Processor, Blip2Qformer
+
     models = [Blip2Qformer.from_pretrained("blip2_digits") for _ in (0, 1)]
     models[1].config = models[1].config.replace(label_smoothing=0.2)
     models[1].temp.set_data(models[1].temp * 2)
@@ -276,6 +323,7 @@ def saver(inputs, out):
 
     def work(number):
         models[number].save_pretrained(out / "model", processors[number])
+
     return work
 
 
@@ -284,6 +332,7 @@ def splitter(inputs, out):
     import contextlib
 
     from mindblip2 import Blip2Qformer, load_config, split_checkpoint
+
     model = Blip2Qformer.from_pretrained("blip2_digits")
     for number in (0, 1):
         model.temp.set_data(model.temp * (number + 1))
@@ -291,23 +340,35 @@ def splitter(inputs, out):
 
     def work(number):
         from mindblip2.checkpoint.split_merge import UNFINISHED
+
         if not (out / UNFINISHED).exists():
-            for piece in out.glob("piece_*"):       # a finished split is not written over
+            for piece in out.glob("piece_*"):  # a finished split is not written over
                 with contextlib.suppress(FileNotFoundError):
                     piece.unlink()
-        split_checkpoint(load_config("blip2_digits", {"load_checkpoint": str(inputs / f"{number}.ckpt"), "output_dir": str(out),
-                                                      "parallel_config.model_parallel": 2}))
+        split_checkpoint(
+            load_config(
+                "blip2_digits",
+                {
+                    "load_checkpoint": str(inputs / f"{number}.ckpt"),
+                    "output_dir": str(out),
+                    "parallel_config.model_parallel": 2,
+                },
+            )
+        )
+
     return work
 
 
 MAKE = {"conversion": converter, "evaluation": evaluator, "save_pretrained": saver, "split": splitter}
-TOGETHER = {"save_pretrained": ("model",)}       # folders whose files belong together
+TOGETHER = {"save_pretrained": ("model",)}  # folders whose files belong together
 CLOCK = ("seconds", "pairs_per_second")
 
 
 def work_again_and_again(name, folder, times=None):
-    """The work of a writer into ``folder/out``, with both inputs in turn; ``times``: how often, None without end."""
+    """The work of a writer into ``folder/out``, with both inputs in turn; ``times``: how often, None without
+    end."""
     import mindspore as ms
+
     ms.set_context(mode=ms.PYNATIVE_MODE)
     for part in ("inputs", "out"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -347,12 +408,19 @@ def temporary(folder):
 
 
 def damaged(found, truths, together=()):
-    """Complaints about {name: digest}: a file that is in none of the ``truths``, or files of a folder of ``together`` that are of different
-    ones."""
-    wrong = [f"{name} is half written or different" for name, digest in found.items() if all(truth.get(name) != digest for truth in truths)]
+    """Complaints about {name: digest}: a file that is in none of the ``truths``, or files of a folder of
+    ``together`` that are of different ones."""
+    wrong = [
+        f"{name} is half written or different"
+        for name, digest in found.items()
+        if all(truth.get(name) != digest for truth in truths)
+    ]
     for folder in together:
         inside = {name: digest for name, digest in found.items() if name.startswith(folder + "/")}
-        if inside and not any(inside == {name: one for name, one in truth.items() if name.startswith(folder + "/")} for truth in truths):
+        if inside and not any(
+            inside == {name: one for name, one in truth.items() if name.startswith(folder + "/")}
+            for truth in truths
+        ):
             wrong.append(f"{folder} holds files of different models, or not all")
     return wrong
 
@@ -361,9 +429,10 @@ def kill_writer(name, folder, kills, seed, tell):
     """[(moment, how many files are there, temporary names left, complaints)] of each kill."""
     rng, rows, truths, log = np.random.default_rng(seed), [], [], folder / "errors.txt"
     folder.mkdir(parents=True)
-    for number in (1, 2):       # what each input gives, undisturbed
+    for number in (1, 2):  # what each input gives, undisturbed
         Process(work_again_and_again, name, folder / f"truth_{number}", number, log=log).wait()
-        seconds = time.time() - (folder / f"truth_{number}" / "begun").stat().st_mtime     # in the end those of both works
+        # in the end those of both works
+        seconds = time.time() - (folder / f"truth_{number}" / "begun").stat().st_mtime
         truths.append(files_of(folder / f"truth_{number}" / "out"))
     killed = folder / "killed"
     out = killed / "out"
@@ -374,14 +443,15 @@ def kill_writer(name, folder, kills, seed, tell):
         process.wait_for((killed / "begun").exists)
         time.sleep(rng.uniform(0, 1.2 * seconds))
         if moment == "in a write":
-            before = set(temporary(out))        # of the kill before
+            before = set(temporary(out))  # of the kill before
             process.wait_for(lambda seen=before: set(temporary(out)) - seen, 120)
             time.sleep(rng.uniform(0, 0.01))
         process.kill()
         found = files_of(out)
         rows.append((moment, len(found), temporary(out), damaged(found, truths, TOGETHER.get(name, ()))))
         tell(name, *rows[-1])
-    Process(work_again_and_again, name, killed, 1, log=log).wait()      # nothing that is left stands in its way
+    # nothing that is left stands in its way
+    Process(work_again_and_again, name, killed, 1, log=log).wait()
     complaints = [] if files_of(out) == truths[0] else ["the work that is done again gives other files"]
     complaints += [f"temporary files stay: {', '.join(temporary(out))}"] if temporary(out) else []
     if complaints:
@@ -391,31 +461,54 @@ def kill_writer(name, folder, kills, seed, tell):
 
 # ------------------------------------------------------------------------------------------------ the report
 def report(kills, ends, steps, seconds, writers=()):
-    """The result in words and numbers.  ``kills``: (moment, step, half-written names left, complaints) of each; ``ends``: {what:
-    whether it is that of the undisturbed run}; ``writers``: {name: rows of ``kill_writer``}."""
+    """The result in words and numbers.  ``kills``: (moment, step, half-written names left, complaints) of
+    each; ``ends``: {what: whether it is that of the undisturbed run}; ``writers``: {name: rows of
+    ``kill_writer``}."""
     lines = ["| killed | times | of these with half-written files left | at steps |", "|---|---|---|---|"]
     for moment in MOMENTS:
         rows = [row for row in kills if row[0] == moment]
-        lines.append(f"| {moment} | {len(rows)} | {sum(bool(row[2]) for row in rows)} | {', '.join(str(row[1]) for row in rows)} |")
+        lines.append(
+            f"| {moment} | {len(rows)} | {sum(bool(row[2]) for row in rows)} | {', '.join(str(row[1]) for row in rows)} |"
+        )
     complaints = [f"kill {number}: {one}" for number, row in enumerate(kills, 1) for one in row[3]]
-    lines += ["", f"Checkpoints lost, half written or different: {len(complaints)}.", *complaints,
-              "The resumed run's end equals the undisturbed one's: "
-              + ", ".join(f"{what} {'yes' if same else 'NO'}" for what, same in ends.items()) + f".  {steps} steps."]
+    lines += [
+        "",
+        f"Checkpoints lost, half written or different: {len(complaints)}.",
+        *complaints,
+        "The resumed run's end equals the undisturbed one's: "
+        + ", ".join(f"{what} {'yes' if same else 'NO'}" for what, same in ends.items())
+        + f".  {steps} steps.",
+    ]
     if writers:
-        lines += ["", "| command | killed | of these with temporary files left | files read afterwards | half written, different or "
-                  "mixed |", "|---|---|---|---|---|"]
+        lines += [
+            "",
+            "| command | killed | of these with temporary files left | files read afterwards | half written, different or "
+            "mixed |",
+            "|---|---|---|---|---|",
+        ]
         for name, rows in writers.items():
             wrong = [one for row in rows for one in row[3]]
-            lines.append(f"| {name} | {sum(row[0] != 'at the end' for row in rows)} | {sum(bool(row[2]) for row in rows)} | "
-                         f"{sum(row[1] for row in rows)} | {len(wrong)} |")
-        lines += ["", *(f"{name}, kill {number}: {one}" for name, rows in writers.items() for number, row in enumerate(rows, 1)
-                        for one in row[3])]
+            lines.append(
+                f"| {name} | {sum(row[0] != 'at the end' for row in rows)} | {sum(bool(row[2]) for row in rows)} | "
+                f"{sum(row[1] for row in rows)} | {len(wrong)} |"
+            )
+        lines += [
+            "",
+            *(
+                f"{name}, kill {number}: {one}"
+                for name, rows in writers.items()
+                for number, row in enumerate(rows, 1)
+                for one in row[3]
+            ),
+        ]
     count = len(kills) + sum(row[0] != "at the end" for rows in dict(writers).values() for row in rows)
     return "\n".join([*lines, f"{count} kills, {seconds:.0f} s in all."])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="kept; default: a temporary one")
@@ -425,16 +518,22 @@ def main():
     import mindblip2.convert.to_mindspore  # noqa: F401  for the forks
     import mindblip2.parity.weights  # noqa: F401
     import mindblip2.trainer.tasks  # noqa: F401
+
     started, trained, found = time.time(), [], {}
 
     def tell(*row):
         print(f"{time.time() - started:5.0f} s", *row, flush=True)
 
     with tempfile.TemporaryDirectory() as temporary_folder:
-        folder, training = (options.folder or Path(temporary_folder)).absolute(), max(round(TRAINING * options.kills), 1)
+        folder, training = (
+            (options.folder or Path(temporary_folder)).absolute(),
+            max(round(TRAINING * options.kills), 1),
+        )
         others = [len(range(place, options.kills - training, len(WRITERS))) for place in range(len(WRITERS))]
-        worker = threading.Thread(target=lambda: trained.append(kill_training(folder / "training", training, options.seed, tell)))
-        worker.start()      # besides the other commands
+        worker = threading.Thread(
+            target=lambda: trained.append(kill_training(folder / "training", training, options.seed, tell))
+        )
+        worker.start()  # besides the other commands
         for place, (name, kills) in enumerate(zip(WRITERS, others)):
             if kills:
                 found[name] = kill_writer(name, folder / name, kills, options.seed + 1 + place, tell)

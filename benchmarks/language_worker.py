@@ -1,25 +1,28 @@
-"""One side of the paired benchmark of language models (decode.py): a process that holds a few layers of full width.
+"""One side of the paired benchmark of language models (decode.py): a process that holds a few layers of full
+width.
 
     MINDBLIP2_BENCH_LLM="llama 4" python benchmarks/language_worker.py torch|mindspore
 
-Reads a case per line from standard input and answers with one JSON line.  Cases, of one text of TOKENS places, queries and prompt:
+Reads a case per line from standard input and answers with one JSON line.  Cases, of one text of TOKENS
+places, queries and prompt:
 
 prefill TOKENS         seconds until the logits of the first new token are there
 generate TOKENS NEW    seconds of each new token but the first, in the order of writing
-graphs TOKENS          ours: graphs compiled for a first picture, for ten more with prompts as long and up to 7 tokens shorter, for a longer
-read                   GB/s at which two threads read an array of 1 GB
+graphs TOKENS          ours: graphs compiled for a first picture, for ten more with prompts as long and up to
+7 tokens shorter, for a longer read                   GB/s at which two threads read an array of 1 GB
 weights                bytes that are read for a token
 memory                 the process's peak
 
 MINDBLIP2_BENCH_SMALL=1 makes the model narrow, to try the script.
 """
+
 import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))    # also where the tests load this file by its path
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where the tests load this file by its path
 
 from worker import SMALL, seconds, serve  # noqa: E402  sets the number of threads, so it comes before NumPy
 
@@ -33,6 +36,7 @@ ARRAY_BYTES = 1 << (20 if SMALL else 30)
 def section(named, small=SMALL):
     """The configuration of "llama 4": the published width, so many layers."""
     from mindblip2.config import LlamaConfig, OPTConfig
+
     name, layers = named.split()
     sizes = {"num_layers": int(layers), **(NARROW if small else {})}
     return LlamaConfig(**sizes, seq_length=2048) if name == "llama" else OPTConfig(**sizes, eos_token_id=2)
@@ -68,6 +72,7 @@ class Torch:
         import transformers
 
         from mindblip2.parity.reference.language_model import llama_config, opt_config
+
         torch.set_num_threads(2)
         torch.set_grad_enabled(False)
         self.torch, self.config = torch, config
@@ -78,19 +83,30 @@ class Torch:
         x_1TD, mask_1T = self._inputs(tokens)
 
         def run():
-            return self.model(inputs_embeds=x_1TD, attention_mask=mask_1T, use_cache=True, logits_to_keep=1).logits
+            return self.model(
+                inputs_embeds=x_1TD, attention_mask=mask_1T, use_cache=True, logits_to_keep=1
+            ).logits
+
         run()
         return seconds(run)
 
     def generate(self, tokens, new):
         x_1TD, mask_1T = self._inputs(tokens)
         clock = Clock()
-        self.model.generate(inputs_embeds=x_1TD, attention_mask=mask_1T, max_new_tokens=new, min_new_tokens=new, do_sample=False,
-                            streamer=clock)
+        self.model.generate(
+            inputs_embeds=x_1TD,
+            attention_mask=mask_1T,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            streamer=clock,
+        )
         return clock.between(new)
 
     def _inputs(self, tokens):
-        return self.torch.from_numpy(text(self.config, tokens)), self.torch.ones(1, tokens, dtype=self.torch.long)
+        return self.torch.from_numpy(text(self.config, tokens)), self.torch.ones(
+            1, tokens, dtype=self.torch.long
+        )
 
 
 class MindSpore:
@@ -101,12 +117,17 @@ class MindSpore:
 
         from mindblip2 import Blip2Config, Blip2ImageToTextGeneration, device
         from mindblip2.config import ContextConfig
+
         device.use(ContextConfig(mode=0))
         sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
         self.ms = ms
-        self.model = Blip2ImageToTextGeneration(Blip2Config(
-            vision_config={**sizes, "image_size": 28}, qformer_config={**sizes, "encoder_width": 32, "query_length": QUERIES},
-            text_config=config)).set_train(False)
+        self.model = Blip2ImageToTextGeneration(
+            Blip2Config(
+                vision_config={**sizes, "image_size": 28},
+                qformer_config={**sizes, "encoder_width": 32, "query_length": QUERIES},
+                text_config=config,
+            )
+        ).set_train(False)
         self.llm = self.model.llm
 
     def prefill(self, tokens):
@@ -115,6 +136,7 @@ class MindSpore:
 
         def run():
             return self.llm.prefill(x_1TD, mask_1T, QUERIES)[0].asnumpy()
+
         run()
         return seconds(run)
 
@@ -134,7 +156,8 @@ class MindSpore:
         return np.diff(counts).tolist()
 
     def read(self):
-        """NumPy's dot product of an array with itself, which reads it once: each thread takes half.  The best of ten."""
+        """NumPy's dot product of an array with itself, which reads it once: each thread takes half.  The best
+        of ten."""
         halves, times = np.ones((2, ARRAY_BYTES // 8), np.float32), []
         with ThreadPoolExecutor(2) as pool:
             for _ in range(10):
@@ -153,6 +176,7 @@ class MindSpore:
 def compiled():
     """How many graphs there are in this process, by MindSpore's own list of each cell's."""
     from mindspore.graph.api import cells_compile_cache
+
     return sum(map(len, cells_compile_cache.values()))
 
 

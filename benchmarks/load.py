@@ -1,10 +1,12 @@
-"""Time and peak memory of loading the full stage-1 model: mindblip2 from a .ckpt, the torch twin from the same weights' .pth.
+"""Time and peak memory of loading the full stage-1 model: mindblip2 from a .ckpt, the torch twin from the
+same weights' .pth.
 
     python benchmarks/load.py blip2_stage1.pth blip2_stage1.ckpt [--rounds 3]
 
-Each load is a process of its own and adds up all weights, since torch maps the file and reads a page when it is used; the sides
-take turns.  The peak is the process's, libraries included.
+Each load is a process of its own and adds up all weights, since torch maps the file and reads a page when it
+is used; the sides take turns.  The peak is the process's, libraries included.
 """
+
 import argparse
 import json
 import os
@@ -41,13 +43,20 @@ print(json.dumps([time.perf_counter() - start, peak, total]))
 
 def one(code, path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3"}
-    done = subprocess.run([sys.executable, "-c", code.format(path=path) + AFTER], env=environment, capture_output=True,
-                          text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(path=path) + AFTER],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pth")
     parser.add_argument("ckpt")
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,11 +1,14 @@
-"""What the processes of mesh_full_width.py compute: single layers with parity's seeded weights, forwards and back.
+"""What the processes of mesh_full_width.py compute: single layers with parity's seeded weights, forwards and
+back.
 
     python benchmarks/mesh_layer.py FOLDER CARDS full|small RUN…      # layer:mode[:mistake], into a folder of .npy files each
 
-On a mesh of 1 x CARDS each process cuts its pieces of the weights, and the gradients of the pieces are joined.
+On a mesh of 1 x CARDS each process cuts its pieces of the weights, and the gradients of the pieces are
+joined.
 
 B batch · T positions · P image tokens · D width
 """
+
 import contextlib
 import dataclasses
 import gc
@@ -36,27 +39,43 @@ from mindblip2.parity.defects.patches import replaced  # noqa: E402
 from mindblip2.parity.model_triple import Case, cotangent, flattened, tensor  # noqa: E402
 
 MODES = {"pynative": ms.PYNATIVE_MODE, "graph": ms.GRAPH_MODE}
-LAYERS = {          # name → what it is, and where its weights are
+LAYERS = {  # name → what it is, and where its weights are
     "vit": ("a block of ViT-g", ("vit.blocks.0.",)),
     "qformer": ("a layer of the Q-Former", ("qformer.encoder.layers.0.", "qformer.memory.")),
-    "llama": ("a layer of Llama-7B", ("llm.layers.0.",))}
-SMALL = {"vision_config": {"image_size": 56, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96},
-         "qformer_config": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "encoder_width": 64},
-         "text_config": {"hidden_size": 64, "num_heads": 4, "intermediate_size": 96}}
+    "llama": ("a layer of Llama-7B", ("llm.layers.0.",)),
+}
+SMALL = {
+    "vision_config": {"image_size": 56, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96},
+    "qformer_config": {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+        "encoder_width": 64,
+    },
+    "text_config": {"hidden_size": 64, "num_heads": 4, "intermediate_size": 96},
+}
 
 
 def configured(small):
     """The published widths, or small ones, with one layer of each kind."""
+
     def section(name, **changes):
         return {name: {**(SMALL[name] if small else {}), **changes}}
-    return Blip2Config(**section("vision_config", num_hidden_layers=1), **section("qformer_config", num_hidden_layers=1),
-                       **section("text_config", num_layers=1), freeze_vision=False)
+
+    return Blip2Config(
+        **section("vision_config", num_hidden_layers=1),
+        **section("qformer_config", num_hidden_layers=1),
+        **section("text_config", num_layers=1),
+        freeze_vision=False,
+    )
 
 
 def inputs_of(layer, config):
     """{name: array}, in the order of the layer's arguments."""
+
     def normal(name, *shape):
         return seeded_weights.normal(7, f"{layer} {name}", shape)
+
     vision, qformer, text = config.vision_config, config.qformer_config, config.text_config
     image_BPD = (2, vision.num_tokens, vision.hidden_size)
     if layer == "vit":
@@ -64,7 +83,11 @@ def inputs_of(layer, config):
     if layer == "qformer":
         ids = np.random.default_rng(7).integers(1000, 20000, (2, 8))
         ids[1, 5:] = qformer.pad_token_id
-        return {"x": normal("x", 2, qformer.query_length + 8, qformer.hidden_size), "image": normal("image", *image_BPD), "ids": ids}
+        return {
+            "x": normal("x", 2, qformer.query_length + 8, qformer.hidden_size),
+            "image": normal("image", *image_BPD),
+            "ids": ids,
+        }
     mask = np.ones((3, 12), np.int64)
     mask[1, 8:], mask[2, :4] = 0, 0
     return {"x": normal("x", *mask.shape, text.hidden_size), "mask": mask}
@@ -89,7 +112,9 @@ def llama(model, x, mask):
 
 def case_of(layer, config):
     """The layer's comparison, but for the functions."""
-    shapes = llm_shapes(language_model.one_layer(config.text_config)) if layer == "llama" else model_shapes(config)
+    shapes = (
+        llm_shapes(language_model.one_layer(config.text_config)) if layer == "llama" else model_shapes(config)
+    )
     weights = tuple(name for name in shapes if name.startswith(LAYERS[layer][1]))
     return Case(layer, None, None, inputs_of(layer, config), weights, backward=True)
 
@@ -109,24 +134,35 @@ class Weighted(nn.Cell):
 def made(layer, config):
     """Our model with this card's pieces of the layer's weights, and these."""
     with no_init():
-        model = (language_model.new_cell(language_model.one_layer(config.text_config)) if layer == "llama" else Blip2Qformer(config)).set_train(False)
-    weights, given = [p for p in model.get_parameters() if p.name.startswith(LAYERS[layer][1])], seeded(config, seeded_weights.SEED)
+        model = (
+            language_model.new_cell(language_model.one_layer(config.text_config))
+            if layer == "llama"
+            else Blip2Qformer(config)
+        ).set_train(False)
+    weights, given = (
+        [p for p in model.get_parameters() if p.name.startswith(LAYERS[layer][1])],
+        seeded(config, seeded_weights.SEED),
+    )
     for p in weights:
         p.set_data(ms.Tensor(own_piece(p, given(p.name, whole_shape(p)))))
     return model, weights
 
 
 def computed(case, config):
-    """Yields (name, whole array) of the output and the gradients, then "apart": how far the cards are apart in what each holds whole."""
+    """Yields (name, whole array) of the output and the gradients, then "apart": how far the cards are apart
+    in what each holds whole."""
     model, weights = made(case.name, config)
-    inputs, places = list(case.inputs.values()), tuple(i for i, name in enumerate(case.inputs) if name in case.differentiated)
+    inputs, places = (
+        list(case.inputs.values()),
+        tuple(i for i, name in enumerate(case.inputs) if name in case.differentiated),
+    )
     net = Weighted(model, globals()[case.name], tensor(cotangent(case, 0, inputs[0].shape)))
     (_, y_BTD), gradients = ms.value_and_grad(net, places, weights, has_aux=True)(*map(tensor, inputs))
     found, apart = [y_BTD, *flattened(gradients)], 0.0
     holders = [None] * (1 + len(places)) + weights
     names = ["output", *(f"d {name}" for name in (*case.differentiated, *(p.name for p in weights)))]
     for name, holder in zip(names, holders, strict=True):
-        array = found.pop(0).asnumpy()      # one after the other: a layer of Llama has 0.8 GB of gradients
+        array = found.pop(0).asnumpy()  # one after the other: a layer of Llama has 0.8 GB of gradients
         if holder is None or not is_split(holder, comm.mesh.model):
             apart = max(apart, *(float(np.abs(piece - array).max()) for piece in comm.pieces(array)))
             yield name, array
@@ -148,11 +184,12 @@ def cut_in_one(split, array, cards, rank):
 
 
 CUT = Split.cut
-MISTAKES = {        # name → in which layers it can be seen, and what is replaced by what
+MISTAKES = {  # name → in which layers it can be seen, and what is replaced by what
     "no sum of the gradients behind split weights": (LAYERS, comm, "enter", lambda x: x),
     "no sum of the products": (LAYERS, comm, "leave", lambda x: x),
     "a bias that every card adds": (("vit", "qformer"), Linear, "construct", every_card_adds),
-    "q, k and v cut as one": (("vit",), Split, "cut", cut_in_one)}
+    "q, k and v cut as one": (("vit",), Split, "cut", cut_in_one),
+}
 
 
 def place(folder, cards, run):
@@ -161,7 +198,8 @@ def place(folder, cards, run):
 
 
 def main(folder, cards, size, *runs):
-    os.environ.setdefault("MS_NODE_TIMEOUT", "300")     # a process waits for the other, which writes or is slow; otherwise 30 s
+    # a process waits for the other, which writes or is slow; otherwise 30 s
+    os.environ.setdefault("MS_NODE_TIMEOUT", "300")
     device.use(ContextConfig(device_target="CPU", mode=1))
     comm.start(1, int(cards))
     config = configured(size == "small")

@@ -1,4 +1,5 @@
-"""Stage 2 at full size from files as they are published: converted, loaded strictly, and asked about a picture at three doors.
+"""Stage 2 at full size from files as they are published: converted, loaded strictly, and asked about a
+picture at three doors.
 
     python benchmarks/stage2_full_size.py --folder /tmp/full [--only opt_lavis,opt_hf,vicuna] [--layers N] [--small] [--markdown out.md]
 
@@ -8,13 +9,15 @@
 | opt_hf | Salesforce/blip2-opt-2.7b in float32, converted with --dtype float16 | 23 GB | 17 GB |
 | vicuna | blip2_pretrained_vicuna7b.pth, eva_vit_g.pth, Vicuna-7B in float16, of which 12 layers | 16 GB | 17 GB |
 
-The weights are random (no download), and so are the captions; the tokenizers are of nearly nothing but placeholders.  ``--layers`` is the
-depth of the language model: by default 32 of OPT and 12 of Vicuna, whose 32 would take 32 GB of memory in float32.  One source after
-the other; its files are removed afterwards.  Every step is a process of its own, whose peak memory is the kernel's (ru_maxrss), pages of
-mapped files included; the conversion reads from the disk, and its time includes a sync of the output.  The doors are run_blip2.py and
-Trainer (graph mode, as the preset says) and pipeline (PyNative, as MindSpore starts), which writes twice; all must write the same.
-About 15 minutes a source.
+The weights are random (no download), and so are the captions; the tokenizers are of nearly nothing but
+placeholders.  ``--layers`` is the depth of the language model: by default 32 of OPT and 12 of Vicuna, whose
+32 would take 32 GB of memory in float32.  One source after the other; its files are removed afterwards.
+Every step is a process of its own, whose peak memory is the kernel's (ru_maxrss), pages of mapped files
+included; the conversion reads from the disk, and its time includes a sync of the output.  The doors are
+run_blip2.py and Trainer (graph mode, as the preset says) and pipeline (PyNative, as MindSpore starts), which
+writes twice; all must write the same. About 15 minutes a source.
 """
+
 import argparse
 import json
 import os
@@ -28,7 +31,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]    # also where the tests load this file by its path
+# also where the tests load this file by its path
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import stage2_files  # noqa: E402
 from bench import hardware  # noqa: E402
@@ -37,7 +41,7 @@ from convert_full_size import CONVERT, elsewhere, to_disk  # noqa: E402
 from mindblip2.config import load_config  # noqa: E402
 
 OPT, VICUNA = "stage2_vit_g_opt_2_7b", "stage2_vit_g_vicuna_7b"
-SOURCES = {"opt_lavis": (OPT, 32), "opt_hf": (OPT, 32), "vicuna": (VICUNA, 12)}      # preset, layers
+SOURCES = {"opt_lavis": (OPT, 32), "opt_hf": (OPT, 32), "vicuna": (VICUNA, 12)}  # preset, layers
 JOINED = ["--torch_path", "bridge.pth", "--vit_path", "eva_vit_g.pth", "--llm_path", "llm"]
 FLAGS = {"opt_lavis": JOINED, "opt_hf": ["--torch_path", "blip2", "--dtype", "float16"], "vicuna": JOINED}
 PROMPT, BEAMS, NEW = "a photo of", 5, 30
@@ -70,7 +74,8 @@ print(json.dumps([later - before for before, later in zip(times, times[1:])]))
 
 
 class Place:
-    """The folder of one source: published files, the cache that mindblip2 looks into, the configuration, what the doors write."""
+    """The folder of one source: published files, the cache that mindblip2 looks into, the configuration, what
+    the doors write."""
 
     def __init__(self, folder, source, options):
         self.folder, self.source = folder / source, source
@@ -79,9 +84,16 @@ class Place:
         self.cache = self.folder / "cache"
         self.cache.mkdir(parents=True)
         self.ckpt, self.yaml = self.cache / f"blip2_{preset}.ckpt", self.folder / f"itt_blip2_{preset}.yaml"
-        self.yaml.write_text(yaml.safe_dump(changed(ROOT / "configs" / self.yaml.name, options, layers)), encoding="utf-8")
+        self.yaml.write_text(
+            yaml.safe_dump(changed(ROOT / "configs" / self.yaml.name, options, layers)), encoding="utf-8"
+        )
         self.config = load_config(self.yaml).model.model_config
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "MINDBLIP2_CACHE": str(self.cache), "GLOG_v": "3"}
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "MINDBLIP2_CACHE": str(self.cache),
+            "GLOG_v": "3",
+        }
 
     def make(self):
         """Bytes of the published files; the tokenizers go where the preset looks for them."""
@@ -102,21 +114,27 @@ class Place:
         return time.perf_counter() - start, peak
 
     def run(self, command):
-        """(seconds, peak bytes, last line of output) of a command; RuntimeError with its last lines where it fails."""
+        """(seconds, peak bytes, last line of output) of a command; RuntimeError with its last lines where it
+        fails."""
         start, log = time.perf_counter(), self.folder / "log.txt"
         with open(log, "w", encoding="utf-8") as file:
-            child = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=file, stderr=subprocess.STDOUT)
+            child = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=file, stderr=subprocess.STDOUT
+            )
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         if child.returncode:
-            raise RuntimeError("\n".join([f"{' '.join(command)} ended with {child.returncode}:", *lines[-20:]]))
+            raise RuntimeError(
+                "\n".join([f"{' '.join(command)} ended with {child.returncode}:", *lines[-20:]])
+            )
         return time.perf_counter() - start, usage.ru_maxrss * 1024, lines[-1] if lines else ""
 
 
 def picture():
     """The path of scikit-learn's china.jpg."""
     from sklearn import datasets
+
     return Path(datasets.__file__).parent / "images" / "china.jpg"
 
 
@@ -127,7 +145,9 @@ def changed(preset, options, layers):
     if options.small:
         for section, sizes in stage2_files.SMALL.items():
             model[section] = {**model.get(section, {}), **sizes}
-        found["processor"]["image_processor"] = {"image_size": stage2_files.SMALL["vision_config"]["image_size"]}
+        found["processor"]["image_processor"] = {
+            "image_size": stage2_files.SMALL["vision_config"]["image_size"]
+        }
     model["text_config"]["num_layers"] = options.layers or (2 if options.small else layers)
     return found
 
@@ -138,32 +158,62 @@ def measured(place, image):
     rows = {"convert": place.convert()}
     *rows["load"], found["parameters"] = place.run([sys.executable, "-c", LOAD, str(place.yaml)])
     how = json.dumps({"hypothesis_template": PROMPT, "num_beams": BEAMS, "max_new_tokens": NEW})
-    out = {door: place.folder / door / "image_to_text_generation_result.txt" for door in ("run_blip2.py", "Trainer", "pipeline")}
+    out = {
+        door: place.folder / door / "image_to_text_generation_result.txt"
+        for door in ("run_blip2.py", "Trainer", "pipeline")
+    }
     for path in out.values():
         path.parent.mkdir()
-    run = {"config": place.yaml, "run_mode": "predict", "load_checkpoint": place.ckpt, "predict_data": image,
-           "hypothesis_template": PROMPT, "generation.num_beams": BEAMS, "generation.max_new_tokens": NEW,
-           "output_dir": out["run_blip2.py"].parent}
+    run = {
+        "config": place.yaml,
+        "run_mode": "predict",
+        "load_checkpoint": place.ckpt,
+        "predict_data": image,
+        "hypothesis_template": PROMPT,
+        "generation.num_beams": BEAMS,
+        "generation.max_new_tokens": NEW,
+        "output_dir": out["run_blip2.py"].parent,
+    }
     flags = [str(part) for key, value in run.items() for part in (f"--{key}", value)]
     rows["run_blip2.py"] = place.run([sys.executable, str(ROOT / "run_blip2.py"), *flags])[:2]
     for door, code in (("Trainer", TRAINER), ("pipeline", PIPELINE)):
-        *rows[door], last = place.run([sys.executable, "-c", code, str(place.yaml), str(image), str(out[door]), how])
+        *rows[door], last = place.run(
+            [sys.executable, "-c", code, str(place.yaml), str(image), str(out[door]), how]
+        )
     texts = {path.read_text(encoding="utf-8") for path in out.values()}
-    return {**found, "rows": rows, "times": json.loads(last), "ckpt": place.ckpt.stat().st_size, "same": len(texts) == 1,
-            "text": texts.pop().strip()}
+    return {
+        **found,
+        "rows": rows,
+        "times": json.loads(last),
+        "ckpt": place.ckpt.stat().st_size,
+        "same": len(texts) == 1,
+        "text": texts.pop().strip(),
+    }
 
 
 def report(found):
     """The figures of one source as Markdown."""
     load, first, second = found["times"]
-    lines = [f"## {found['source']}", "",
-             f"{int(found['parameters']) / 1e9:.2f} billion parameters, {found['layers']} layers of the language model.  Published files "
-             f"{found['files'] / 1e9:.2f} GB, .ckpt {found['ckpt'] / 1e9:.2f} GB.", "",
-             "| step | seconds | peak GB |", "|---|---|---|"]
-    lines += [f"| {step} | {seconds:.1f} | {peak / 1e9:.2f} |" for step, (seconds, peak) in found["rows"].items()]
-    return "\n".join(lines + [
-        "", f"In pipeline: loading {load:.1f} s, the first caption {first:.1f} s, the second {second:.1f} s.  The three doors wrote the "
-        f"same: {'yes' if found['same'] else 'NO'} ({found['text'][:80]} …)."])
+    lines = [
+        f"## {found['source']}",
+        "",
+        f"{int(found['parameters']) / 1e9:.2f} billion parameters, {found['layers']} layers of the language model.  Published files "
+        f"{found['files'] / 1e9:.2f} GB, .ckpt {found['ckpt'] / 1e9:.2f} GB.",
+        "",
+        "| step | seconds | peak GB |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {step} | {seconds:.1f} | {peak / 1e9:.2f} |" for step, (seconds, peak) in found["rows"].items()
+    ]
+    return "\n".join(
+        lines
+        + [
+            "",
+            f"In pipeline: loading {load:.1f} s, the first caption {first:.1f} s, the second {second:.1f} s.  The three doors wrote the "
+            f"same: {'yes' if found['same'] else 'NO'} ({found['text'][:80]} …).",
+        ]
+    )
 
 
 def space(source, text):
@@ -171,23 +221,34 @@ def space(source, text):
     width, opt = text.hidden_size, source != "vicuna"
     layer = width * (4 * width + (2 if opt else 3) * text.feed_forward_size)
     language = text.num_layers * layer + text.vocab_size * width * (1 if opt else 2)
-    seen, bridge = 1.02e9, 0.105e9      # the ViT with its unused block, the Q-Former
-    return 6 * (seen + bridge + language) if source == "opt_hf" else 2 * (2 * seen + 4 * bridge + 2 * language)
+    seen, bridge = 1.02e9, 0.105e9  # the ViT with its unused block, the Q-Former
+    return (
+        6 * (seen + bridge + language) if source == "opt_hf" else 2 * (2 * seen + 4 * bridge + 2 * language)
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the files are made, in a folder for each source")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="where the files are made, in a folder for each source"
+    )
     parser.add_argument("--only", default=",".join(SOURCES), help="sources, separated by commas")
     parser.add_argument("--layers", type=int, help="of the language model")
-    parser.add_argument("--small", action="store_true", help="small models: tries the script, measures nothing")
+    parser.add_argument(
+        "--small", action="store_true", help="small models: tries the script, measures nothing"
+    )
     parser.add_argument("--markdown", help="write the report here too")
     options = parser.parse_args()
     text = f"# Stage 2 from published files, {date.today()}\n\n{hardware()}\n\nCommand: `python {' '.join(sys.argv)}`\n"
     for source in options.only.split(","):
         place = Place(options.folder.resolve(), source, options)
         needed, free = space(source, place.config.text_config), shutil.disk_usage(place.folder).free
-        print(f"{source}: needs {needed / 1e9:.0f} GB in {place.folder}, {free / 1e9:.0f} GB are free", flush=True)
+        print(
+            f"{source}: needs {needed / 1e9:.0f} GB in {place.folder}, {free / 1e9:.0f} GB are free",
+            flush=True,
+        )
         if needed > free and not options.small:
             sys.exit("not enough space: give another --folder, or fewer --layers")
         try:

@@ -1,4 +1,6 @@
-"""``python convert/convert_weight.py``: weights of other projects to a mindblip2 .ckpt, and back; see mindblip2/convert."""
+"""``python convert/convert_weight.py``: weights of other projects to a mindblip2 .ckpt, and back; see
+mindblip2/convert."""
+
 import sys
 from pathlib import Path
 

@@ -1,9 +1,11 @@
 """Safe reading and writing of files.
 
-Writing: a file that a user keeps is written under a temporary name, synchronised to the disk, and renamed, so that it is there whole or
-not at all; :func:`atomic_folder` does the same for the files of a folder.  Reading: what is damaged is one line that names the file and
-the next step, and sizes are checked before memory is taken.
+Writing: a file that a user keeps is written under a temporary name, synchronised to the disk, and renamed, so
+that it is there whole or not at all; :func:`atomic_folder` does the same for the files of a folder.  Reading:
+what is damaged is one line that names the file and the next step, and sizes are checked before memory is
+taken.
 """
+
 import contextlib
 import ctypes
 import errno
@@ -20,32 +22,37 @@ from typing import IO, Any
 
 import yaml
 
-MAX_TEXT_BYTES = 2 << 30            # of a text file that is read whole: COCO's largest annotation file has 0.5 GB
+# of a text file that is read whole: COCO's largest annotation file has 0.5 GB
+MAX_TEXT_BYTES = 2 << 30
 MAX_YAML_BYTES = 16 << 20
-MAX_YAML_DEPTH = 50                 # of nested values; MindFormers' files have 6
-MAX_YAML_NODES = 1_000_000          # with anchors followed: nine nested anchors of ten references each are a thousand million
+MAX_YAML_DEPTH = 50  # of nested values; MindFormers' files have 6
+# with anchors followed: nine nested anchors of ten references each are a thousand million
+MAX_YAML_NODES = 1_000_000
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _counter = itertools.count()
-_open_folders = set()               # temporary folders of atomic_folder blocks that are being executed
+_open_folders = set()  # temporary folders of atomic_folder blocks that are being executed
 
 
 class FileError(ValueError):
-    """A file that cannot be used; the message names it and says what is wrong, what was expected and the next step."""
+    """A file that cannot be used; the message names it and says what is wrong, what was expected and the next
+    step."""
 
 
 class DiskFullError(OSError):
-    """No space was left for a file; the message says how much was written and how much is free.  What was there is unchanged."""
+    """No space was left for a file; the message says how much was written and how much is free.  What was
+    there is unchanged."""
 
 
 # ------------------------------------------------------------------------------------------------ writing
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike, mode: str = "w", needed: int | None = None) -> Iterator[IO[Any]]:
-    """An open file that takes the place of ``path`` when the block ends without an error; else ``path`` stays as it was.
+    """An open file that takes the place of ``path`` when the block ends without an error; else ``path`` stays
+    as it was.
 
-    ``mode``: "w" for text (UTF-8, line ends as given) or "wb".  ``needed``: the bytes that the file will have, for the message of a full
-    disk.  Folders are made.  A device or a pipe (``/dev/stdout``) is written directly.  Raises :class:`DiskFullError`, and OSError where
-    the folder cannot be written."""
+    ``mode``: "w" for text (UTF-8, line ends as given) or "wb".  ``needed``: the bytes that the file will
+    have, for the message of a full disk.  Folders are made.  A device or a pipe (``/dev/stdout``) is written
+    directly.  Raises :class:`DiskFullError`, and OSError where the folder cannot be written."""
     if mode not in ("w", "wb"):
         raise ValueError(f"mode = {mode!r}: expected 'w' or 'wb'")
     text = {} if mode == "wb" else {"encoding": "utf-8", "newline": ""}
@@ -77,7 +84,7 @@ def atomic_file(path: str | os.PathLike, mode: str = "w", needed: int | None = N
         raise _disk_full(path, partial, full, needed) from error
     finally:
         if file is not None:
-            with contextlib.suppress(OSError):      # what its buffer holds may not fit on the disk either
+            with contextlib.suppress(OSError):  # what its buffer holds may not fit on the disk either
                 file.close()
         partial.unlink(missing_ok=True)
 
@@ -95,7 +102,8 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
-    """Write ``value`` as JSON, as :func:`atomic_file` does.  Raises ValueError before anything is written where it is no JSON."""
+    """Write ``value`` as JSON, as :func:`atomic_file` does.  Raises ValueError before anything is written
+    where it is no JSON."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -103,11 +111,12 @@ def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1) -> N
 def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """A temporary folder whose content takes the place of ``folder``'s when the block ends without an error.
 
-    It begins with what ``folder`` holds (hard links, so write into it with :func:`atomic_file` only, which replaces files and never
-    changes one in place).  Old and new are exchanged in one system call.  Where that cannot be done (a mount point, the working
-    directory, a file system without it), the new files are renamed into ``folder`` one after the other: each is whole, and a kill within
-    these microseconds may leave files of both.  Within the block of another ``atomic_folder``, its temporary folder is given back: what
-    is written belongs to the outer one.  What other processes write into ``folder`` meanwhile stays."""
+    It begins with what ``folder`` holds (hard links, so write into it with :func:`atomic_file` only, which
+    replaces files and never changes one in place).  Old and new are exchanged in one system call.  Where that
+    cannot be done (a mount point, the working directory, a file system without it), the new files are renamed
+    into ``folder`` one after the other: each is whole, and a kill within these microseconds may leave files
+    of both.  Within the block of another ``atomic_folder``, its temporary folder is given back: what is
+    written belongs to the outer one.  What other processes write into ``folder`` meanwhile stays."""
     folder = Path(os.path.realpath(folder))
     if folder in _open_folders:
         yield folder
@@ -136,7 +145,8 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
             _rename_into(partial, folder, before)
         sync_folder(folder.parent)
     except DiskFullError as error:
-        if error.filename and Path(error.filename).is_relative_to(partial):     # the name that the file was going to have
+        # the name that the file was going to have
+        if error.filename and Path(error.filename).is_relative_to(partial):
             error.filename = str(folder / Path(error.filename).relative_to(partial))
         raise
     except Exception as error:
@@ -163,7 +173,7 @@ def sync_folder(folder: str | os.PathLike) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError as error:        # some network file systems have none for folders
+    except OSError as error:  # some network file systems have none for folders
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -178,7 +188,11 @@ def _remove_stale(path):
     """Remove what a killed process of this host left of its writing of ``path``."""
     begin = f".{path.name}.{socket.gethostname()}-"
     for one in path.parent.iterdir():
-        process = one.name.removeprefix(begin).partition("-")[0] if one.name.startswith(begin) and one.suffix == ".partial" else ""
+        process = (
+            one.name.removeprefix(begin).partition("-")[0]
+            if one.name.startswith(begin) and one.suffix == ".partial"
+            else ""
+        )
         if process.isdigit() and not _alive(int(process)):
             shutil.rmtree(one, ignore_errors=True) if one.is_dir() else one.unlink(missing_ok=True)
 
@@ -207,16 +221,24 @@ def _in_use(folder):
 def _exchange(one, other):
     """Exchange two folders in one system call (Linux's renameat2); False where that cannot be done."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    return call is not None and call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+    return (
+        call is not None
+        and call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+    )
 
 
 def _inodes(folder):
     """{relative name: inode} of the files below a folder."""
-    return {path.relative_to(folder): path.lstat().st_ino for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    return {
+        path.relative_to(folder): path.lstat().st_ino
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
 
 
 def _keep_newer(old, folder, before):
-    """Move into ``folder`` the files of ``old`` that are not those of ``before``: other processes have written them meanwhile."""
+    """Move into ``folder`` the files of ``old`` that are not those of ``before``: other processes have
+    written them meanwhile."""
     now = _inodes(folder)
     for name, inode in _inodes(old).items():
         if before.get(name) != inode and now.get(name) == before.get(name):
@@ -237,7 +259,8 @@ def _rename_into(partial, folder, before):
 
 
 def _no_space(error):
-    """The OSError of a full disk that is ``error``, or from whose handling it comes (torch.save raises a RuntimeError); else None."""
+    """The OSError of a full disk that is ``error``, or from whose handling it comes (torch.save raises a
+    RuntimeError); else None."""
     while error is not None and not isinstance(error, DiskFullError):
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return error
@@ -246,64 +269,94 @@ def _no_space(error):
 
 
 def _disk_full(path, partial, error, needed=None):
-    """The error of a full disk, with the bytes that it needs, those that were written and those that are free."""
+    """The error of a full disk, with the bytes that it needs, those that were written and those that are
+    free."""
     files = [partial] if partial.is_file() else partial.rglob("*") if partial.is_dir() else []
     written = sum(one.stat().st_size for one in files if one.is_file())
     free = shutil.disk_usage(path.parent).free
-    return DiskFullError(error.errno, f"no space left on the disk ({error.strerror}): "
-                         + (f"{needed:,} bytes are needed, " if needed is not None else "")
-                         + f"{written:,} bytes of it were written, {free:,} bytes are free besides; what was there before is unchanged.  "
-                         "Free some space, or choose a folder on another disk", str(path))
+    return DiskFullError(
+        error.errno,
+        f"no space left on the disk ({error.strerror}): "
+        + (f"{needed:,} bytes are needed, " if needed is not None else "")
+        + f"{written:,} bytes of it were written, {free:,} bytes are free besides; what was there before is unchanged.  "
+        "Free some space, or choose a folder on another disk",
+        str(path),
+    )
 
 
 # ------------------------------------------------------------------------------------------------ reading
 def regular_file(path: str | os.PathLike, max_bytes: int | None = None, advice: str = "get it again") -> Path:
-    """``path``, if it is a regular file of at most ``max_bytes``; FileNotFoundError, or :class:`FileError` for a pipe, a device (reading
-    which may wait for ever), a folder, or a file that is too large."""
+    """``path``, if it is a regular file of at most ``max_bytes``; FileNotFoundError, or :class:`FileError`
+    for a pipe, a device (reading which may wait for ever), a folder, or a file that is too large."""
     path = Path(path)
     try:
         about = path.stat()
-    except ValueError:      # a NUL in the name
+    except ValueError:  # a NUL in the name
         raise FileError(f"{str(path)!r} is no file name") from None
     if not stat.S_ISREG(about.st_mode):
-        raise FileError(f"{path} is a {'folder' if stat.S_ISDIR(about.st_mode) else 'pipe or device'}, expected a file")
+        raise FileError(
+            f"{path} is a {'folder' if stat.S_ISDIR(about.st_mode) else 'pipe or device'}, expected a file"
+        )
     if max_bytes is not None and about.st_size > max_bytes:
         raise FileError(f"{path} has {about.st_size:,} bytes, expected at most {max_bytes:,}; {advice}")
     return path
 
 
-def read_text(path: str | os.PathLike, what: str = "a text file", advice: str = "get it again, or save it as UTF-8",
-              max_bytes: int = MAX_TEXT_BYTES) -> str:
-    """The text of a UTF-8 file, without a byte order mark.  ``what`` it should be, and the next step, are for the messages."""
+def read_text(
+    path: str | os.PathLike,
+    what: str = "a text file",
+    advice: str = "get it again, or save it as UTF-8",
+    max_bytes: int = MAX_TEXT_BYTES,
+) -> str:
+    """The text of a UTF-8 file, without a byte order mark.  ``what`` it should be, and the next step, are for
+    the messages."""
     path = regular_file(path, max_bytes, advice)
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FileError(f"{path} is not {what}: byte {error.start} is not UTF-8 ({error.object[error.start]:#04x}); {advice}") from None
+        raise FileError(
+            f"{path} is not {what}: byte {error.start} is not UTF-8 ({error.object[error.start]:#04x}); {advice}"
+        ) from None
 
 
-def read_json(path: str | os.PathLike, kind: type | tuple[type, ...] | None = None, what: str = "a JSON file",
-              advice: str = "get it again", max_bytes: int = MAX_TEXT_BYTES) -> Any:
+def read_json(
+    path: str | os.PathLike,
+    kind: type | tuple[type, ...] | None = None,
+    what: str = "a JSON file",
+    advice: str = "get it again",
+    max_bytes: int = MAX_TEXT_BYTES,
+) -> Any:
     """What a JSON file holds.  ``kind``: dict or list, of which it must be.
 
-    Raises :class:`FileError` for text that is not JSON, is nested too deeply, or holds a number that is not finite."""
+    Raises :class:`FileError` for text that is not JSON, is nested too deeply, or holds a number that is not
+    finite."""
     return parse_json(read_text(path, what, advice, max_bytes), str(path), kind, what, advice)
 
 
-def parse_json(text: str, name: str, kind: type | tuple[type, ...] | None = None, what: str = "a JSON file",
-               advice: str = "get it again") -> Any:
-    """What a JSON text holds; ``name`` says in messages where it is from, the rest is as for :func:`read_json`."""
+def parse_json(
+    text: str,
+    name: str,
+    kind: type | tuple[type, ...] | None = None,
+    what: str = "a JSON file",
+    advice: str = "get it again",
+) -> Any:
+    """What a JSON text holds; ``name`` says in messages where it is from, the rest is as for
+    :func:`read_json`."""
     try:
         value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
     except RecursionError:
         raise FileError(f"{name} is not {what}: it is nested too deeply; {advice}") from None
     except ValueError as error:
-        raise FileError(f"{name} is not {what}: {error if text.strip() else 'it is empty'}; {advice}") from None
+        raise FileError(
+            f"{name} is not {what}: {error if text.strip() else 'it is empty'}; {advice}"
+        ) from None
     if kind is not None and not isinstance(value, kind):
         names = {dict: "an object {…}", list: "a list […]"}
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        raise FileError(f"{name} is not {what}: it holds a {type(value).__name__}, expected "
-                        f"{' or '.join(names.get(one, one.__name__) for one in kinds)}; {advice}")
+        raise FileError(
+            f"{name} is not {what}: it holds a {type(value).__name__}, expected "
+            f"{' or '.join(names.get(one, one.__name__) for one in kinds)}; {advice}"
+        )
     return value
 
 
@@ -313,9 +366,11 @@ def read_yaml(path: str | os.PathLike) -> Any:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """What a YAML text holds; ``name`` says in messages where it is from.  Only plain data is made, never an object of a class.
+    """What a YAML text holds; ``name`` says in messages where it is from.  Only plain data is made, never an
+    object of a class.
 
-    Raises :class:`FileError` for text that is not YAML, refers to itself, or whose anchors expand to more than a million values."""
+    Raises :class:`FileError` for text that is not YAML, refers to itself, or whose anchors expand to more
+    than a million values."""
     try:
         loader = _Loader(text)
         try:
@@ -323,20 +378,27 @@ def parse_yaml(text: str, name: str) -> Any:
             if node is None:
                 return None
             if _expanded_size(node, {}) > MAX_YAML_NODES:
-                raise FileError(f"{name} is not usable YAML: its anchors expand to over {MAX_YAML_NODES:,} values; write it without them")
+                raise FileError(
+                    f"{name} is not usable YAML: its anchors expand to over {MAX_YAML_NODES:,} values; write it without them"
+                )
             return loader.construct_document(node)
         finally:
             loader.dispose()
     except RecursionError:
-        raise FileError(f"{name} is not usable YAML: it is nested too deeply, or an anchor refers to itself; correct it") from None
+        raise FileError(
+            f"{name} is not usable YAML: it is nested too deeply, or an anchor refers to itself; correct it"
+        ) from None
     except FileError:
         raise
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:   # `2001-99-99` is a ValueError
+    # `2001-99-99` is a ValueError
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         raise FileError(f"{name} is not YAML: {' '.join(str(error).split())}; correct it") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what is nested too deeply, whatever the interpreter's limit of recursion is (MindSpore raises it)."""
+    """Refuses what is nested too deeply, whatever the interpreter's limit of recursion is (MindSpore raises
+    it)."""
+
     depth = 0
 
     def compose_node(self, parent, index):
@@ -355,8 +417,13 @@ def _expanded_size(node, known):
             raise RecursionError
         return known[id(node)]
     known[id(node)] = None
-    children = (list(itertools.chain.from_iterable(node.value)) if isinstance(node, yaml.MappingNode) else
-                node.value if isinstance(node, yaml.SequenceNode) else [])
+    children = (
+        list(itertools.chain.from_iterable(node.value))
+        if isinstance(node, yaml.MappingNode)
+        else node.value
+        if isinstance(node, yaml.SequenceNode)
+        else []
+    )
     known[id(node)] = 1 + sum(_expanded_size(child, known) for child in children)
     return known[id(node)]
 

@@ -1,7 +1,10 @@
-"""The import path of MindFormers' users: ``from mindblip2.pipeline import ZeroShotImageClassificationPipeline``.
+"""The import path of MindFormers' users: ``from mindblip2.pipeline import
+ZeroShotImageClassificationPipeline``.
 
-After that import ``mindblip2.pipeline`` is this module, and must still be the function of the same name: its class makes it callable.
+After that import ``mindblip2.pipeline`` is this module, and must still be the function of the same name: its
+class makes it callable.
 """
+
 import sys
 import types
 

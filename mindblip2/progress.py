@@ -1,4 +1,6 @@
-"""How far a long task has come: a bar on a terminal; in a file or a pipe, plain lines at intervals instead of carriage returns."""
+"""How far a long task has come: a bar on a terminal; in a file or a pipe, plain lines at intervals instead of
+carriage returns."""
+
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -6,25 +8,43 @@ from typing import Any
 
 from tqdm import tqdm
 
-INTERVAL = 30.0     # seconds between two lines of a log
+INTERVAL = 30.0  # seconds between two lines of a log
 
 
-def progress(items: Iterable | None = None, desc: str = "", unit: str = "", total: int | None = None, initial: int = 0,
-             leave: bool | None = True, disable: bool = False) -> "tqdm | ProgressLines":
-    """Iterates over ``items``, or counts by ``update``, and shows it on standard error: ``tqdm`` on a terminal, elsewhere a line every
-    ``INTERVAL`` seconds, so that what takes less leaves no line.  ``disable``: shows nothing."""
+def progress(
+    items: Iterable | None = None,
+    desc: str = "",
+    unit: str = "",
+    total: int | None = None,
+    initial: int = 0,
+    leave: bool | None = True,
+    disable: bool = False,
+) -> "tqdm | ProgressLines":
+    """Iterates over ``items``, or counts by ``update``, and shows it on standard error: ``tqdm`` on a
+    terminal, elsewhere a line every ``INTERVAL`` seconds, so that what takes less leaves no line.
+    ``disable``: shows nothing."""
     if sys.stderr.isatty() or disable:
-        return tqdm(items, desc, total, leave, initial=initial, unit=unit, disable=disable, dynamic_ncols=True)
+        return tqdm(
+            items, desc, total, leave, initial=initial, unit=unit, disable=disable, dynamic_ncols=True
+        )
     if total is None and hasattr(items, "__len__"):
         total = len(items)
     return ProgressLines(items, desc, unit, total, initial)
 
 
 class ProgressLines:
-    """What this project uses of ``tqdm``'s surface, in lines: ``train: step 120 of 400 (30%), 02:00, about 04:40 left; itc 1.2``."""
+    """What this project uses of ``tqdm``'s surface, in lines: ``train: step 120 of 400 (30%), 02:00, about
+    04:40 left; itc 1.2``."""
 
     def __init__(self, items: Iterable | None, desc: str, unit: str, total: int | None, initial: int):
-        self.items, self.desc, self.unit, self.total, self.initial, self.n = items, desc, unit, total, initial, initial
+        self.items, self.desc, self.unit, self.total, self.initial, self.n = (
+            items,
+            desc,
+            unit,
+            total,
+            initial,
+            initial,
+        )
         self.start = self.last = time.monotonic()
         self.shown, self.postfix = None, ""
 

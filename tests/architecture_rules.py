@@ -1,7 +1,9 @@
 """The rules of the house (CONTRIBUTING.md): functions from the text of a file to a list of complaints.
 
-tests/test_architecture_rules.py holds the project to them, and shows for each that a text which breaks it is reported.
+tests/test_architecture_rules.py holds the project to them, and shows for each that a text which breaks it is
+reported.
 """
+
 import ast
 import difflib
 import re
@@ -13,8 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Which modules a room holds.
 ROOMS = {
-    "front": ["mindblip2"],             # __init__.py: the public names, lazily
-    "config": ["mindblip2.config", "mindblip2.config.schema", "mindblip2.compat.mindformers.keys", "mindblip2.config.language_model"],
+    "front": ["mindblip2"],  # __init__.py: the public names, lazily
+    "config": [
+        "mindblip2.config",
+        "mindblip2.config.schema",
+        "mindblip2.compat.mindformers.keys",
+        "mindblip2.config.language_model",
+    ],
     "file_io": ["mindblip2.file_io"],
     "lock": ["mindblip2.lock"],
     "progress": ["mindblip2.progress"],
@@ -37,8 +44,18 @@ ROOMS = {
 }
 # What a room may import beside itself and the standard library: rooms, libraries, or single names of either.
 MAY_IMPORT = {
-    "front": ["config", "checkpoint", "device", "hub", "cells", "data", "zero_shot", "image_to_text", "trainer",
-              "pipeline"],
+    "front": [
+        "config",
+        "checkpoint",
+        "device",
+        "hub",
+        "cells",
+        "data",
+        "zero_shot",
+        "image_to_text",
+        "trainer",
+        "pipeline",
+    ],
     "file_io": ["yaml"],
     "lock": [],
     "progress": ["tqdm"],
@@ -48,55 +65,161 @@ MAY_IMPORT = {
     "split": ["numpy"],
     "pieces": ["file_io", "checkpoint", "split", "numpy"],
     "device": ["config", "mindspore"],
-    "hub": ["file_io", "config", "checkpoint", "comm", "device", "lock", "pieces", "split",
-            "mindblip2.data.processor.Blip2Processor",
-            "mindspore", "numpy"],
+    "hub": [
+        "file_io",
+        "config",
+        "checkpoint",
+        "comm",
+        "device",
+        "lock",
+        "pieces",
+        "split",
+        "mindblip2.data.processor.Blip2Processor",
+        "mindspore",
+        "numpy",
+    ],
     # the last two for models that are given texts
-    "cells": ["file_io", "config", "comm", "device", "lock", "split", "mindblip2.checkpoint.pretrained.Pretrained", "mindspore", "numpy",
-              "mindblip2.data.own_processor", "mindblip2.data.text.prompting"],
-    "data": ["file_io", "config", "mindspore.dataset", "mindspore.Tensor", "numpy", "PIL", "tokenizers", "sentencepiece", "pycocoevalcap",
-             "sklearn", "progress"],
+    "cells": [
+        "file_io",
+        "config",
+        "comm",
+        "device",
+        "lock",
+        "split",
+        "mindblip2.checkpoint.pretrained.Pretrained",
+        "mindspore",
+        "numpy",
+        "mindblip2.data.own_processor",
+        "mindblip2.data.text.prompting",
+    ],
+    "data": [
+        "file_io",
+        "config",
+        "mindspore.dataset",
+        "mindspore.Tensor",
+        "numpy",
+        "PIL",
+        "tokenizers",
+        "sentencepiece",
+        "pycocoevalcap",
+        "sklearn",
+        "progress",
+    ],
     "zero_shot": ["file_io", "config", "comm", "hub", "cells", "data", "mindspore", "numpy", "progress"],
-    "image_to_text": ["file_io", "lock", "mindblip2.generation.generation_config", "mindblip2.models.inputs", "data", "numpy", "progress"],
-    "trainer": ["file_io", "config", "checkpoint", "comm", "device", "lock", "pieces", "split", "hub", "cells", "data", "zero_shot",
-                "image_to_text", "mindspore", "numpy", "PIL", "progress", "matplotlib"],
-    "pipeline": ["file_io", "config", "device", "lock", "hub", "cells", "data", "zero_shot", "image_to_text", "mindspore", "numpy", "PIL",
-                 "progress"],
+    "image_to_text": [
+        "file_io",
+        "lock",
+        "mindblip2.generation.generation_config",
+        "mindblip2.models.inputs",
+        "data",
+        "numpy",
+        "progress",
+    ],
+    "trainer": [
+        "file_io",
+        "config",
+        "checkpoint",
+        "comm",
+        "device",
+        "lock",
+        "pieces",
+        "split",
+        "hub",
+        "cells",
+        "data",
+        "zero_shot",
+        "image_to_text",
+        "mindspore",
+        "numpy",
+        "PIL",
+        "progress",
+        "matplotlib",
+    ],
+    "pipeline": [
+        "file_io",
+        "config",
+        "device",
+        "lock",
+        "hub",
+        "cells",
+        "data",
+        "zero_shot",
+        "image_to_text",
+        "mindspore",
+        "numpy",
+        "PIL",
+        "progress",
+    ],
     "tools": ["data"],
-    "convert": ["file_io", "config", "checkpoint", "mindblip2.checkpoint.pretrained.no_init", "cells",
-                "mindspore", "numpy", "torch", "progress"],
+    "convert": [
+        "file_io",
+        "config",
+        "checkpoint",
+        "mindblip2.checkpoint.pretrained.no_init",
+        "cells",
+        "mindspore",
+        "numpy",
+        "torch",
+        "progress",
+    ],
     # --mode trajectory trains, which needs a step and its rates; what surrounds the networks is compared too
-    "parity": ["file_io", "config", "checkpoint", "mindblip2.checkpoint.pretrained.named_file", "cells", "convert",
-               "mindblip2.trainer.lr_schedule", "mindblip2.trainer.optimizer", "PIL",
-               "mindblip2.data.images.transforms", "mindblip2.data.processor.Blip2ImageProcessor", "mindblip2.data.text.tokenizer.BertTokenizer",
-               "mindblip2.data.text.tokenizer.VOCAB_FILE",
-               "mindblip2.trainer.train_step.TrainStep", "mindblip2.trainer.train_step.VALUES",
-               "mindspore", "numpy", "torch", "transformers", "progress"],
-    "doorbell": ["file_io", "yaml"],               # and what mindblip2.__all__ lists
+    "parity": [
+        "file_io",
+        "config",
+        "checkpoint",
+        "mindblip2.checkpoint.pretrained.named_file",
+        "cells",
+        "convert",
+        "mindblip2.trainer.lr_schedule",
+        "mindblip2.trainer.optimizer",
+        "PIL",
+        "mindblip2.data.images.transforms",
+        "mindblip2.data.processor.Blip2ImageProcessor",
+        "mindblip2.data.text.tokenizer.BertTokenizer",
+        "mindblip2.data.text.tokenizer.VOCAB_FILE",
+        "mindblip2.trainer.train_step.TrainStep",
+        "mindblip2.trainer.train_step.VALUES",
+        "mindspore",
+        "numpy",
+        "torch",
+        "transformers",
+        "progress",
+    ],
+    "doorbell": ["file_io", "yaml"],  # and what mindblip2.__all__ lists
 }
 # A cell imports only cells of an earlier set.
-CELL_ORDER = [{"fused", "ascend", "noise", "decoding", "scores", "inputs"}, {"layers", "beams"}, {"vit", "qformer", "language_model"},
-              {"llama", "opt"},
-              {"losses", "generate"},
-              {"blip2_qformer", "blip2_llm"}]
+CELL_ORDER = [
+    {"fused", "ascend", "noise", "decoding", "scores", "inputs"},
+    {"layers", "beams"},
+    {"vit", "qformer", "language_model"},
+    {"llama", "opt"},
+    {"losses", "generate"},
+    {"blip2_qformer", "blip2_llm"},
+]
 
 MACHINE_PATH = re.compile(r"(?<![\w.:/}~$-])/(?:work|root|home|Users|opt)/\w|\b[A-Z]:\\+Users\b")
-CODE = ("", "bash", "sh", "shell", "console", "python")     # fenced blocks that a reader may copy
+CODE = ("", "bash", "sh", "shell", "console", "python")  # fenced blocks that a reader may copy
 
 
-# ------------------------------------------------------------------------------------------------ who may import whom
+# ------------------------------------------------------------------------------------------------ who may imp
 def import_complaints(source, file, public=()):
-    """Imports that the table does not allow, those inside functions included; ``public`` are names for the doorbell."""
+    """Imports that the table does not allow, those inside functions included; ``public`` are names for the
+    doorbell."""
     module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     room = room_of(module)
     if room is None or (room == "front" and module != "mindblip2"):
         return [f"{file}: is in no room; give it one in ROOMS and MAY_IMPORT of tests/architecture_rules.py"]
     package = module if file.endswith("/__init__.py") else module.rpartition(".")[0]
     tree = ast.parse(source)
-    found = [f"{file}:{line}: {room} imports {name}" for line, name in foreign_imports(ast.walk(tree), package)
-             if not any(within(name, prefix) for prefix in allowed(room, public))]
+    found = [
+        f"{file}:{line}: {room} imports {name}"
+        for line, name in foreign_imports(ast.walk(tree), package)
+        if not any(within(name, prefix) for prefix in allowed(room, public))
+    ]
     if room == "front":
-        found += [f"{file}:{line}: imports {name} eagerly" for line, name in foreign_imports(tree.body, package)]
+        found += [
+            f"{file}:{line}: imports {name} eagerly" for line, name in foreign_imports(tree.body, package)
+        ]
     if room == "cells" and module != "mindblip2.models":
         found += order_complaints(tree, file, package)
     return found
@@ -108,16 +231,27 @@ def order_complaints(tree, file, package):
     this = Path(file).stem
     if this not in level:
         return [f"{file}: has no place in CELL_ORDER of tests/architecture_rules.py"]
-    used = [(line, name.split(".")[2]) for line, name in foreign_imports(ast.walk(tree), package)
-            if name.startswith("mindblip2.models.")]
-    return [f"{file}:{line}: {this} imports {cell}, which does not come before it" for line, cell in used
-            if level.get(cell, len(CELL_ORDER)) >= level[this]]
+    used = [
+        (line, name.split(".")[2])
+        for line, name in foreign_imports(ast.walk(tree), package)
+        if name.startswith("mindblip2.models.")
+    ]
+    return [
+        f"{file}:{line}: {this} imports {cell}, which does not come before it"
+        for line, cell in used
+        if level.get(cell, len(CELL_ORDER)) >= level[this]
+    ]
 
 
 def foreign_imports(nodes, package):
-    """(line, dotted name) of what is imported from outside the standard library; ``from a import b`` is ``a.b``."""
-    return [(node.lineno, name) for node in nodes for name in imported(node, package)
-            if name.split(".")[0] not in sys.stdlib_module_names]
+    """(line, dotted name) of what is imported from outside the standard library; ``from a import b`` is
+    ``a.b``."""
+    return [
+        (node.lineno, name)
+        for node in nodes
+        for name in imported(node, package)
+        if name.split(".")[0] not in sys.stdlib_module_names
+    ]
 
 
 def imported(node, package):
@@ -125,7 +259,7 @@ def imported(node, package):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
         parts = package.split(".")
-        base = parts[:len(parts) - node.level + 1] if node.level else []
+        base = parts[: len(parts) - node.level + 1] if node.level else []
         return [".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names]
     if isinstance(node, ast.Call) and called(node) in ("import_module", "__import__") and node.args:
         return [node.args[0].value] if isinstance(node.args[0], ast.Constant) else []
@@ -138,7 +272,7 @@ def called(node):
 
 def allowed(room, public):
     """The prefixes of dotted names that a room may import."""
-    own = [] if room == "front" else ROOMS[room]        # everything of ours lies within "mindblip2"
+    own = [] if room == "front" else ROOMS[room]  # everything of ours lies within "mindblip2"
     names = [f"mindblip2.{name}" for name in public] if room == "doorbell" else []
     return [*own, *names, *(prefix for entry in MAY_IMPORT[room] for prefix in ROOMS.get(entry, [entry]))]
 
@@ -149,7 +283,9 @@ def within(name, prefix):
 
 def room_of(module):
     """The room with the longest matching prefix."""
-    matches = [(prefix, room) for room, prefixes in ROOMS.items() for prefix in prefixes if within(module, prefix)]
+    matches = [
+        (prefix, room) for room, prefixes in ROOMS.items() for prefix in prefixes if within(module, prefix)
+    ]
     return max(matches)[1] if matches else None
 
 
@@ -159,9 +295,10 @@ def package_complaints(files):
     return [f"{folder}: no __init__.py" for folder in sorted(folders) if f"{folder}/__init__.py" not in files]
 
 
-# ------------------------------------------------------------------------------------------------ what a file holds
+# ------------------------------------------------------------------------------------------------ what a file
 def legend_complaints(source, file):
-    """A cell explains its letters at its head, ``B batch · Q queries``, and its names (``query_BQ``) use no others."""
+    """A cell explains its letters at its head, ``B batch · Q queries``, and its names (``query_BQ``) use no
+    others."""
     tree = ast.parse(source)
     head = (ast.get_docstring(tree) or "").splitlines()
     legend = " ".join(line for line in head if re.search(r"\b[A-Z]\b.* · ", line))
@@ -170,9 +307,14 @@ def legend_complaints(source, file):
     explained = set(re.findall(r"\b[A-Z]\b", legend))
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    shapes = {name: set(name.rpartition("_")[2]) for name in sorted(names) if re.fullmatch(r"[a-z]\w*_[A-Z]+", name)}
-    return [f"{file}: the legend does not explain {', '.join(sorted(letters - explained))} of {name}"
-            for name, letters in shapes.items() if letters - explained]
+    shapes = {
+        name: set(name.rpartition("_")[2]) for name in sorted(names) if re.fullmatch(r"[a-z]\w*_[A-Z]+", name)
+    }
+    return [
+        f"{file}: the legend does not explain {', '.join(sorted(letters - explained))} of {name}"
+        for name, letters in shapes.items()
+        if letters - explained
+    ]
 
 
 def strictness_complaints(source, file):
@@ -189,73 +331,163 @@ def strictness_complaints(source, file):
 
 # Calls that write a file but not by mindblip2.file_io: (file, call) -> why that is right.
 OTHER_WRITERS = {
-    ("mindblip2/trainer/logging.py", "open(self.folder / 'train.jsonl', 'a', encoding='utf-8')"):
-        "a log that grows line by line; a line that a kill cuts is dropped when the run goes on",
-    ("mindblip2/trainer/logging.py", "SummaryRecord(str(folder))"): "MindSpore's own log, which grows while it is read",
-    ("mindblip2/trainer/output_lock.py", "open(path, 'a+', encoding='utf-8')"):
-        "a lock: the file itself must stay the same, and its content is a remark for messages",
+    (
+        "mindblip2/trainer/logging.py",
+        "open(self.folder / 'train.jsonl', 'a', encoding='utf-8')",
+    ): "a log that grows line by line; a line that a kill cuts is dropped when the run goes on",
+    (
+        "mindblip2/trainer/logging.py",
+        "SummaryRecord(str(folder))",
+    ): "MindSpore's own log, which grows while it is read",
+    (
+        "mindblip2/trainer/output_lock.py",
+        "open(path, 'a+', encoding='utf-8')",
+    ): "a lock: the file itself must stay the same, and its content is a remark for messages",
     ("mindblip2/trainer/trainer.py", "open(os.devnull, 'w')"): "no file",
-    ("mindblip2/trainer/export.py", "ms.export(part.cell, *part.inputs.values(), file_name=str(path), file_format='MINDIR')"):
-        "into the temporary folder of an atomic_folder",
-    ("mindblip2/data/text/tokenizer.py", "tokenizer.save(folder)"): "of our tokenizers, which write by file_io",
-    ("mindblip2/trainer/loop.py", "saving.save(folder, model, step_of.optimizer, made, runner.keep_checkpoint_max)"):
-        "our own function, which writes by file_io",
-    ("mindblip2/parity/result_sinks.py", "open(self.lines, 'a')"): "a log that grows line by line; a line that a kill cuts is dropped",
-    ("mindblip2/parity/dump_file.py", "zipfile.ZipFile(self.file.__enter__(), 'w', zipfile.ZIP_STORED)"): "into the file of atomic_file",
-    ("mindblip2/parity/dump_file.py", "self.zip.open(name + '.npy', 'w', force_zip64=True)"): "a member of that file",
+    (
+        "mindblip2/trainer/export.py",
+        "ms.export(part.cell, *part.inputs.values(), file_name=str(path), file_format='MINDIR')",
+    ): "into the temporary folder of an atomic_folder",
+    (
+        "mindblip2/data/text/tokenizer.py",
+        "tokenizer.save(folder)",
+    ): "of our tokenizers, which write by file_io",
+    (
+        "mindblip2/trainer/loop.py",
+        "saving.save(folder, model, step_of.optimizer, made, runner.keep_checkpoint_max)",
+    ): "our own function, which writes by file_io",
+    (
+        "mindblip2/parity/result_sinks.py",
+        "open(self.lines, 'a')",
+    ): "a log that grows line by line; a line that a kill cuts is dropped",
+    (
+        "mindblip2/parity/dump_file.py",
+        "zipfile.ZipFile(self.file.__enter__(), 'w', zipfile.ZIP_STORED)",
+    ): "into the file of atomic_file",
+    (
+        "mindblip2/parity/dump_file.py",
+        "self.zip.open(name + '.npy', 'w', force_zip64=True)",
+    ): "a member of that file",
     ("mindblip2/parity/dump_file.py", "self.zip.open(HEADER + '.npy', 'w')"): "a member of that file",
-    ("mindblip2/parity/cases/conversion.py", "torch.save(dict(state), first)"): "into a temporary directory that is removed at once",
+    (
+        "mindblip2/parity/cases/conversion.py",
+        "torch.save(dict(state), first)",
+    ): "into a temporary directory that is removed at once",
 }
 WRITING_MODE = re.compile(r"(?=.*[wax+])[rwaxbt+]{1,3}")
-OPENERS = {"open", "fdopen", "ZipFile", "TarFile", "memmap", "open_memmap", "NamedTemporaryFile", "TemporaryFile"}
-COPIERS = {"copy", "copy2", "copyfile", "copyfileobj", "copytree", "move", "make_archive"}      # of shutil
-SAVERS = {"save", "savez", "savez_compressed", "savetxt", "savefig", "tofile", "dump", "safe_dump", "dump_all", "safe_dump_all",
-          "save_file", "to_csv", "to_json", "imsave", "imwrite", "export", "save_checkpoint", "SummaryRecord", "FileHandler",
-          "write_text", "write_bytes"}
-OF_MINDSPORE_ONLY = {"export", "save_checkpoint"}       # names that we have too, for what writes by file_io
+OPENERS = {
+    "open",
+    "fdopen",
+    "ZipFile",
+    "TarFile",
+    "memmap",
+    "open_memmap",
+    "NamedTemporaryFile",
+    "TemporaryFile",
+}
+COPIERS = {"copy", "copy2", "copyfile", "copyfileobj", "copytree", "move", "make_archive"}  # of shutil
+SAVERS = {
+    "save",
+    "savez",
+    "savez_compressed",
+    "savetxt",
+    "savefig",
+    "tofile",
+    "dump",
+    "safe_dump",
+    "dump_all",
+    "safe_dump_all",
+    "save_file",
+    "to_csv",
+    "to_json",
+    "imsave",
+    "imwrite",
+    "export",
+    "save_checkpoint",
+    "SummaryRecord",
+    "FileHandler",
+    "write_text",
+    "write_bytes",
+}
+OF_MINDSPORE_ONLY = {"export", "save_checkpoint"}  # names that we have too, for what writes by file_io
 
 
 def writer_complaints(source, file):
-    """Calls that write a file and do not do it by mindblip2.file_io, which alone makes files appear whole or not at all.
+    """Calls that write a file and do not do it by mindblip2.file_io, which alone makes files appear whole or
+    not at all.
 
-    Right: its functions, and a library's function that is given the file of ``with atomic_file(...) as file``."""
+    Right: its functions, and a library's function that is given the file of ``with atomic_file(...) as
+    file``."""
     if file == "mindblip2/file_io.py":
         return []
     tree = ast.parse(source)
-    safe = {id(call) for block in ast.walk(tree) if isinstance(block, ast.With) for name in _atomic_files(block)
-            for call in ast.walk(block) if isinstance(call, ast.Call) and name in map(ast.unparse, call.args)}
-    return [f"{file}:{call.lineno}: writes without mindblip2.file_io: {ast.unparse(call)}" for call in ast.walk(tree)
-            if isinstance(call, ast.Call) and _writes(call) and id(call) not in safe
-            and (file, ast.unparse(call)) not in OTHER_WRITERS]
+    safe = {
+        id(call)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.With)
+        for name in _atomic_files(block)
+        for call in ast.walk(block)
+        if isinstance(call, ast.Call) and name in map(ast.unparse, call.args)
+    }
+    return [
+        f"{file}:{call.lineno}: writes without mindblip2.file_io: {ast.unparse(call)}"
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and _writes(call)
+        and id(call) not in safe
+        and (file, ast.unparse(call)) not in OTHER_WRITERS
+    ]
 
 
 def unused_writers(sources):
     """Entries of OTHER_WRITERS that stand in none of ``sources``, {file: text}, any more."""
-    calls = {(file, ast.unparse(call)) for file, text in sources.items() for call in ast.walk(ast.parse(text))
-             if isinstance(call, ast.Call)}
-    return [f"OTHER_WRITERS of tests/architecture_rules.py: {file} has no call {call}" for file, call in OTHER_WRITERS if (file, call) not in calls]
+    calls = {
+        (file, ast.unparse(call))
+        for file, text in sources.items()
+        for call in ast.walk(ast.parse(text))
+        if isinstance(call, ast.Call)
+    }
+    return [
+        f"OTHER_WRITERS of tests/architecture_rules.py: {file} has no call {call}"
+        for file, call in OTHER_WRITERS
+        if (file, call) not in calls
+    ]
 
 
 def _atomic_files(block):
     """The names of the files that a ``with`` opens by atomic_file."""
-    return [ast.unparse(item.optional_vars) for item in block.items if item.optional_vars is not None
-            and isinstance(item.context_expr, ast.Call) and called(item.context_expr) == "atomic_file"]
+    return [
+        ast.unparse(item.optional_vars)
+        for item in block.items
+        if item.optional_vars is not None
+        and isinstance(item.context_expr, ast.Call)
+        and called(item.context_expr) == "atomic_file"
+    ]
 
 
 def _writes(call):
     name, owner = called(call), ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
     if name in OPENERS:
-        modes = [one.value for one in [*call.args, *(word.value for word in call.keywords if word.arg == "mode")]
-                 if isinstance(one, ast.Constant) and isinstance(one.value, str)]
-        unknown = name == "open" and not owner and any(not isinstance(one, ast.Constant) for one in (
-            *call.args[1:2], *(word.value for word in call.keywords if word.arg == "mode")))
+        modes = [
+            one.value
+            for one in [*call.args, *(word.value for word in call.keywords if word.arg == "mode")]
+            if isinstance(one, ast.Constant) and isinstance(one.value, str)
+        ]
+        unknown = (
+            name == "open"
+            and not owner
+            and any(
+                not isinstance(one, ast.Constant)
+                for one in (*call.args[1:2], *(word.value for word in call.keywords if word.arg == "mode"))
+            )
+        )
         return unknown or "Temporary" in name or any(WRITING_MODE.fullmatch(mode) for mode in modes)
     if name in COPIERS:
         return owner == "shutil" or not owner and name not in ("copy", "move")
     if name in SAVERS:
         if name in ("write_text", "write_bytes"):
             return owner not in ("", "file_io")
-        if "dump" in name:      # without a stream they return a text
+        if "dump" in name:  # without a stream they return a text
             return len(call.args) > 1 or any(word.arg == "stream" for word in call.keywords)
         return name not in OF_MINDSPORE_ONLY or owner in ("ms", "mindspore")
     return False
@@ -263,7 +495,11 @@ def _writes(call):
 
 def path_complaints(text, file):
     lines = enumerate(text.splitlines(), 1)
-    return [f"{file}:{n}: a path of one machine: {line.strip()[:80]}" for n, line in lines if MACHINE_PATH.search(line)]
+    return [
+        f"{file}:{n}: a path of one machine: {line.strip()[:80]}"
+        for n, line in lines
+        if MACHINE_PATH.search(line)
+    ]
 
 
 def readme_complaints(english, chinese):
@@ -281,7 +517,8 @@ def code(markdown):
 
 # ------------------------------------------------------------------------------------------------ the files
 def listed():
-    """Tracked files and those that could be: from git where there is one, otherwise whatever lies in the checkout."""
+    """Tracked files and those that could be: from git where there is one, otherwise whatever lies in the
+    checkout."""
     git = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:
         names = subprocess.run(git, capture_output=True, check=True).stdout.decode().split("\0")

@@ -1,4 +1,5 @@
 """Files are written whole or not at all, and a damaged one is a line that names it."""
+
 import errno
 import json
 import os
@@ -59,7 +60,11 @@ def test_a_full_disk_says_what_was_written_and_leaves_the_old_file(tmp_path):
         file.write(b"12345")
         file.flush()
         raise OSError(errno.ENOSPC, "No space left on device")
-    assert "5 bytes" in str(caught.value) and read_text(tmp_path / "a.txt") == "old" and names(tmp_path) == ["a.txt"]
+    assert (
+        "5 bytes" in str(caught.value)
+        and read_text(tmp_path / "a.txt") == "old"
+        and names(tmp_path) == ["a.txt"]
+    )
     with pytest.raises(PermissionError), atomic_file(tmp_path / "a.txt"):
         raise PermissionError(errno.EACCES, "denied")
 
@@ -75,7 +80,9 @@ def test_a_folder_is_exchanged_as_one(tmp_path):
         write_text(new / "config", "2")
         (new / "weights").unlink()
         assert read_text(folder / "config") == "1"
-    assert names(folder) == ["config"] and read_text(folder / "config") == "2" and names(tmp_path) == ["model"]
+    assert (
+        names(folder) == ["config"] and read_text(folder / "config") == "2" and names(tmp_path) == ["model"]
+    )
     with pytest.raises(KeyError), atomic_folder(folder) as new:
         write_text(new / "config", "3")
         raise KeyError
@@ -107,25 +114,38 @@ def test_b5_what_others_write_meanwhile_stays(tmp_path, monkeypatch, is_here):
         write_text(folder / "theirs", "2")
         write_text(folder / "sub" / "new", "2")
     assert names(folder) == ["config", "log", "sub", "theirs"]
-    assert [read_text(folder / name) for name in ("config", "log", "sub/new", "theirs")] == ["2", "12", "2", "2"]
+    assert [read_text(folder / name) for name in ("config", "log", "sub/new", "theirs")] == [
+        "2",
+        "12",
+        "2",
+        "2",
+    ]
 
 
 def test_b5_a_full_disk_names_the_file_that_was_meant(tmp_path):
-    with pytest.raises(DiskFullError) as caught, atomic_folder(tmp_path / "model") as new, atomic_file(new / "a" / "b", "wb", 77) as file:
+    with (
+        pytest.raises(DiskFullError) as caught,
+        atomic_folder(tmp_path / "model") as new,
+        atomic_file(new / "a" / "b", "wb", 77) as file,
+    ):
         file.write(b"12345")
         raise OSError(errno.ENOSPC, "No space left on device")
-    assert caught.value.filename == str(tmp_path / "model" / "a" / "b") and "77 bytes are needed" in str(caught.value)
+    assert caught.value.filename == str(tmp_path / "model" / "a" / "b") and "77 bytes are needed" in str(
+        caught.value
+    )
     assert names(tmp_path) == []
 
 
 def test_b10_an_error_that_hides_a_full_disk_is_one_too(tmp_path):
     """torch.save fails to finish its archive, and raises a RuntimeError."""
+
     def save(path, number):
         with atomic_file(path, "wb"):
             try:
                 raise OSError(number, "x")
             finally:
                 raise RuntimeError("unexpected pos 704")
+
     with pytest.raises(DiskFullError, match="no space left"):
         save(tmp_path / "a", errno.ENOSPC)
     with pytest.raises(RuntimeError, match="unexpected pos"):
@@ -179,19 +199,36 @@ def test_killed_writers_leave_a_whole_folder_and_the_next_one_cleans_up(tmp_path
     assert names(tmp_path) == ["model"]
 
 
-@pytest.mark.parametrize("content, complaint", [
-    (b"", "it is empty"), (b"{", "Expecting property name"), (b"\xff{}", "byte 0 is not UTF-8"), (b"[" * 100_000, "nested too deeply"),
-    (b"[NaN]", "NaN is not a finite number"), (b"[1e999]", "1e999 is not a finite number"), (b"[1]", "expected an object")])
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        (b"", "it is empty"),
+        (b"{", "Expecting property name"),
+        (b"\xff{}", "byte 0 is not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[NaN]", "NaN is not a finite number"),
+        (b"[1e999]", "1e999 is not a finite number"),
+        (b"[1]", "expected an object"),
+    ],
+)
 def test_damaged_json_is_a_line_with_the_name(tmp_path, content, complaint):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(FileError, match="a.json") as caught:
         read_json(tmp_path / "a.json", dict)
-    assert complaint in str(caught.value) and "get it again" in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        complaint in str(caught.value)
+        and "get it again" in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_sound_json_is_read(tmp_path):
     write_json(tmp_path / "a.json", {"ä": [1, 2.5, None]})
-    assert read_json(tmp_path / "a.json", dict) == {"ä": [1, 2.5, None]} == json.loads((tmp_path / "a.json").read_text("utf-8"))
+    assert (
+        read_json(tmp_path / "a.json", dict)
+        == {"ä": [1, 2.5, None]}
+        == json.loads((tmp_path / "a.json").read_text("utf-8"))
+    )
     (tmp_path / "b.json").write_bytes(b"\xef\xbb\xbf[1]")
     assert read_json(tmp_path / "b.json", list) == [1]
 
@@ -199,9 +236,17 @@ def test_sound_json_is_read(tmp_path):
 NESTED = "a0: &a0 [1,1]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
 
 
-@pytest.mark.parametrize("text, complaint", [
-    (NESTED, "anchors expand"), ("&a [*a]", "refers to itself"), ("[" * 5000, "nested too deeply"), ("2001-99-99", "month must be"),
-    ("a: [", "expected"), ("!!python/object:os.system x", "could not determine a constructor")])
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        (NESTED, "anchors expand"),
+        ("&a [*a]", "refers to itself"),
+        ("[" * 5000, "nested too deeply"),
+        ("2001-99-99", "month must be"),
+        ("a: [", "expected"),
+        ("!!python/object:os.system x", "could not determine a constructor"),
+    ],
+)
 def test_damaged_yaml_is_an_error_with_the_name(tmp_path, text, complaint):
     (tmp_path / "a.yaml").write_text(text)
     start = time.monotonic()

@@ -1,4 +1,6 @@
-"""What an installed wheel gives, away from the checkout.  Slow: pip builds it, with setuptools from the index."""
+"""What an installed wheel gives, away from the checkout.  Slow: pip builds it, with setuptools from the
+index."""
+
 import os
 import shutil
 import subprocess
@@ -20,21 +22,31 @@ def wheel(tmp_path_factory):
     for name in PACKED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, source], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, source], check=True
+    )
     [path] = folder.glob("mindblip2-*.whl")
     return path
 
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """run(code) → its output, in a process that sees the installed wheel and not the checkout, and has no torch."""
+    """run(code) → its output, in a process that sees the installed wheel and not the checkout, and has no
+    torch."""
     site, elsewhere = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("elsewhere")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel], check=True
+    )
 
     def run(code):
         code = f"import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n{code}"
-        done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(site)},
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=elsewhere,
+            env={**os.environ, "PYTHONPATH": str(site)},
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -48,7 +60,11 @@ def test_the_wheel_holds_sources_presets_and_assets_and_nothing_else(wheel):
         assert {f"{inside}/{path.name}" for path in (ROOT / folder).iterdir() if path.is_file()} <= names
     for package in ("mindblip2", "convert", "parity"):
         assert {path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.py")} <= names
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"mindblip2", "convert", "parity"}
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {
+        "mindblip2",
+        "convert",
+        "parity",
+    }
 
 
 def test_torch_is_asked_for_by_parity_only(wheel):
@@ -67,4 +83,7 @@ def test_presets_are_found_away_from_the_checkout(installed):
 
 
 def test_every_public_name_loads_without_torch(installed):
-    assert installed("import mindblip2\nprint(all(getattr(mindblip2, name) for name in mindblip2.__all__))") == "True"
+    assert (
+        installed("import mindblip2\nprint(all(getattr(mindblip2, name) for name in mindblip2.__all__))")
+        == "True"
+    )

@@ -1,4 +1,5 @@
 """``mindblip2.lock``: calls from several threads take turns, and nobody waits for ever."""
+
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 
 from mindblip2.lock import DATA_THREAD, LOCK, ProcessLock, exclusive, unlocked
 
-# Two pipelines, four threads; the answers of one thread first.  Prints "wrong: <number>", and "streamed" after a callback that waits for
+# Two pipelines, four threads; the answers of one thread first. Prints "wrong: <number>", and "streamed" after
+# a callback that waits for
 # another thread.
 PROGRAM = """
 import sys, threading
@@ -54,8 +56,18 @@ print("streamed")
 
 
 def run(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", PROGRAM, *arguments], env=environment, capture_output=True, text=True, timeout=400)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
 
 
 @pytest.mark.parametrize("turns", ["3", pytest.param("12", marks=pytest.mark.slow)])
@@ -81,6 +93,7 @@ def in_thread(function, name=None, seconds=10):
             said.append(function())
         except Exception as error:  # noqa: BLE001  looked at by the test
             said.append(error)
+
     thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -95,6 +108,7 @@ def test_b1_the_lock_is_re_entrant_and_others_wait():
     @exclusive
     def outer():
         return inner(), in_thread(inner, seconds=0.2)
+
     assert outer() == ("inner", "still waiting")
     assert in_thread(inner) == "inner"
 
@@ -111,18 +125,20 @@ def test_b1_a_callback_may_wait_for_another_thread():
     @exclusive
     def stream(callback):
         before, answer = LOCK._depth, nested(callback)
-        assert LOCK._depth == before        # taken again, as often as before
+        assert LOCK._depth == before  # taken again, as often as before
         return answer
+
     assert stream(unlocked(lambda: in_thread(call))) == "other"
-    assert stream(lambda: in_thread(call, seconds=0.2)) == "still waiting"      # control
+    assert stream(lambda: in_thread(call, seconds=0.2)) == "still waiting"  # control
     assert unlocked(None) is None
-    assert unlocked(lambda: in_thread(call))() == "other"                       # without a lock to give up
+    assert unlocked(lambda: in_thread(call))() == "other"  # without a lock to give up
 
 
 def test_b1_a_data_set_that_calls_a_model_is_told_instead_of_waiting_for_ever():
     @exclusive
     def call():
         return "fine"
+
     with LOCK:
         assert "compute what the data set needs before the training" in str(in_thread(call, name=DATA_THREAD))
     assert in_thread(call, name=DATA_THREAD) == "fine"
@@ -130,6 +146,7 @@ def test_b1_a_data_set_that_calls_a_model_is_told_instead_of_waiting_for_ever():
 
 def test_b1_batches_are_made_in_threads_of_the_name_that_the_lock_knows():
     from mindblip2.data.prefetch import ahead
+
     assert list(ahead(threading.current_thread().name for _ in range(1))) == [DATA_THREAD]
 
 
@@ -143,6 +160,7 @@ def test_b1_a_worker_process_is_not_stopped_by_a_lock_of_its_parent(holder):
         with lock:
             taken.set()
             done.wait(20)
+
     if holder == "this thread":
         lock.acquire()
     if holder == "another":
@@ -151,7 +169,7 @@ def test_b1_a_worker_process_is_not_stopped_by_a_lock_of_its_parent(holder):
     child = os.fork()
     if child == 0:
         lock.after_fork()
-        with lock:      # would wait for ever where the parent's other thread seemed to hold it
+        with lock:  # would wait for ever where the parent's other thread seemed to hold it
             os._exit(0 if lock._depth == 1 + (holder == "this thread") else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     done.set()
@@ -166,10 +184,27 @@ def test_b1_models_and_pipelines_take_the_lock_in_every_public_method():
         Trainer,
     )
     from mindblip2.checkpoint.pretrained import Pretrained
-    calls = [Pretrained.__call__, Pretrained.__init__, Pretrained.from_pretrained, Pretrained.load_checkpoint, Blip2Qformer.__init__,
-             Blip2Qformer.generate, Blip2Qformer.extract_features, Blip2Qformer.itm_logits, Blip2Qformer.text_features,
-             Blip2Classifier.match_probabilities, Blip2ImageToTextGeneration.generate, Trainer.__init__, Trainer.train, Trainer.predict,
-             Trainer.evaluate, Trainer.export, ImageToTextGenerationPipeline.__call__, ImageToTextGenerationPipeline.predict_answers]
+
+    calls = [
+        Pretrained.__call__,
+        Pretrained.__init__,
+        Pretrained.from_pretrained,
+        Pretrained.load_checkpoint,
+        Blip2Qformer.__init__,
+        Blip2Qformer.generate,
+        Blip2Qformer.extract_features,
+        Blip2Qformer.itm_logits,
+        Blip2Qformer.text_features,
+        Blip2Classifier.match_probabilities,
+        Blip2ImageToTextGeneration.generate,
+        Trainer.__init__,
+        Trainer.train,
+        Trainer.predict,
+        Trainer.evaluate,
+        Trainer.export,
+        ImageToTextGenerationPipeline.__call__,
+        ImageToTextGenerationPipeline.predict_answers,
+    ]
     assert [call.__qualname__ for call in calls if not hasattr(call, "__wrapped__")] == []
 
     class Own(Blip2Qformer):
@@ -178,4 +213,6 @@ def test_b1_models_and_pipelines_take_the_lock_in_every_public_method():
 
         def _private(self):
             return "private"
-    assert hasattr(Own.answer, "__wrapped__") and not hasattr(Own._private, "__wrapped__")      # control: what is private has none
+
+    # control: what is private has none
+    assert hasattr(Own.answer, "__wrapped__") and not hasattr(Own._private, "__wrapped__")

@@ -1,4 +1,6 @@
-"""Memory over many calls and many models, in processes of their own: what is resident at the end less what was after a third of them."""
+"""Memory over many calls and many models, in processes of their own: what is resident at the end less what
+was after a third of them."""
+
 import os
 import subprocess
 import sys
@@ -7,7 +9,8 @@ from pathlib import Path
 import pytest
 
 GRAPH, PYNATIVE = "0", "1"
-# argv: mode, what, how often, and "leak" for the control.  Prints bytes that each time after the first third added.
+# argv: mode, what, how often, and "leak" for the control. Prints bytes that each time after the first third
+# added.
 PROGRAM = """
 import gc, sys
 import mindspore as ms, numpy as np
@@ -36,14 +39,25 @@ for number in range(count):
         kept.append(np.ones(20_000) if what == "calls" else classify)
 print((resident() - before) / (count - count // 3))
 """
-pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's memory as Linux shows it")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="reads the process's memory as Linux shows it"
+)
 
 
 def growth(mode, what, count, *leak):
     """Bytes per call, or per model."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, "-c", PROGRAM, mode, what, str(count), *leak], env=environment, capture_output=True, text=True,
-                           timeout=900)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, mode, what, str(count), *leak],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert ended.returncode == 0, ended.stderr[-2000:]
     return float(ended.stdout.splitlines()[-1])
 
@@ -52,7 +66,7 @@ def growth(mode, what, count, *leak):
 def test_b11_a_thousand_calls_in_graph_mode_leave_a_twentieth_of_pynatives_leak():
     """6 kB a call, of the operators between the graphs."""
     assert growth(GRAPH, "calls", 1000) < 9000
-    assert growth(GRAPH, "calls", 100, "leak") > 50_000       # control: 160 kB are kept per call
+    assert growth(GRAPH, "calls", 100, "leak") > 50_000  # control: 160 kB are kept per call
 
 
 @pytest.mark.slow
@@ -66,9 +80,22 @@ def test_b11_few_calls_in_pynative_leave_no_more_than_mindspores_own_leak():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "most"), [(PYNATIVE, 2e6), pytest.param(GRAPH, 8e6, marks=pytest.mark.xfail(
-    strict=True, reason="MindSpore 2.10 keeps about 23 MB of each compiled model that is gone: docs/mindspore_notes.md"))])
+@pytest.mark.parametrize(
+    ("mode", "most"),
+    [
+        (PYNATIVE, 2e6),
+        pytest.param(
+            GRAPH,
+            8e6,
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="MindSpore 2.10 keeps about 23 MB of each compiled model that is gone: docs/mindspore_notes.md",
+            ),
+        ),
+    ],
+)
 def test_c15_models_that_are_gone_give_their_memory_back(mode, most):
     given_back = growth(mode, "models", 10)
     assert given_back < most
-    assert growth(mode, "models", 6, "leak") > max(given_back + 2e6, most)       # control: models that are kept
+    # control: models that are kept
+    assert growth(mode, "models", 6, "leak") > max(given_back + 2e6, most)

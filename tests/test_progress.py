@@ -1,4 +1,5 @@
 """``mindblip2.progress``: bars are for terminals."""
+
 import io
 import sys
 
@@ -28,11 +29,13 @@ def test_c10_a_log_gets_whole_lines_at_intervals(monkeypatch, clock):
     for _ in bar:
         bar.set_postfix_str("itc 1.2")
         clock[0] += 20
-    assert log.getvalue() == ("train: step 2 of 10 (20%), 00:40, about 02:40 left; itc 1.2\n"
-                              "train: step 4 of 10 (40%), 01:20, about 02:00 left; itc 1.2\n"
-                              "train: step 6 of 10 (60%), 02:00, about 01:20 left; itc 1.2\n"
-                              "train: step 8 of 10 (80%), 02:40, about 00:40 left; itc 1.2\n"
-                              "train: step 10 of 10 (100%), 03:20; itc 1.2\n")
+    assert log.getvalue() == (
+        "train: step 2 of 10 (20%), 00:40, about 02:40 left; itc 1.2\n"
+        "train: step 4 of 10 (40%), 01:20, about 02:00 left; itc 1.2\n"
+        "train: step 6 of 10 (60%), 02:00, about 01:20 left; itc 1.2\n"
+        "train: step 8 of 10 (80%), 02:40, about 00:40 left; itc 1.2\n"
+        "train: step 10 of 10 (100%), 03:20; itc 1.2\n"
+    )
 
 
 def test_c10_a_short_task_leaves_no_line_and_a_resumed_one_counts_on(monkeypatch, clock):
@@ -45,7 +48,10 @@ def test_c10_a_short_task_leaves_no_line_and_a_resumed_one_counts_on(monkeypatch
         bar.update(20)
         clock[0] += 1
         bar.update(5)
-    assert log.getvalue() == "match: pair 80 of 100 (80%), 00:40, about 00:40 left\nmatch: pair 85 of 100 (85%), 00:41, about 00:24 left\n"
+    assert (
+        log.getvalue()
+        == "match: pair 80 of 100 (80%), 00:40, about 00:40 left\nmatch: pair 85 of 100 (85%), 00:41, about 00:24 left\n"
+    )
 
 
 def test_c10_what_is_stopped_says_how_far_it_came(monkeypatch, clock):

@@ -16,11 +16,14 @@ FILE = re.compile(r"(?<![\w/.:-])((?:[\w.-]+/)+[\w-]+\.(?:py|md|yaml))\b")
 DOTTED = re.compile(r"(?<![\w/.])((?:mindblip2|convert|parity)(?:\.\w+)+)\b(?!\.\w)(?!/)")
 PRIVATE = re.compile(r"\bfacts(?:\.md)?,? D-\d+|\bD-\d\d\b")  # numbers of a list that is not in the project
 # Files of other projects, or that a user makes; each is named in a sentence that says so.
-FOREIGN = re.compile(r"^(?:lavis|LAVIS|transformers|mindformers|research|site-packages|tiny|output|my|path|sub|folder|processors)/")
+FOREIGN = re.compile(
+    r"^(?:lavis|LAVIS|transformers|mindformers|research|site-packages|tiny|output|my|path|sub|folder|processors)/"
+)
 
 
 NAME = re.compile(r"``([A-Za-z]\w*_\w+)(?:\(\))?``")
-LAVIS_S = {"interpolate_pos_embed", "concat_all_gather", "lr_layer_decay", "compute_itm"}  # functions and keys of LAVIS
+# functions and keys of LAVIS
+LAVIS_S = {"interpolate_pos_embed", "concat_all_gather", "lr_layer_decay", "compute_itm"}
 EXAMPLES = {"step_0000100", "query_BQ"}
 
 
@@ -29,8 +32,11 @@ def texts(path: Path) -> list[tuple[int, str]]:
     source = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
         return list(enumerate(source.splitlines(), 1))
-    found = [(token.start[0], token.string) for token in tokenize.generate_tokens(io.StringIO(source).readline)
-             if token.type == tokenize.COMMENT]
+    found = [
+        (token.start[0], token.string)
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    ]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
             found.append((node.body[0].lineno, ast.get_docstring(node)))
@@ -39,14 +45,26 @@ def texts(path: Path) -> list[tuple[int, str]]:
 
 def stale(text: str, known: set[str] | None = None) -> list[str]:
     """What a text names that is not there; ``known``: all names of the project."""
-    found = [name for name in FILE.findall(text) if not FOREIGN.match(name) and name.split("/")[0] in known_folders()
-             and not any((folder / name).exists() for folder in FOLDERS)]
-    unknown = [name for name in NAME.findall(text) if name not in known | LAVIS_S | EXAMPLES] if known is not None else []
-    return found + [name for name in DOTTED.findall(text) if not there(name)] + PRIVATE.findall(text) + unknown
+    found = [
+        name
+        for name in FILE.findall(text)
+        if not FOREIGN.match(name)
+        and name.split("/")[0] in known_folders()
+        and not any((folder / name).exists() for folder in FOLDERS)
+    ]
+    unknown = (
+        [name for name in NAME.findall(text) if name not in known | LAVIS_S | EXAMPLES]
+        if known is not None
+        else []
+    )
+    return (
+        found + [name for name in DOTTED.findall(text) if not there(name)] + PRIVATE.findall(text) + unknown
+    )
 
 
 def identifiers() -> set[str]:
-    """Every name in the code, the configurations and the texts of the code, without comments and docstrings."""
+    """Every name in the code, the configurations and the texts of the code, without comments and
+    docstrings."""
     found = set()
     for path in FILES:
         source = path.read_text(encoding="utf-8")
@@ -96,25 +114,46 @@ def defined(module: Path) -> set[str]:
     return found
 
 
-FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.suffix in (".py", ".md", ".yaml")
-               and not path.name.startswith("parity_") and "reference" not in path.parts)
+FILES = sorted(
+    path
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*")
+    if path.suffix in (".py", ".md", ".yaml")
+    and not path.name.startswith("parity_")
+    and "reference" not in path.parts
+)
 
 
 def test_c11_what_is_named_is_there():
     known = identifiers()
-    found = [f"{path.relative_to(ROOT)}:{line}: {name}" for path in FILES if path != Path(__file__)
-             for line, text in texts(path) for name in stale(text, known if path.suffix == ".py" else None)]
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in FILES
+        if path != Path(__file__)
+        for line, text in texts(path)
+        for name in stale(text, known if path.suffix == ".py" else None)
+    ]
     assert found == []
 
 
-@pytest.mark.parametrize("text, names", [
-    ("see parity/dump.py", ["parity/dump.py"]), ("as ``parity.dumping`` does", ["parity.dumping"]), ("facts D-15", ["facts D-15"]),
-    ("mindblip2.parity.compare.no_such_function", ["mindblip2.parity.compare.no_such_function"]),
-    ("mindblip2/parity/run.py, mindblip2.parity.compare.rms, mindblip2.pipeline, models/vit.py and lavis/models/x.py", []),
-])
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("see parity/dump.py", ["parity/dump.py"]),
+        ("as ``parity.dumping`` does", ["parity.dumping"]),
+        ("facts D-15", ["facts D-15"]),
+        ("mindblip2.parity.compare.no_such_function", ["mindblip2.parity.compare.no_such_function"]),
+        (
+            "mindblip2/parity/run.py, mindblip2.parity.compare.rms, mindblip2.pipeline, models/vit.py and lavis/models/x.py",
+            [],
+        ),
+    ],
+)
 def test_c11_the_control(text, names):
     assert stale(text) == names
 
 
 def test_c11_the_control_of_names():
-    assert stale("``tower_cases`` and ``noise_ratio`` and ``interpolate_pos_embed``", {"noise_ratio"}) == ["tower_cases"]
+    assert stale("``tower_cases`` and ``noise_ratio`` and ``interpolate_pos_embed``", {"noise_ratio"}) == [
+        "tower_cases"
+    ]

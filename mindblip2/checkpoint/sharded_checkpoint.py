@@ -1,7 +1,10 @@
-"""Checkpoints in pieces: one file per card of a model group, which holds the card's pieces of the split weights and all of the others.
+"""Checkpoints in pieces: one file per card of a model group, which holds the card's pieces of the split
+weights and all of the others.
 
-mindblip2 saves whole checkpoints, whatever the mesh; pieces come from elsewhere, or are made so that no card reads more than its own.
+mindblip2 saves whole checkpoints, whatever the mesh; pieces come from elsewhere, or are made so that no card
+reads more than its own.
 """
+
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,40 +19,60 @@ NAME = re.compile(r"piece_(0|[1-9]\d{0,17})_of_([1-9]\d{0,17})\.ckpt")
 
 
 def found(folder, cards=None):
-    """The files of a folder in the order of the cards: ``piece_I_of_N.ckpt``, or MindFormers' ``rank_I/*.ckpt``, of which the first
-    ``cards`` are a model group; [] where there are none.  Raises CheckpointError where one is missing, or is not the only one."""
+    """The files of a folder in the order of the cards: ``piece_I_of_N.ckpt``, or MindFormers'
+    ``rank_I/*.ckpt``, of which the first ``cards`` are a model group; [] where there are none.  Raises
+    CheckpointError where one is missing, or is not the only one."""
     folder = Path(folder)
     named = _named(folder)
     if named:
         counts = sorted({count for _, count in named})
         missing = counts[0] - len(named) if len(counts) == 1 else 0
         if len(counts) > 1 or missing:
-            first = next((PIECE.format(rank, counts[0]) for rank in range(counts[0]) if (rank, counts[0]) not in named), "")
-            raise CheckpointError(f"{folder} is no checkpoint in pieces: " + (
-                f"it holds pieces of {' and of '.join(map(str, counts))}; leave those of one" if len(counts) > 1 else
-                f"{first}{f' and {missing - 1} more are' if missing > 1 else ' is'} not there; copy all {counts[0]}"))
+            first = next(
+                (
+                    PIECE.format(rank, counts[0])
+                    for rank in range(counts[0])
+                    if (rank, counts[0]) not in named
+                ),
+                "",
+            )
+            raise CheckpointError(
+                f"{folder} is no checkpoint in pieces: "
+                + (
+                    f"it holds pieces of {' and of '.join(map(str, counts))}; leave those of one"
+                    if len(counts) > 1
+                    else f"{first}{f' and {missing - 1} more are' if missing > 1 else ' is'} not there; copy all {counts[0]}"
+                )
+            )
         return [named[rank, counts[0]] for rank in range(counts[0])]
     ranks = [path for path in folder.glob("rank_[0-9]*") if path.is_dir()]
-    ranks = sorted(ranks, key=lambda path: int(path.name[5:]) if re.fullmatch(r"[0-9]{1,18}", path.name[5:]) else -1)[:cards]
-    if len(ranks) < 2:      # one rank: a run of one card, whose checkpoint is whole
+    ranks = sorted(
+        ranks, key=lambda path: int(path.name[5:]) if re.fullmatch(r"[0-9]{1,18}", path.name[5:]) else -1
+    )[:cards]
+    if len(ranks) < 2:  # one rank: a run of one card, whose checkpoint is whole
         return []
     files = [sorted(rank.glob("*.ckpt")) for rank in ranks]
     for i, (rank, inside) in enumerate(zip(ranks, files)):
         if rank.name != f"rank_{i}" or len(inside) != 1:
-            raise CheckpointError(f"{folder} is no checkpoint in pieces: expected one .ckpt in rank_{i}, "
-                                  + (f"but {rank.name} comes next" if rank.name != f"rank_{i}" else f"got {len(inside)}"))
+            raise CheckpointError(
+                f"{folder} is no checkpoint in pieces: expected one .ckpt in rank_{i}, "
+                + (f"but {rank.name} comes next" if rank.name != f"rank_{i}" else f"got {len(inside)}")
+            )
     return [inside[0] for inside in files]
 
 
 def _named(folder):
-    """{(rank, count): path} of the pieces in a folder.  Raises CheckpointError for a name that is not one of a piece."""
+    """{(rank, count): path} of the pieces in a folder.  Raises CheckpointError for a name that is not one of
+    a piece."""
     named = {}
     for path in folder.glob("piece_*_of_*.ckpt"):
         numbers = NAME.fullmatch(path.name)
         rank, count = map(int, numbers.groups()) if numbers else (0, 0)
         if rank >= count:
-            raise CheckpointError(f"{path} has no name of a piece: expected {PIECE.format('I', 'N')}, I from 0 to N - 1; rename it, or "
-                                  "take it out of the folder")
+            raise CheckpointError(
+                f"{path} has no name of a piece: expected {PIECE.format('I', 'N')}, I from 0 to N - 1; rename it, or "
+                "take it out of the folder"
+            )
         named[rank, count] = path
     return named
 
@@ -61,27 +84,37 @@ def opened(path, parameters):
 
 
 class Pieces(Mapping):
-    """Name → whole array of a checkpoint in pieces, put together when it is asked for; else as :class:`Checkpoint`.
+    """Name → whole array of a checkpoint in pieces, put together when it is asked for; else as
+    :class:`Checkpoint`.
 
-    ``parameters``: those of the model, which say how each is divided.  Raises CheckpointError where the files hold different names, or
-    shapes that are no pieces; and, when it is read, where a weight that is not divided differs between them."""
+    ``parameters``: those of the model, which say how each is divided.  Raises CheckpointError where the files
+    hold different names, or shapes that are no pieces; and, when it is read, where a weight that is not
+    divided differs between them."""
 
     def __init__(self, paths, parameters):
         self.path, self.files = Path(paths[0]).parent, [Checkpoint(path) for path in paths]
         first, cards = self.files[0], len(paths)
         self.types, self.shapes = first.types, dict(first.shapes)
-        self.divisions = {name: p.division for name, p in parameters.items() if name in first and getattr(p, "division", None)}
+        self.divisions = {
+            name: p.division
+            for name, p in parameters.items()
+            if name in first and getattr(p, "division", None)
+        }
         for file in self.files[1:]:
             odd = sorted(set(file) ^ set(first))
             if odd or file.types != first.types:
-                raise CheckpointError(f"{first.path} and {file.path} belong to different models: "
-                                      + (f"only one holds {odd[0]}" if odd else "their dtypes differ"))
+                raise CheckpointError(
+                    f"{first.path} and {file.path} belong to different models: "
+                    + (f"only one holds {odd[0]}" if odd else "their dtypes differ")
+                )
         for name, division in self.divisions.items():
             expected = division.shape(whole_shape(parameters[name]), cards)
             wrong = next((file for file in self.files if file.shapes[name] != expected), None)
             if wrong:
-                raise CheckpointError(f"{wrong.path}: {name} has shape {wrong.shapes[name]}, but a piece of {cards} has {expected}; are "
-                                      "these all pieces, of this configuration?")
+                raise CheckpointError(
+                    f"{wrong.path}: {name} has shape {wrong.shapes[name]}, but a piece of {cards} has {expected}; are "
+                    "these all pieces, of this configuration?"
+                )
             self.shapes[name] = whole_shape(parameters[name])
 
     def __getitem__(self, name):
@@ -100,9 +133,13 @@ class Pieces(Mapping):
         if name in self.divisions:
             return self.divisions[name].join(arrays)
         for file, array in zip(self.files[1:], arrays[1:]):
-            if array.shape != arrays[0].shape or not np.array_equal(array.reshape(-1).view(np.uint8), arrays[0].reshape(-1).view(np.uint8)):
-                raise CheckpointError(f"{name}, which every card holds whole, is another in {file.path} than in {self.files[0].path}: are "
-                                      "they pieces of one step of one run?")
+            if array.shape != arrays[0].shape or not np.array_equal(
+                array.reshape(-1).view(np.uint8), arrays[0].reshape(-1).view(np.uint8)
+            ):
+                raise CheckpointError(
+                    f"{name}, which every card holds whole, is another in {file.path} than in {self.files[0].path}: are "
+                    "they pieces of one step of one run?"
+                )
         return arrays[0]
 
     def __contains__(self, name):

@@ -1,7 +1,10 @@
-"""``run_mode split`` and ``merge``: a whole checkpoint to one file per card of a model group, and back, one tensor at a time.
+"""``run_mode split`` and ``merge``: a whole checkpoint to one file per card of a model group, and back, one
+tensor at a time.
 
-The weights of a model only: checkpoints of a training run are whole, moments included, and any mesh resumes from them.
+The weights of a model only: checkpoints of a training run are whole, moments included, and any mesh resumes
+from them.
 """
+
 from pathlib import Path
 
 from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, write_checkpoint
@@ -16,24 +19,33 @@ from mindblip2.models.blip2_llm import Blip2Llm
 from mindblip2.models.blip2_qformer import Blip2Qformer
 from mindblip2.progress import progress
 
-UNFINISHED = ".split_unfinished.json"       # the names of the pieces that a split is writing
+UNFINISHED = ".split_unfinished.json"  # the names of the pieces that a split is writing
 
 
 def split_checkpoint(config):
-    """``load_checkpoint`` of a RunConfig → ``output_dir/piece_I_of_N.ckpt`` for ``parallel_config.model_parallel`` cards; returns the
-    paths.  Raises ConfigError where so many cannot share the model, CheckpointError where the file does not fit, or pieces lie there."""
+    """``load_checkpoint`` of a RunConfig → ``output_dir/piece_I_of_N.ckpt`` for
+    ``parallel_config.model_parallel`` cards; returns the paths.  Raises ConfigError where so many cannot
+    share the model, CheckpointError where the file does not fit, or pieces lie there."""
     cards, folder = config.parallel_config.model_parallel, Path(config.output_dir)
     _check_cards(config, cards)
     _remove_interrupted(folder)
     there = sorted(path.name for path in folder.glob("piece_*_of_*.ckpt"))
     if there:
-        raise CheckpointError(f"{folder} holds pieces already, the first {there[0]}: give another --output_dir, or remove them")
+        raise CheckpointError(
+            f"{folder} holds pieces already, the first {there[0]}: give another --output_dir, or remove them"
+        )
     stored, parameters = Checkpoint(_given(config)), _parameters(config)
     _check(stored, parameters)
     paths = [folder / PIECE.format(rank, cards) for rank in range(cards)]
     write_json(folder / UNFINISHED, [path.name for path in paths])
     for rank, path in enumerate(progress(paths, desc="split", unit="piece")):
-        write_checkpoint(path, ((name, stored.types[name], _piece(parameters[name], stored.view(name), cards, rank)) for name in stored))
+        write_checkpoint(
+            path,
+            (
+                (name, stored.types[name], _piece(parameters[name], stored.view(name), cards, rank))
+                for name in stored
+            ),
+        )
     sync_folder(folder)
     (folder / UNFINISHED).unlink()
     print(f"pieces are saved at: {folder}")
@@ -41,22 +53,30 @@ def split_checkpoint(config):
 
 
 def merge_checkpoint(config):
-    """The folder ``load_checkpoint`` of a RunConfig, with the files of all cards of a model group, see ``pieces.found`` →
-    ``output_dir/<model_name>.ckpt``, whose path is returned.  Of ``rank_I`` folders ``parallel_config.model_parallel``, where it is
-    given, says how many are one group.  Raises as ``split_checkpoint``."""
+    """The folder ``load_checkpoint`` of a RunConfig, with the files of all cards of a model group, see
+    ``pieces.found`` → ``output_dir/<model_name>.ckpt``, whose path is returned.  Of ``rank_I`` folders
+    ``parallel_config.model_parallel``, where it is given, says how many are one group.  Raises as
+    ``split_checkpoint``."""
     folder, cards = Path(_given(config)), config.parallel_config.model_parallel
     path = Path(config.output_dir) / f"{config.trainer.model_name or 'model'}.ckpt"
     files = found(folder, cards if cards > 1 else None) if folder.is_dir() else []
     if len(files) < 2:
-        raise CheckpointError(f"{folder} holds no pieces: expected a folder with {PIECE.format(0, 'N')} and the others, or with "
-                              "rank_0/x.ckpt, rank_1/x.ckpt and so on")
+        raise CheckpointError(
+            f"{folder} holds no pieces: expected a folder with {PIECE.format(0, 'N')} and the others, or with "
+            "rank_0/x.ckpt, rank_1/x.ckpt and so on"
+        )
     _check_cards(config, len(files))
     if path.exists():
-        raise CheckpointError(f"{path} is there already: give another --output_dir, or another --trainer.model_name")
+        raise CheckpointError(
+            f"{path} is there already: give another --output_dir, or another --trainer.model_name"
+        )
     parameters = _parameters(config)
     pieces = Pieces(files, parameters)
     _check(pieces, parameters)
-    write_checkpoint(path, ((name, pieces.types[name], pieces[name]) for name in progress(pieces, desc="merge", unit="tensor")))
+    write_checkpoint(
+        path,
+        ((name, pieces.types[name], pieces[name]) for name in progress(pieces, desc="merge", unit="tensor")),
+    )
     print(f"checkpoint is saved at: {path}")
     return path
 
@@ -64,7 +84,9 @@ def merge_checkpoint(config):
 def _remove_interrupted(folder):
     """Remove the pieces of a split that was killed before it had written the last one."""
     if (folder / UNFINISHED).is_file():
-        for name in read_json(folder / UNFINISHED, list, "a list of files", f"remove it, and the pieces in {folder}"):
+        for name in read_json(
+            folder / UNFINISHED, list, "a list of files", f"remove it, and the pieces in {folder}"
+        ):
             if isinstance(name, str) and NAME.fullmatch(name):
                 (folder / name).unlink(missing_ok=True)
                 for rest in folder.glob(f".{name}.*.partial"):
@@ -85,14 +107,22 @@ def _given(config):
 def _check_cards(config, cards):
     reasons = misfits(config.model.model_config, cards)
     if cards < 2 or reasons:
-        raise ConfigError(f"{cards} pieces: " + (f"{cards} does not divide {'; '.join(reasons)}" if reasons else
-                                                 "give --parallel_config.model_parallel 2 or more"))
+        raise ConfigError(
+            f"{cards} pieces: "
+            + (
+                f"{cards} does not divide {'; '.join(reasons)}"
+                if reasons
+                else "give --parallel_config.model_parallel 2 or more"
+            )
+        )
 
 
 def _parameters(config):
     """Those of the model, by name and without values: what is of interest is their shape and division."""
     with no_init():
-        return (Blip2Qformer if config.model.model_config.text_config is None else Blip2Llm)(config.model.model_config).parameters_dict()
+        return (Blip2Qformer if config.model.model_config.text_config is None else Blip2Llm)(
+            config.model.model_config
+        ).parameters_dict()
 
 
 def _check(stored, parameters):

@@ -1,8 +1,10 @@
 """Checkpoints of a training run: whole or not at all, and enough in them to go on as if nothing had happened.
 
-A checkpoint is a folder ``step_0000100`` of ``model.ckpt``, ``optimizer.ckpt`` and ``state.json``.  It appears under its name when all
-of it has reached the disk (``file_io.atomic_folder``), so a run killed at any moment leaves the checkpoints that it had.
+A checkpoint is a folder ``step_0000100`` of ``model.ckpt``, ``optimizer.ckpt`` and ``state.json``.  It
+appears under its name when all of it has reached the disk (``file_io.atomic_folder``), so a run killed at any
+moment leaves the checkpoints that it had.
 """
+
 import contextlib
 import logging
 import math
@@ -20,22 +22,26 @@ logger = logging.getLogger("mindblip2")
 NAME = "step_{:07d}"
 DELETED = ".deleted_"
 BEST = "best.json"
-LOWER = ("loss", "eval_loss")     # metrics of which less is better; of the others more is
-STEP_NAME = re.compile(r"(earlier_)?step_(\d{1,18})(_\d+)?")     # earlier_: see set_aside
-DIVERGED = 1.5          # times the lowest loss so far: a model with more is not worth going on from
+LOWER = ("loss", "eval_loss")  # metrics of which less is better; of the others more is
+STEP_NAME = re.compile(r"(earlier_)?step_(\d{1,18})(_\d+)?")  # earlier_: see set_aside
+DIVERGED = 1.5  # times the lowest loss so far: a model with more is not worth going on from
 
 
 def save(folder, model, optimizer, state, keep=3):
-    """Write the checkpoint of ``state["step"]`` into ``folder`` and delete all but the last ``keep`` and the best; returns
-    its path.
+    """Write the checkpoint of ``state["step"]`` into ``folder`` and delete all but the last ``keep`` and the
+    best; returns its path.
 
-    Where ``state["frozen"]`` names the file of what is not trained, only what is trained is written.  What is written does not depend on
-    the mesh: whole tensors, made one after the other by all processes, which all call this; the main process writes."""
+    Where ``state["frozen"]`` names the file of what is not trained, only what is trained is written.  What is
+    written does not depend on the mesh: whole tensors, made one after the other by all processes, which all
+    call this; the main process writes."""
     final = Path(folder) / NAME.format(state["step"])
     parameters = saved_parameters(model, state)
     with comm.together(), atomic_folder(final) if comm.first() else contextlib.nullcontext(final) as partial:
-        save_whole(partial / "model.ckpt", ((name, str(p.dtype), whole(p)) for name, p in parameters.items()),
-                   whole_bytes(parameters.values()))
+        save_whole(
+            partial / "model.ckpt",
+            ((name, str(p.dtype), whole(p)) for name, p in parameters.items()),
+            whole_bytes(parameters.values()),
+        )
         save_whole(partial / "optimizer.ckpt", optimizer.entries(), optimizer.bytes())
         if comm.first():
             write_json(partial / "state.json", state)
@@ -48,25 +54,35 @@ def save(folder, model, optimizer, state, keep=3):
 
 
 def saved_parameters(model, state):
-    """{name: parameter} of what a checkpoint holds: all, or what is trained where ``state["frozen"]`` names the file of the rest."""
-    return {name: p for name, p in model.parameters_dict().items() if p.requires_grad or not state.get("frozen")}
+    """{name: parameter} of what a checkpoint holds: all, or what is trained where ``state["frozen"]`` names
+    the file of the rest."""
+    return {
+        name: p for name, p in model.parameters_dict().items() if p.requires_grad or not state.get("frozen")
+    }
 
 
 def saved(folder):
     """The complete checkpoints of a run, oldest first."""
-    found = [path for path in Path(folder).glob("step_*") if re.fullmatch(r"step_\d{1,18}", path.name) and (path / "state.json").is_file()]
+    found = [
+        path
+        for path in Path(folder).glob("step_*")
+        if re.fullmatch(r"step_\d{1,18}", path.name) and (path / "state.json").is_file()
+    ]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def clean(folder):
-    """Remove what killed saves and deletions have left; only one training at a time may write into the folder."""
-    for pattern in (f"{DELETED}*", ".step_*.partial", ".best.json.*.partial", ".partial_*"):      # the last: of older versions
+    """Remove what killed saves and deletions have left; only one training at a time may write into the
+    folder."""
+    # the last: of older versions
+    for pattern in (f"{DELETED}*", ".step_*.partial", ".best.json.*.partial", ".partial_*"):
         for rest in Path(folder).glob(pattern):
             shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
 
 
 def set_aside(folder, step):
-    """Rename the checkpoints beyond ``step``, which another course of the run made; returns their new names."""
+    """Rename the checkpoints beyond ``step``, which another course of the run made; returns their new
+    names."""
     moved = []
     for path in saved(folder):
         if int(path.name[5:]) > step:
@@ -78,12 +94,17 @@ def set_aside(folder, step):
 
 
 def _free(path):
-    return next(one for one in (path.with_name(path.name + tail) for tail in ("", *map("_{}".format, range(1, 1000)))) if not one.exists())
+    return next(
+        one
+        for one in (path.with_name(path.name + tail) for tail in ("", *map("_{}".format, range(1, 1000))))
+        if not one.exists()
+    )
 
 
-# ------------------------------------------------------------------------------------------------ the best checkpoint
+# ------------------------------------------------------------------------------------------------ the best ch
 def record_best(folder, checkpoint, name, value):
-    """Note that ``checkpoint`` has the best ``value`` of the run so far; it is kept when older ones are deleted."""
+    """Note that ``checkpoint`` has the best ``value`` of the run so far; it is kept when older ones are
+    deleted."""
     write_json(Path(folder) / BEST, {"checkpoint": checkpoint.name, name: value})
 
 
@@ -96,12 +117,16 @@ def note_best(folder, checkpoint, judged):
 
 
 def find_best(folder, metric):
-    """Note the best of the checkpoints that are there: a run may have been killed before it was noted, or set aside what was.  A note that
-    is damaged, or names a checkpoint that is gone, is made again; a checkpoint that is damaged is passed over.  Both with a warning."""
+    """Note the best of the checkpoints that are there: a run may have been killed before it was noted, or set
+    aside what was.  A note that is damaged, or names a checkpoint that is gone, is made again; a checkpoint
+    that is damaged is passed over.  Both with a warning."""
     note = Path(folder) / BEST
     known = best(folder)
     if note.is_file() and not (known and (Path(folder) / known["checkpoint"]).is_dir()):
-        logger.warning("%s is damaged, or names a checkpoint that is not there: it is made again from the checkpoints", note)
+        logger.warning(
+            "%s is damaged, or names a checkpoint that is not there: it is made again from the checkpoints",
+            note,
+        )
         note.unlink()
     for path in saved(folder):
         try:
@@ -113,13 +138,16 @@ def find_best(folder, metric):
 
 
 def best(folder):
-    """``{"checkpoint": "step_…", metric: value}``; an empty dict where there is no such note, or it is damaged."""
+    """``{"checkpoint": "step_…", metric: value}``; an empty dict where there is no such note, or it is
+    damaged."""
     path = Path(folder) / BEST
     try:
         note = read_json(path, dict) if path.is_file() else {}
     except FileError:
         return {}
-    whole_note = isinstance(note.get("checkpoint"), str) and all(_is_number(value) for name, value in note.items() if name != "checkpoint")
+    whole_note = isinstance(note.get("checkpoint"), str) and all(
+        _is_number(value) for name, value in note.items() if name != "checkpoint"
+    )
     return note if whole_note else {}
 
 
@@ -127,18 +155,23 @@ def best(folder):
 def find(resume, folder):
     """The checkpoint to resume from: ``resume`` is its path, or True for the newest in ``folder``.
 
-    Raises :class:`CheckpointError` where there is none, or a file of it is damaged; then the message names the one before it."""
+    Raises :class:`CheckpointError` where there is none, or a file of it is damaged; then the message names
+    the one before it."""
     if isinstance(resume, (str, Path)):
         path = Path(resume)
         path = path if (path / "state.json").is_file() else (saved(path) or [path])[-1]
         if not (path / "state.json").is_file():
-            raise CheckpointError(f"{path.absolute()} is no checkpoint of a training run: expected a folder step_… with state.json, "
-                                  "or a folder that holds such folders")
+            raise CheckpointError(
+                f"{path.absolute()} is no checkpoint of a training run: expected a folder step_… with state.json, "
+                "or a folder that holds such folders"
+            )
     else:
         found = saved(folder)
         if not found:
-            raise CheckpointError(f"nothing to resume: {Path(folder).absolute()} holds no checkpoint; give --resume_training FOLDER, or "
-                                  "leave the flag out to start anew")
+            raise CheckpointError(
+                f"nothing to resume: {Path(folder).absolute()} holds no checkpoint; give --resume_training FOLDER, or "
+                "leave the flag out to start anew"
+            )
         path = found[-1]
     read_state(path)
     for name in ("model.ckpt", "optimizer.ckpt"):
@@ -152,7 +185,8 @@ def find(resume, folder):
 def read_state(path):
     """``state.json`` of a checkpoint folder, checked: the step is that of the folder's name.
 
-    Raises :class:`CheckpointError` that names the file, what is wrong with it, and the checkpoint before it."""
+    Raises :class:`CheckpointError` that names the file, what is wrong with it, and the checkpoint before
+    it."""
     path = Path(path)
     file = path / "state.json"
     try:
@@ -160,27 +194,52 @@ def read_state(path):
     except (FileError, OSError) as error:
         raise CheckpointError(str(error)) from None
     state.setdefault("judged", {})
-    scale, frozen, window, unreadable = (state.get(name) for name in ("loss_scale", "frozen", "window", "unreadable"))
+    scale, frozen, window, unreadable = (
+        state.get(name) for name in ("loss_scale", "frozen", "window", "unreadable")
+    )
     complaints = {
         "step": None if _is_count(state.get("step")) else "a whole number of steps",
-        "loss_scale": None if isinstance(scale, dict) and _is_number(scale.get("value")) and _is_count(scale.get("good")) else
-        'an object with "value" and "good"',
-        "frozen": None if "frozen" in state and (frozen is None or isinstance(frozen, dict) and isinstance(frozen.get("path"), str)
-                                                 and _is_count(frozen.get("crc32"))) else 'null or an object with "path" and "crc32"',
-        "judged": None if isinstance(state["judged"], dict) and all(map(_is_number, state["judged"].values())) else
-        "an object of numbers",
-        "window": None if window is None or isinstance(window, list) and len(window) == 2 and _is_number(window[0])
-        and _is_count(window[1]) else "a sum and a count",
-        "unreadable": None if unreadable is None or isinstance(unreadable, list) and len(unreadable) == 2
-        and all(map(_is_count, unreadable)) else "two counts"}
+        "loss_scale": None
+        if isinstance(scale, dict) and _is_number(scale.get("value")) and _is_count(scale.get("good"))
+        else 'an object with "value" and "good"',
+        "frozen": None
+        if "frozen" in state
+        and (
+            frozen is None
+            or isinstance(frozen, dict)
+            and isinstance(frozen.get("path"), str)
+            and _is_count(frozen.get("crc32"))
+        )
+        else 'null or an object with "path" and "crc32"',
+        "judged": None
+        if isinstance(state["judged"], dict) and all(map(_is_number, state["judged"].values()))
+        else "an object of numbers",
+        "window": None
+        if window is None
+        or isinstance(window, list)
+        and len(window) == 2
+        and _is_number(window[0])
+        and _is_count(window[1])
+        else "a sum and a count",
+        "unreadable": None
+        if unreadable is None
+        or isinstance(unreadable, list)
+        and len(unreadable) == 2
+        and all(map(_is_count, unreadable))
+        else "two counts",
+    }
     for name, expected in complaints.items():
         if expected:
             got = repr(state[name]) if name in state else "nothing"
-            raise CheckpointError(f"{file} is damaged: {name} is {got[:100]}, expected {expected}; {_other_than(path)}")
+            raise CheckpointError(
+                f"{file} is damaged: {name} is {got[:100]}, expected {expected}; {_other_than(path)}"
+            )
     named = STEP_NAME.fullmatch(path.name)
     if named and int(named[2]) != state["step"]:
-        raise CheckpointError(f"{file} is damaged, or its folder was renamed: step is {state['step']}, expected {int(named[2])}, as "
-                              f"{path.name} says; {_other_than(path)}")
+        raise CheckpointError(
+            f"{file} is damaged, or its folder was renamed: step is {state['step']}, expected {int(named[2])}, as "
+            f"{path.name} says; {_other_than(path)}"
+        )
     return state
 
 
@@ -202,8 +261,8 @@ def _other_than(path):
 
 
 def last_good(folder):
-    """The newest checkpoint from before a divergence, or None: its weights are finite, and its loss is at most ``DIVERGED`` times the
-    lowest of those up to it."""
+    """The newest checkpoint from before a divergence, or None: its weights are finite, and its loss is at
+    most ``DIVERGED`` times the lowest of those up to it."""
     good, lowest = None, math.inf
     for path in saved(folder):
         try:
@@ -221,15 +280,21 @@ def last_good(folder):
 def restore_optimizer(path, optimizer):
     """Moments and step count; raises CheckpointError where the file does not fit."""
     stored, wanted = Checkpoint(Path(path) / "optimizer.ckpt"), optimizer.shapes()
-    wrong = [name for name in wanted | stored.shapes if name not in wanted or stored.shapes.get(name) != wanted[name]]
+    wrong = [
+        name
+        for name in wanted | stored.shapes
+        if name not in wanted or stored.shapes.get(name) != wanted[name]
+    ]
     if wrong:
-        raise CheckpointError(f"{stored.path} belongs to another model or to other trained parameters: {len(wrong)} do not fit, "
-                              f"first {wrong[0]}; resume with the configuration of the run")
+        raise CheckpointError(
+            f"{stored.path} belongs to another model or to other trained parameters: {len(wrong)} do not fit, "
+            f"first {wrong[0]}; resume with the configuration of the run"
+        )
     optimizer.restore(stored)
 
 
 def _delete(path):
     doomed = path.with_name(DELETED + path.name)
     shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)     # half a deleted checkpoint must not look like one
+    path.rename(doomed)  # half a deleted checkpoint must not look like one
     shutil.rmtree(doomed)

@@ -1,8 +1,9 @@
 """How a section of the configuration behaves: a frozen dataclass, read strictly from a mapping.
 
-A key that is neither a field nor a key of MindFormers' BLIP-2 files (see ``mindblip2.compat.mindformers.keys``) is an error that names the
-nearest field.
+A key that is neither a field nor a key of MindFormers' BLIP-2 files (see
+``mindblip2.compat.mindformers.keys``) is an error that names the nearest field.
 """
+
 import dataclasses
 import difflib
 import logging
@@ -26,8 +27,10 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Range:
-    """The values that a numeric field may have: from ``low`` to ``high``, both included unless ``open_low`` or ``open_high``; ``also`` is
-    one more value, such as -1 for "none".  It is a part of the field's annotation, so that a field and its range are one line."""
+    """The values that a numeric field may have: from ``low`` to ``high``, both included unless ``open_low``
+    or ``open_high``; ``also`` is one more value, such as -1 for "none".  It is a part of the field's
+    annotation, so that a field and its range are one line."""
+
     low: float | None = None
     high: float | None = None
     open_low: bool = False
@@ -54,15 +57,16 @@ class Range:
 
 INT32 = 2**31 - 1
 Count = Annotated[int, Range(1)]
-Pixels = Annotated[int, Range(1, 16384)]             # the side of a picture as a model sees it: 3 GB as float32
+# the side of a picture as a model sees it: 3 GB as float32
+Pixels = Annotated[int, Range(1, 16384)]
 Natural = Annotated[int, Range(0)]
 CountOrNone = Annotated[int, Range(1, also=-1)]
 TokenId = Annotated[int, Range(0, INT32)]
-Seed = Annotated[int, Range(0, 2**32 - 1)]          # what NumPy's generators take
+Seed = Annotated[int, Range(0, 2**32 - 1)]  # what NumPy's generators take
 Positive = Annotated[float, Range(0, open_low=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
-Rate = Annotated[float, Range(0, 1, open_high=True)]    # a probability by whose complement is divided
+Rate = Annotated[float, Range(0, 1, open_high=True)]  # a probability by whose complement is divided
 Factor = Annotated[float, Range(0, 1, open_low=True)]
 
 
@@ -82,8 +86,8 @@ class Section:
 
 
 def section(cls):
-    """Frozen keyword-only dataclass.  One field stays assignable, ``checkpoint_name_or_path``: it says where the weights
-    lie, not what the model is, and users of the MindFormers card set it on the config."""
+    """Frozen keyword-only dataclass.  One field stays assignable, ``checkpoint_name_or_path``: it says where
+    the weights lie, not what the model is, and users of the MindFormers card set it on the config."""
     cls = dataclass(frozen=True, kw_only=True, repr=False)(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     init = cls.__init__
@@ -93,15 +97,25 @@ def section(cls):
             if key not in names:
                 raise ConfigError(_unknown_key(f"{cls.__name__}.{key}", key, names))
         hints, ignored = typing.get_type_hints(cls, include_extras=True), []
-        kept = {key: value for key, value in values.items() if not _has_no_effect(cls, "", key, value, f"{cls.__name__}.{key}", ignored)}
-        init(self, **{key: _cast(hints[key], value, f"{cls.__name__}.{key}", ignored) for key, value in kept.items()})
+        kept = {
+            key: value
+            for key, value in values.items()
+            if not _has_no_effect(cls, "", key, value, f"{cls.__name__}.{key}", ignored)
+        }
+        init(
+            self,
+            **{
+                key: _cast(hints[key], value, f"{cls.__name__}.{key}", ignored) for key, value in kept.items()
+            },
+        )
         warn_ignored(ignored)
 
     def assign(self, name, value):
         if name != "checkpoint_name_or_path" or name not in names:
             raise dataclasses.FrozenInstanceError(
                 f"{cls.__name__}.{name} cannot be assigned: configurations are frozen; make a changed copy with "
-                f"config.replace({name}=…)")
+                f"config.replace({name}=…)"
+            )
         object.__setattr__(self, name, value)
 
     cls.__init__ = checked_init
@@ -110,8 +124,8 @@ def section(cls):
 
 
 def build(cls, raw, where="", ignored=None):
-    """``cls`` from a mapping; ``where`` is the dotted path for messages, ``ignored`` collects the keys that have no effect.  Without such
-    a list a warning names them."""
+    """``cls`` from a mapping; ``where`` is the dotted path for messages, ``ignored`` collects the keys that
+    have no effect.  Without such a list a warning names them."""
     if ignored is None:
         made = build(cls, raw, where, ignored := [])
         warn_ignored(ignored)
@@ -142,8 +156,8 @@ def build(cls, raw, where="", ignored=None):
 
 
 def argument(hint, value, name):
-    """``value`` of a function's argument ``name`` as the type of ``hint``, checked as a field of a configuration is, but that a text is no
-    number.  Raises ConfigError, which is a ValueError."""
+    """``value`` of a function's argument ``name`` as the type of ``hint``, checked as a field of a
+    configuration is, but that a text is no number.  Raises ConfigError, which is a ValueError."""
     if isinstance(value, str | bytes):
         raise ConfigError(f"{name} = {_short(value)}: expected a number, got {type(value).__name__}")
     return _cast(hint, value, name, [])
@@ -152,15 +166,19 @@ def argument(hint, value, name):
 def warn_ignored(names, source=""):
     """One line that names keys without effect; ``source``: the file that holds them."""
     if names:
-        logger.warning("%sthese keys have no effect in mindblip2 and are ignored: %s", f"{source}: " if source else "", ", ".join(names))
+        logger.warning(
+            "%sthese keys have no effect in mindblip2 and are ignored: %s",
+            f"{source}: " if source else "",
+            ", ".join(names),
+        )
 
 
 def _has_no_effect(cls, where, key, value, name, ignored):
-    """Whether nothing reads a field, which then keeps its default; ``ignored`` gets the ``name`` of another value.
-    Raises ConfigError for a value that the field cannot have."""
+    """Whether nothing reads a field, which then keeps its default; ``ignored`` gets the ``name`` of another
+    value. Raises ConfigError for a value that the field cannot have."""
     if key not in keys.WITHOUT_EFFECT.get(where, ()) and key not in keys.WITHOUT_EFFECT.get(cls.__name__, ()):
         return False
-    field, = (f for f in dataclasses.fields(cls) if f.name == key)
+    (field,) = (f for f in dataclasses.fields(cls) if f.name == key)
     _cast(typing.get_type_hints(cls, include_extras=True)[key], value, name, [])
     if value not in (field.default, _plain(field.default)):
         ignored.append(name)
@@ -171,22 +189,28 @@ def positive(config, *names):
     """Check that the named properties, which are computed from several fields, are at least 1."""
     for name in names:
         if getattr(config, name) < 1:
-            raise ConfigError(f"{type(config).__name__}.{name} = {getattr(config, name)}: expected at least 1")
+            raise ConfigError(
+                f"{type(config).__name__}.{name} = {getattr(config, name)}: expected at least 1"
+            )
 
 
 def divides(config, divisor, of, advice):
     """Check that field ``of`` is a multiple of field ``divisor``."""
     small, large = getattr(config, divisor), getattr(config, of)
     if large % small:
-        raise ConfigError(f"{of} = {large} is not a multiple of {divisor} = {small}: {advice} "
-                          f"(nearest: {large // small * small or small} or {(large // small + 1) * small})")
+        raise ConfigError(
+            f"{of} = {large} is not a multiple of {divisor} = {small}: {advice} "
+            f"(nearest: {large // small * small or small} or {(large // small + 1) * small})"
+        )
 
 
 def one_of(config, name, allowed):
     """Check that a field has one of the allowed values."""
     if getattr(config, name) not in allowed:
-        raise ConfigError(f"{type(config).__name__}.{name} = {getattr(config, name)!r}: expected one of "
-                          f"{', '.join(map(repr, allowed))}")
+        raise ConfigError(
+            f"{type(config).__name__}.{name} = {getattr(config, name)!r}: expected one of "
+            f"{', '.join(map(repr, allowed))}"
+        )
 
 
 def _merge(base, changes):
@@ -198,7 +222,8 @@ def _merge(base, changes):
 
 
 def _short(value):
-    """A value in a message, on one line of at most some 200 characters: a YAML file may hold anything, at any size."""
+    """A value in a message, on one line of at most some 200 characters: a YAML file may hold anything, at any
+    size."""
     return _REPR.repr(value)
 
 
@@ -210,15 +235,18 @@ def _unknown_key(name, key, known):
 
 def _check_fixed(name, value, expected):
     if value != expected:
-        raise ConfigError(f"{name} = {value!r}: BLIP-2 has {expected!r} here and nothing else is implemented; "
-                          "remove the key")
+        raise ConfigError(
+            f"{name} = {value!r}: BLIP-2 has {expected!r} here and nothing else is implemented; "
+            "remove the key"
+        )
 
 
 def _cast(hint, value, name, ignored):
-    """``value`` as the declared type and in the declared range: PyYAML reads ``1e-4`` as a string, and lists arrive where tuples are meant.
+    """``value`` as the declared type and in the declared range: PyYAML reads ``1e-4`` as a string, and lists
+    arrive where tuples are meant.
 
-    ``hint``: int, float, bool, str, dict, tuple, ``tuple[X, ...]``, ``tuple[X, X, X]``, a section, any of them with a :class:`Range`, or
-    several of them.  Numbers are finite wherever they stand."""
+    ``hint``: int, float, bool, str, dict, tuple, ``tuple[X, ...]``, ``tuple[X, X, X]``, a section, any of
+    them with a :class:`Range`, or several of them.  Numbers are finite wherever they stand."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     if value is None and type(None) in options:
         return None
@@ -246,7 +274,8 @@ def _plain_type(hint):
 
 
 def _checked(hint, value, name, ignored):
-    """``value``, which has the type of ``hint``, with its range and its elements checked.  Raises ConfigError."""
+    """``value``, which has the type of ``hint``, with its range and its elements checked.  Raises
+    ConfigError."""
     _check_finite(value, name)
     if typing.get_origin(hint) is Annotated:
         hint, *about = typing.get_args(hint)
@@ -258,15 +287,25 @@ def _checked(hint, value, name, ignored):
     if elements[-1] is ...:
         elements = elements[:1] * len(value)
     if len(elements) != len(value):
-        raise ConfigError(f"{name} = {_short(list(value))}: expected {len(elements)} values, got {len(value)}")
-    return tuple(_cast(element, one, f"{name}[{i}]", ignored) for i, (element, one) in enumerate(zip(elements, value)))
+        raise ConfigError(
+            f"{name} = {_short(list(value))}: expected {len(elements)} values, got {len(value)}"
+        )
+    return tuple(
+        _cast(element, one, f"{name}[{i}]", ignored) for i, (element, one) in enumerate(zip(elements, value))
+    )
 
 
 def _check_finite(value, name):
     """Raises ConfigError for NaN and infinity, wherever they are in a value of plain data."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name} = {value}: expected a finite number")
-    for key, one in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ():
+    for key, one in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else ()
+    ):
         _check_finite(one, f"{name}[{key}]" if isinstance(key, int) else f"{name}.{key}")
 
 
@@ -274,11 +313,17 @@ def _which(sections, value, name):
     """Of several sections that may stand here the one that ``type`` names; without a ``type`` the first."""
     if type(value) in sections:
         return type(value)
-    wanted = value.get("type", sections[0].__name__) if isinstance(value, dict) and len(sections) > 1 else sections[0].__name__
+    wanted = (
+        value.get("type", sections[0].__name__)
+        if isinstance(value, dict) and len(sections) > 1
+        else sections[0].__name__
+    )
     for one in sections:
         if one.__name__ == wanted:
             return one
-    raise ConfigError(f"{name}.type = {wanted!r}: expected {' or '.join(repr(one.__name__) for one in sections)}")
+    raise ConfigError(
+        f"{name}.type = {wanted!r}: expected {' or '.join(repr(one.__name__) for one in sections)}"
+    )
 
 
 def _strict(kind):
@@ -286,6 +331,7 @@ def _strict(kind):
         if isinstance(value, kind):
             return value
         raise TypeError
+
     return cast
 
 
@@ -307,7 +353,14 @@ def _sequence(value):
     raise TypeError
 
 
-_CASTS = {int: _integer, float: _number, bool: _strict(bool), str: _strict(str), tuple: _sequence, dict: _strict(dict)}
+_CASTS = {
+    int: _integer,
+    float: _number,
+    bool: _strict(bool),
+    str: _strict(str),
+    tuple: _sequence,
+    dict: _strict(dict),
+}
 
 
 def _plain(value):

@@ -1,4 +1,6 @@
-"""The dimensions of a model as the shapes in its files tell them, read through the same table of names as the weights."""
+"""The dimensions of a model as the shapes in its files tell them, read through the same table of names as the
+weights."""
+
 import json
 import math
 
@@ -11,17 +13,21 @@ from mindblip2.convert.name_maps.blip2 import BERT, EVA, foreign_name
 from mindblip2.convert.readers.lazy_state_dict import shape_of
 
 # Heads are in no shape.  Of published models the width tells them.
-HEADS = {LlamaConfig: {4096: 32, 5120: 40, 6656: 52, 8192: 64},
-         OPTConfig: {768: 12, 2048: 32, 2560: 32, 4096: 32, 5120: 40, 7168: 56, 9216: 72, 12288: 96}}
-ALIBI_WIDTH = {4096: "rope", 5120: "alibi"}     # Baichuan-7B and -13B
-BAICHUAN2 = 125696                              # words; Baichuan-1 has 64000
+HEADS = {
+    LlamaConfig: {4096: 32, 5120: 40, 6656: 52, 8192: 64},
+    OPTConfig: {768: 12, 2048: 32, 2560: 32, 4096: 32, 5120: 40, 7168: 56, 9216: 72, 12288: 96},
+}
+ALIBI_WIDTH = {4096: "rope", 5120: "alibi"}  # Baichuan-7B and -13B
+BAICHUAN2 = 125696  # words; Baichuan-1 has 64000
 MOST_LAYERS = 200
-MOST_ADDED = 64                                 # rows by which a vocabulary grows where tokens are added, or it is padded
+# rows by which a vocabulary grows where tokens are added, or it is padded
+MOST_ADDED = 64
 
 
 def read_config(main, vit, kind, image_size=None, text_config=None, said=None):
-    """The Blip2Config of stage 1, or with ``text_config`` of stage 2, from the shapes and what the config.json beside them has ``said``.
-    Heads and epsilons are in no shape; without a config.json heads are those of the published widths."""
+    """The Blip2Config of stage 1, or with ``text_config`` of stage 2, from the shapes and what the
+    config.json beside them has ``said``. Heads and epsilons are in no shape; without a config.json heads are
+    those of the published widths."""
     said = said or Said({})
     try:
         return _read_config(main, vit, kind, image_size, text_config, said)
@@ -32,7 +38,9 @@ def read_config(main, vit, kind, image_size=None, text_config=None, said=None):
     except CheckpointError:
         raise
     except KeyError as error:
-        raise CheckpointError(f"the files hold no {error.args[0]}, without which they are no BLIP-2") from None
+        raise CheckpointError(
+            f"the files hold no {error.args[0]}, without which they are no BLIP-2"
+        ) from None
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"no dimensions can be read off the files ({error}): give --config") from None
 
@@ -43,22 +51,33 @@ def _read_config(main, vit, kind, image_size, text_config, said):
     for name, section in (("vision_config", vision), ("qformer_config", qformer)):
         for key, value in said.sections.get(name, {}).items():
             if key == "cross_attention_freq" and min(value, section[key]) >= section["num_hidden_layers"]:
-                continue    # only the first layer crosses, either way
+                continue  # only the first layer crosses, either way
             if key in section and key != "num_attention_heads" and section[key] != value:
-                raise CheckpointError(f"{said.path} says {name}.{key} = {value}, but the shapes of the weights say {section[key]}: it "
-                                      "belongs to another model; get both again")
+                raise CheckpointError(
+                    f"{said.path} says {name}.{key} = {value}, but the shapes of the weights say {section[key]}: it "
+                    "belongs to another model; get both again"
+                )
             section[key] = value
     if image_size:
         vision["image_size"] = image_size
     most = qformer.get("max_position_embeddings", Blip2Config.max_txt_len)
-    return Blip2Config(max_txt_len=min(Blip2Config.max_txt_len, most), vision_config=vision, text_config=text_config,
-                       qformer_config={**qformer, "encoder_width": vision["hidden_size"]}, **said.sections.get("", {}))
+    return Blip2Config(
+        max_txt_len=min(Blip2Config.max_txt_len, most),
+        vision_config=vision,
+        text_config=text_config,
+        qformer_config={**qformer, "encoder_width": vision["hidden_size"]},
+        **said.sections.get("", {}),
+    )
 
 
 def yaml_line(section):
     """A section in the numbers that differ from its defaults, as one line of YAML: "{type: OPTConfig, …}"."""
     default = type(section)()
-    said = {key: value for key, value in section.to_dict().items() if value != getattr(default, key) or key == "type"}
+    said = {
+        key: value
+        for key, value in section.to_dict().items()
+        if value != getattr(default, key) or key == "type"
+    }
     return _yaml_mapping(said)
 
 
@@ -73,7 +92,8 @@ class Shapes:
         self.state, self.source = state, source
 
     def __call__(self, name):
-        """Shape of what is our parameter ``name``; KeyError with its name in the file where it is not there."""
+        """Shape of what is our parameter ``name``; KeyError with its name in the file where it is not
+        there."""
         theirs = foreign_name(self.source, name, freq=1)
         if theirs not in self.state:
             raise KeyError(theirs or name)
@@ -84,19 +104,27 @@ class Shapes:
         return theirs is not None and theirs in self.state
 
     def count(self, pattern):
-        """How many there are of ``pattern`` with an ``{i}``, counted from 0; one that is missing in between counts."""
+        """How many there are of ``pattern`` with an ``{i}``, counted from 0; one that is missing in between
+        counts."""
         return 1 + max((i for i in range(MOST_LAYERS) if self.has(pattern.format(i=i))), default=-1)
 
 
 def _read_vision(shapes):
     depth = shapes.count("vit.blocks.{i}.attn.qkv.weight")
     if depth == 0:
-        raise CheckpointError("the file holds no ViT (LAVIS does not save what is frozen): add --vit_path eva_vit_g.pth")
+        raise CheckpointError(
+            "the file holds no ViT (LAVIS does not save what is frozen): add --vit_path eva_vit_g.pth"
+        )
     width, _, _, patch = shapes("vit.patch_embed.proj.weight")
     side = round((shapes("vit.pos_embed")[1] - 1) ** 0.5)
-    return {"image_size": side * patch, "patch_size": patch, "hidden_size": width,
-            "intermediate_size": shapes("vit.blocks.0.mlp.up.weight")[0],
-            "num_hidden_layers": _blocks_used(depth) if shapes.source is EVA else depth, "num_attention_heads": _heads(width, 88)}
+    return {
+        "image_size": side * patch,
+        "patch_size": patch,
+        "hidden_size": width,
+        "intermediate_size": shapes("vit.blocks.0.mlp.up.weight")[0],
+        "num_hidden_layers": _blocks_used(depth) if shapes.source is EVA else depth,
+        "num_attention_heads": _heads(width, 88),
+    }
 
 
 def _read_qformer(shapes, text):
@@ -106,29 +134,44 @@ def _read_qformer(shapes, text):
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": _heads(width, 64)}
     if text:
         vocab = shapes("qformer.embeddings.word.embedding_table")[0] + (shapes.source is BERT)  # [DEC]
-        sizes |= {"vocab_size": vocab, "bos_token_id": vocab - 1,
-                  "intermediate_size": shapes(f"{layer.format(i=0)}text_ffn.up.weight")[0],
-                  "max_position_embeddings": shapes("qformer.embeddings.position.embedding_table")[0]}
+        sizes |= {
+            "vocab_size": vocab,
+            "bos_token_id": vocab - 1,
+            "intermediate_size": shapes(f"{layer.format(i=0)}text_ffn.up.weight")[0],
+            "max_position_embeddings": shapes("qformer.embeddings.position.embedding_table")[0],
+        }
     if shapes.source is BERT:  # it has no cross-attention, queries and heads yet: the defaults
         return sizes
-    sizes |= {"head_embed_dim": shapes("vision_proj.weight")[0]} if text else {
-        "intermediate_size": shapes(f"{layer.format(i=0)}query_ffn.up.weight")[0]}
+    sizes |= (
+        {"head_embed_dim": shapes("vision_proj.weight")[0]}
+        if text
+        else {"intermediate_size": shapes(f"{layer.format(i=0)}query_ffn.up.weight")[0]}
+    )
     crossing = [i for i in range(layers) if shapes.has(f"{layer.format(i=i)}cross_attention.query.weight")]
-    return {**sizes, "query_length": shapes("qformer.query_tokens")[1],
-            "cross_attention_freq": crossing[1] if len(crossing) > 1 else layers}  # only the first: its period is the depth
+    return {
+        **sizes,
+        "query_length": shapes("qformer.query_tokens")[1],
+        # only the first: its period is the depth
+        "cross_attention_freq": crossing[1] if len(crossing) > 1 else layers,
+    }
 
 
 def read_text_config(state, kind, beside):
-    """(LlamaConfig or OPTConfig of a language model, remarks), from its shapes and what stands ``beside`` them
-    (:mod:`mindblip2.convert.hf_config`).  The last remark is the section as YAML, as far as it is not the default."""
+    """(LlamaConfig or OPTConfig of a language model, remarks), from its shapes and what stands ``beside``
+    them (:mod:`mindblip2.convert.hf_config`).  The last remark is the section as YAML, as far as it is not
+    the default."""
     try:
         return _read_text_config(Shapes(state, kind), dict(beside))
     except (CheckpointError, ConfigError):
         raise
     except KeyError as error:
-        raise CheckpointError(f"the files hold no {error.args[0]}, without which they are no {kind.title}") from None
+        raise CheckpointError(
+            f"the files hold no {error.args[0]}, without which they are no {kind.title}"
+        ) from None
     except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(f"no dimensions of a {kind.title} can be read off the files ({error}): give --config") from None
+        raise CheckpointError(
+            f"no dimensions of a {kind.title} can be read off the files ({error}): give --config"
+        ) from None
 
 
 def _read_text_config(shapes, beside):
@@ -137,14 +180,22 @@ def _read_text_config(shapes, beside):
     sizes = {"hidden_size": width, "num_layers": shapes.count("llm.layers.{i}.norm1.gamma")}
     heads = beside.get("num_heads") or HEADS[llm].get(width)
     if heads is None:
-        remarks.append("num_heads is in no shape, and no config.json is beside the file: give it in text_config")
+        remarks.append(
+            "num_heads is in no shape, and no config.json is beside the file: give it in text_config"
+        )
     build = _llama if llm is LlamaConfig else _opt
     config = build(shapes, {**beside, **sizes, **_heads_of_llm(shapes, width, heads)}, vocab)
     if config.vocab_size < vocab:
-        remarks.append(f"vocab_size stays {config.vocab_size}: the {vocab - config.vocab_size} rows behind it are padding")
+        remarks.append(
+            f"vocab_size stays {config.vocab_size}: the {vocab - config.vocab_size} rows behind it are padding"
+        )
     elif llm().vocab_size < vocab < llm().vocab_size + MOST_ADDED:
-        remarks.append(f"vocab_size is {vocab}, as in the file: {vocab - llm().vocab_size} tokens were added to {llm().vocab_size}")
-    said = {key: value for key, value in config.to_dict().items() if value != getattr(llm(), key) or key == "type"}
+        remarks.append(
+            f"vocab_size is {vocab}, as in the file: {vocab - llm().vocab_size} tokens were added to {llm().vocab_size}"
+        )
+    said = {
+        key: value for key, value in config.to_dict().items() if value != getattr(llm(), key) or key == "type"
+    }
     if heads is None:
         said = {key: value for key, value in said.items() if key not in ("num_heads", "n_kv_heads")}
     return config, [*remarks, f"text_config: {_yaml_mapping(said)}"]
@@ -158,13 +209,17 @@ def unknown(width, llm):
 def yaml_value(value):
     """A value as YAML; 1e-05 would be text there."""
     text = json.dumps(value)
-    return text.replace("e-", ".0e-") if isinstance(value, float) and "e" in text and "." not in text else text
+    return (
+        text.replace("e-", ".0e-") if isinstance(value, float) and "e" in text and "." not in text else text
+    )
 
 
 def has_grouped_heads(state, kind):
     """Whether there are fewer heads of keys than of queries."""
     shapes = Shapes(state, kind)
-    return not is_packed(kind) and shapes("llm.layers.0.attention.query.weight") != shapes("llm.layers.0.attention.key.weight")
+    return not is_packed(kind) and shapes("llm.layers.0.attention.query.weight") != shapes(
+        "llm.layers.0.attention.key.weight"
+    )
 
 
 def _heads_of_llm(shapes, width, heads):
@@ -174,16 +229,22 @@ def _heads_of_llm(shapes, width, heads):
     else:
         rows, keys = (shapes(f"llm.layers.0.attention.{part}.weight")[0] for part in ("query", "key"))
     if rows != width:
-        raise CheckpointError(f"the queries of this language model are {rows} wide, its embeddings {width}: heads of another width "
-                              "(head_dim) are not built here")
+        raise CheckpointError(
+            f"the queries of this language model are {rows} wide, its embeddings {width}: heads of another width "
+            "(head_dim) are not built here"
+        )
     if heads is None and shapes.source.interleaved:
-        raise CheckpointError("Meta's queries and keys are in an order that depends on the number of heads, which is in no "
-                              "shape: put the params.json of the model beside the file, or give --config with "
-                              "text_config.num_heads")
+        raise CheckpointError(
+            "Meta's queries and keys are in an order that depends on the number of heads, which is in no "
+            "shape: put the params.json of the model beside the file, or give --config with "
+            "text_config.num_heads"
+        )
     heads = heads or rows // math.gcd(rows, keys)
     if heads < 1 or width % heads or keys % (width // heads):
-        raise CheckpointError(f"{heads} heads (of the file beside the weights) do not fit queries of {rows} and keys of {keys} "
-                              "rows: it belongs to another model")
+        raise CheckpointError(
+            f"{heads} heads (of the file beside the weights) do not fit queries of {rows} and keys of {keys} "
+            "rows: it belongs to another model"
+        )
     if shapes.source.llm is OPTConfig:
         return {"num_heads": heads}
     kv_heads = keys // (width // heads)
@@ -201,9 +262,12 @@ def _llama(shapes, sizes, vocab):
 
 def _opt(shapes, sizes, vocab):
     known = OPTConfig().vocab_size
-    return OPTConfig(**sizes, vocab_size=known if known < vocab < known + MOST_ADDED else vocab,
-                     intermediate_size=shapes("llm.layers.0.ffn.up.weight")[0],
-                     max_position_embeddings=shapes("llm.position.embedding_table")[0] - 2)
+    return OPTConfig(
+        **sizes,
+        vocab_size=known if known < vocab < known + MOST_ADDED else vocab,
+        intermediate_size=shapes("llm.layers.0.ffn.up.weight")[0],
+        max_position_embeddings=shapes("llm.position.embedding_table")[0] - 2,
+    )
 
 
 def is_packed(source):
@@ -216,5 +280,6 @@ def _heads(width, head):
 
 
 def _blocks_used(depth):
-    """Of EVA's own file the last block is unused.  A ViT of as many blocks as BLIP-2 has was saved by LAVIS: all are."""
+    """Of EVA's own file the last block is unused.  A ViT of as many blocks as BLIP-2 has was saved by LAVIS:
+    all are."""
     return depth if depth == ViTConfig().num_hidden_layers else depth - 1

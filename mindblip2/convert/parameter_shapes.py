@@ -1,4 +1,6 @@
-"""Names and shapes of the parameters that a checkpoint must hold, from the models themselves, without allocating them."""
+"""Names and shapes of the parameters that a checkpoint must hold, from the models themselves, without
+allocating them."""
+
 from mindblip2.checkpoint.pretrained import no_init
 from mindblip2.models.blip2_llm import LANGUAGE_MODELS, Blip2Llm
 from mindblip2.models.blip2_qformer import Blip2Qformer
@@ -20,7 +22,10 @@ def stage_2_shapes(config, llm=True):
 def llm_shapes(text_config):
     """Name → shape of every parameter of a language model, as part of stage 2: ``llm.*``."""
     with no_init():
-        return {f"llm.{name}": shape for name, shape in _shapes(LANGUAGE_MODELS[type(text_config)](text_config)).items()}
+        return {
+            f"llm.{name}": shape
+            for name, shape in _shapes(LANGUAGE_MODELS[type(text_config)](text_config)).items()
+        }
 
 
 def _shapes(model):

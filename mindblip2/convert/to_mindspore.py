@@ -1,4 +1,5 @@
 """Foreign files to a .ckpt of ours: which of them belong together, and what is written."""
+
 import math
 from typing import NamedTuple
 
@@ -28,13 +29,16 @@ from mindblip2.progress import progress
 
 NEARLY_0 = 0.1
 LAVIS_END = OPTConfig().eos_token_id
-TEMP = (f"temp is in no file of transformers, whose pipeline uses no temperature (1): {Blip2Config().temperature}, LAVIS's start value, "
-        "is put in, so probabilities of zero-shot classification differ from transformers' while their order is the same; temperature=1 "
-        "in the call of the pipeline gives transformers'")
+TEMP = (
+    f"temp is in no file of transformers, whose pipeline uses no temperature (1): {Blip2Config().temperature}, LAVIS's start value, "
+    "is put in, so probabilities of zero-shot classification differ from transformers' while their order is the same; temperature=1 "
+    "in the call of the pipeline gives transformers'"
+)
 
 
 class Conversion(NamedTuple):
     """What is or would be written: the rows of the coverage table and what else there is to say."""
+
     rows: list
     remarks: list
 
@@ -42,13 +46,21 @@ class Conversion(NamedTuple):
         return plan.table(self.rows, self.remarks)
 
 
-def to_mindspore(torch_path, mindspore_path=None, vit_path=None, config=None, image_size=None, dtype=None, llm_path=None,
-                 llm_mindspore_path=None):
+def to_mindspore(
+    torch_path,
+    mindspore_path=None,
+    vit_path=None,
+    config=None,
+    image_size=None,
+    dtype=None,
+    llm_path=None,
+    llm_mindspore_path=None,
+):
     """Convert; without ``mindspore_path`` only plan.  Returns a :class:`Conversion`.
 
-    ``config``: preset name, YAML file or Blip2Config; None reads the dimensions off the files.  ``dtype``: None keeps
-    every tensor's type.  ``llm_mindspore_path``: a .ckpt of its own for the language model of a stage-2 file.  Raises
-    :class:`CheckpointError` before anything is written."""
+    ``config``: preset name, YAML file or Blip2Config; None reads the dimensions off the files.  ``dtype``:
+    None keeps every tensor's type.  ``llm_mindspore_path``: a .ckpt of its own for the language model of a
+    stage-2 file.  Raises :class:`CheckpointError` before anything is written."""
     main = read(torch_path)
     kind = detect(main, torch_path)
     said = Said({})
@@ -73,10 +85,16 @@ def to_mindspore(torch_path, mindspore_path=None, vit_path=None, config=None, im
         if any(row.action == "made" and row.ours == "temp" for row in rows) and kind is HF:
             remarks.append(TEMP)
         done = Conversion(rows, remarks)
-    done.remarks[:0] = [remark for state in (main, vit, llm and llm[0]) for remark in getattr(state, "remarks", ())]
-    if llm_mindspore_path and (is_language_model(kind) or not any(row.ours.startswith("llm.") for row in done.rows)):
-        raise CheckpointError("--llm_mindspore_path is for the language model of a stage-2 file, and there is none "
-                              "here: give --llm_path, or leave it out")
+    done.remarks[:0] = [
+        remark for state in (main, vit, llm and llm[0]) for remark in getattr(state, "remarks", ())
+    ]
+    if llm_mindspore_path and (
+        is_language_model(kind) or not any(row.ours.startswith("llm.") for row in done.rows)
+    ):
+        raise CheckpointError(
+            "--llm_mindspore_path is for the language model of a stage-2 file, and there is none "
+            "here: give --llm_path, or leave it out"
+        )
     if mindspore_path:
         _write(done.rows, mindspore_path, llm_mindspore_path, dtype)
     return done
@@ -92,7 +110,8 @@ def _write(rows, path, llm_path, dtype):
 
 
 def _bytes(rows, dtype):
-    """The size of what is written, for the message of a full disk; without ``dtype`` all tensors count as the first one that is read."""
+    """The size of what is written, for the message of a full disk; without ``dtype`` all tensors count as the
+    first one that is read."""
     rows = [row for row in rows if row.ours]
     if dtype is None:
         first = next((row.state[row.theirs] for row in rows if row.state is not None), None)
@@ -109,11 +128,14 @@ def _plan_llm(state, kind, path, config):
 
 
 def _plan_stage_2(main, kind, vit, llm, paths, config, image_size, said):
-    """``llm``: (file, its kind) or None; ``paths``: of the bridge and of the language model; ``said``: by the config.json of the bridge."""
+    """``llm``: (file, its kind) or None; ``paths``: of the bridge and of the language model; ``said``: by the
+    config.json of the bridge."""
     shapes, remarks, within = Shapes(main, kind), [], "llm.word" in kind.modules
     if not shapes.has("llm_proj.weight"):
-        raise CheckpointError(f"{paths[0]} looks like {kind.title}, but holds no {foreign_name(kind, 'llm_proj.weight')}, the "
-                              "projection into the language model: take a whole file of stage 2")
+        raise CheckpointError(
+            f"{paths[0]} looks like {kind.title}, but holds no {foreign_name(kind, 'llm_proj.weight')}, the "
+            "projection into the language model: take a whole file of stage 2"
+        )
     width = shapes("llm_proj.weight")[0]
     if llm:
         kind_of_llm, text_config, remarks = _text_config(*llm, paths[1], config, kind)
@@ -126,8 +148,10 @@ def _plan_stage_2(main, kind, vit, llm, paths, config, image_size, said):
         text_config = unknown(width, kind.llm)
     check_bridge(kind, width, text_config, paths[0], paths[1] or "the language model")
     if not (llm or within):
-        remarks.append(f"the language model, {width} wide, is not in these files: join it with --llm_path, or convert it to a "
-                       ".ckpt of its own and name that as model.model_config.text_config.checkpoint_name_or_path")
+        remarks.append(
+            f"the language model, {width} wide, is not in these files: join it with --llm_path, or convert it to a "
+            ".ckpt of its own and name that as model.model_config.text_config.checkpoint_name_or_path"
+        )
     if config is None:
         config = read_config(main, vit, kind, image_size, text_config, said)
         remarks += _numbers(config, said)
@@ -139,57 +163,82 @@ def _plan_stage_2(main, kind, vit, llm, paths, config, image_size, said):
 
 
 def _numbers(config, said):
-    """Remarks: the numbers of ViT, Q-Former and the model itself that a user's YAML must have, as they were read."""
+    """Remarks: the numbers of ViT, Q-Former and the model itself that a user's YAML must have, as they were
+    read."""
     eps = f"ln_vision_eps: {yaml_value(config.ln_vision_eps)}" + (
-        " (transformers'; LAVIS has 1e-05)" if "" in said.sections else
-        " (LAVIS's; transformers has 1e-06 on the same weights)")
+        " (transformers'; LAVIS has 1e-05)"
+        if "" in said.sections
+        else " (LAVIS's; transformers has 1e-06 on the same weights)"
+    )
     if not said.path:
         size = config.vision_config.image_size
-        guessed = ["no config.json is beside the file: heads are guessed from the widths, epsilons are the published model's"] * (
-            "" in said.sections)
+        guessed = [
+            "no config.json is beside the file: heads are guessed from the widths, epsilons are the published model's"
+        ] * ("" in said.sections)
         return [*guessed, *[f"vision_config: {{image_size: {size}}}"] * (size != ViTConfig().image_size), eps]
-    lines = [f"{name}: {yaml_line(getattr(config, name))}" for name in ("vision_config", "qformer_config") if name in said.sections]
+    lines = [
+        f"{name}: {yaml_line(getattr(config, name))}"
+        for name in ("vision_config", "qformer_config")
+        if name in said.sections
+    ]
     return [f"read from {said.path}:", *lines, eps]
 
 
 def _compared(config, said):
-    """Remarks on ``--config`` against what the JSON file beside the weights has ``said``.  Raises :class:`CheckpointError` where the two
-    contradict each other in a number that no shape tells."""
+    """Remarks on ``--config`` against what the JSON file beside the weights has ``said``.  Raises
+    :class:`CheckpointError` where the two contradict each other in a number that no shape tells."""
     remarks = []
     for name, fields in said.sections.items():
         section, prefix = (getattr(config, name), f"{name}.") if name else (config, "")
         for key, value in fields.items():
             got = getattr(section, key)
-            if got == value or key == "image_size":     # position embeddings are interpolated
+            if got == value or key == "image_size":  # position embeddings are interpolated
                 continue
-            if key in (*IDS, "image_token_id", "ln_vision_eps"):    # a choice: when to stop; to compute as LAVIS or as transformers
-                remarks.append(f"{prefix}{key} is {got} in --config, {value} in {said.path or 'transformers'}: that of --config holds")
+            # a choice: when to stop; to compute as LAVIS or as transformers
+            if key in (*IDS, "image_token_id", "ln_vision_eps"):
+                remarks.append(
+                    f"{prefix}{key} is {got} in --config, {value} in {said.path or 'transformers'}: that of --config holds"
+                )
             else:
-                raise CheckpointError(f"{prefix}{key} is {got} in --config, expected {value} as in {said.path}: correct --config, or "
-                                      "leave it out to read the numbers off the files")
+                raise CheckpointError(
+                    f"{prefix}{key} is {got} in --config, expected {value} as in {said.path}: correct --config, or "
+                    "leave it out to read the numbers off the files"
+                )
     return remarks
 
 
 def _text_config(state, kind, path, config, bridge=None):
-    """(kind, section, remarks) of a language model: the section of ``config``, or what its shapes and the files beside it say.
-    ``bridge``: the kind of the file that leads into it, where that is another."""
+    """(kind, section, remarks) of a language model: the section of ``config``, or what its shapes and the
+    files beside it say. ``bridge``: the kind of the file that leads into it, where that is another."""
     ours = isinstance(state, Ours)
-    alone = is_bridge(kind) and kind.mark != HF_BRIDGE.mark or ours     # LAVIS's and our own files: in no folder
+    # LAVIS's and our own files: in no folder
+    alone = is_bridge(kind) and kind.mark != HF_BRIDGE.mark or ours
     said = Said({}) if alone else read_said(path, kind.llm)
     fields, remarks = said.text(), list(said.remarks)
     if said.tied and kind.llm is LlamaConfig:
         kind = with_tied_head(kind)
     if _is_delta(state, kind):
-        remarks.append("the final norm is nearly 0: these look like delta weights, as of Vicuna v1.1, to which Llama's must be added "
-                       "before; take the whole model")
+        remarks.append(
+            "the final norm is nearly 0: these look like delta weights, as of Vicuna v1.1, to which Llama's must be added "
+            "before; take the whole model"
+        )
     end = fields.get("eos_token_id")
-    if kind.llm is OPTConfig and not is_bridge(kind) and end is not None and LAVIS_END not in np.atleast_1d(end):
+    if (
+        kind.llm is OPTConfig
+        and not is_bridge(kind)
+        and end is not None
+        and LAVIS_END not in np.atleast_1d(end)
+    ):
         known = f"captions of LAVIS's bridges end with {LAVIS_END} (a line end)"
         if bridge is not None:
             fields["eos_token_id"] = LAVIS_END
-            remarks += [f"{known}, so eos_token_id is that, not {end} as in {said.path}"] if config is None else []
+            remarks += (
+                [f"{known}, so eos_token_id is that, not {end} as in {said.path}"] if config is None else []
+            )
         elif config is None:
-            remarks.append(f"eos_token_id is {end}, as in the file; {known}, set text_config.eos_token_id to that with such a bridge")
+            remarks.append(
+                f"eos_token_id is {end}, as in the file; {known}, set text_config.eos_token_id to that with such a bridge"
+            )
     if config is None:
         try:
             text_config, more = read_text_config(state, kind, fields)
@@ -199,20 +248,31 @@ def _text_config(state, kind, path, config, bridge=None):
             remarks += _assumed(state, kind, path)
         return kind, text_config, [*remarks, *more]
     if not isinstance(config.text_config, kind.llm):
-        raise CheckpointError(f"{path} is {kind.title}, but text_config of --config is {type(config.text_config).__name__}: give "
-                              f"the configuration of this model, text_config.type {kind.llm.__name__}")
-    return kind, config.text_config, [*remarks, *_compared(config, Said({"text_config": fields}, path=said.path))]
+        raise CheckpointError(
+            f"{path} is {kind.title}, but text_config of --config is {type(config.text_config).__name__}: give "
+            f"the configuration of this model, text_config.type {kind.llm.__name__}"
+        )
+    return (
+        kind,
+        config.text_config,
+        [*remarks, *_compared(config, Said({"text_config": fields}, path=said.path))],
+    )
 
 
 def _assumed(state, kind, path):
-    """The remark on numbers of a Llama that are in no shape.  Models with grouped heads differ too much for one: Llama-2-70B, Llama-3 and
-    Mistral, which is not built here, have the same names and shapes of the same kind."""
+    """The remark on numbers of a Llama that are in no shape.  Models with grouped heads differ too much for
+    one: Llama-2-70B, Llama-3 and Mistral, which is not built here, have the same names and shapes of the same
+    kind."""
     if has_grouped_heads(state, kind):
-        raise CheckpointError(f"{path} has fewer heads of keys than of queries, and no config.json or params.json is beside it: whether "
-                              "it is a Llama-2-70B, a Llama-3 or a Mistral (not built here), and its rope_theta and rms_norm_eps, no "
-                              "shape tells.  Put the config.json of the model beside the file, or give --config with its text_config")
-    return [f"rms_norm_eps {LlamaConfig().rms_norm_eps}, rope_theta {LlamaConfig().rope_theta:g} and the special ids are Llama-1's and "
-            "Vicuna v1.1's: they are in no shape, and no config.json is beside the file"]
+        raise CheckpointError(
+            f"{path} has fewer heads of keys than of queries, and no config.json or params.json is beside it: whether "
+            "it is a Llama-2-70B, a Llama-3 or a Mistral (not built here), and its rope_theta and rms_norm_eps, no "
+            "shape tells.  Put the config.json of the model beside the file, or give --config with its text_config"
+        )
+    return [
+        f"rms_norm_eps {LlamaConfig().rms_norm_eps}, rope_theta {LlamaConfig().rope_theta:g} and the special ids are Llama-1's and "
+        "Vicuna v1.1's: they are in no shape, and no config.json is beside the file"
+    ]
 
 
 def _is_delta(state, kind):
@@ -224,18 +284,26 @@ def _is_delta(state, kind):
 def _vit(path, main, kind, torch_path):
     """The file of the ViT, or None where it is in ``main`` or not needed."""
     if kind is EVA:
-        raise CheckpointError(f"{torch_path} is the ViT alone: give it as --vit_path, and as --torch_path blip2_pretrained.pth "
-                              "or the file of bert-base-uncased")
+        raise CheckpointError(
+            f"{torch_path} is the ViT alone: give it as --vit_path, and as --torch_path blip2_pretrained.pth "
+            "or the file of bert-base-uncased"
+        )
     vit = read(path) if path else None
     if vit is not None and is_language_model(kind):
-        raise CheckpointError(f"{torch_path} is a language model alone ({kind.title}): leave out --vit_path, or give it as "
-                              "--llm_path and a stage-2 file as --torch_path")
+        raise CheckpointError(
+            f"{torch_path} is a language model alone ({kind.title}): leave out --vit_path, or give it as "
+            "--llm_path and a stage-2 file as --torch_path"
+        )
     if vit is not None and detect(vit, path) is not EVA:
         raise CheckpointError(f"{path} is no EVA ViT: --vit_path takes eva_vit_g.pth")
     if kind is BERT and vit is None:
-        raise CheckpointError(f"{torch_path} is BERT: the start of stage 1 needs the ViT too, add --vit_path eva_vit_g.pth")
+        raise CheckpointError(
+            f"{torch_path} is BERT: the start of stage 1 needs the ViT too, add --vit_path eva_vit_g.pth"
+        )
     if vit is not None and holds_vit(main):
-        raise CheckpointError(f"{torch_path} holds a ViT of its own, which belongs to its other weights: leave out --vit_path")
+        raise CheckpointError(
+            f"{torch_path} holds a ViT of its own, which belongs to its other weights: leave out --vit_path"
+        )
     return vit
 
 
@@ -244,15 +312,19 @@ def _llm(path, main, kind, torch_path):
     if not path:
         return None
     if not is_bridge(kind):
-        raise CheckpointError(f"{torch_path} is no file of stage 2 ({kind.title}): --llm_path goes with one, as "
-                              "blip2_pretrained_vicuna7b.pth; a language model alone is a --torch_path")
+        raise CheckpointError(
+            f"{torch_path} is no file of stage 2 ({kind.title}): --llm_path goes with one, as "
+            "blip2_pretrained_vicuna7b.pth; a language model alone is a --torch_path"
+        )
     if "llm.word" in kind.modules:
         raise CheckpointError(f"{torch_path} holds a language model of its own: leave out --llm_path")
     llm = read(path)
     found = detect(llm, path)
     if not is_language_model(found):
-        raise CheckpointError(f"{path} is no language model ({found.title}): --llm_path takes the folder or file of a Llama, "
-                              "Vicuna, Baichuan or OPT")
+        raise CheckpointError(
+            f"{path} is no language model ({found.title}): --llm_path takes the folder or file of a Llama, "
+            "Vicuna, Baichuan or OPT"
+        )
     return llm, found
 
 

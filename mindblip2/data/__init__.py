@@ -1,1 +1,2 @@
-"""Bytes and text in, arrays out.  Nothing here knows a cell; nothing here imports MindSpore before it has to."""
+"""Bytes and text in, arrays out.  Nothing here knows a cell; nothing here imports MindSpore before it has
+to."""

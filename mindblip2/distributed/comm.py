@@ -1,18 +1,20 @@
 """The only difference between one card and many: the mesh of processes, and what travels between them.
 
-A mesh is data parallel × model parallel; rank = data_rank · model + model_rank, so that the cards of one model group are neighbours.
-Cards of one data group (the same model_rank) hold the same part of the weights and read different samples; cards of one model group
-(the same data_rank) read the same samples and hold different parts of the split weights.
+A mesh is data parallel × model parallel; rank = data_rank · model + model_rank, so that the cards of one
+model group are neighbours. Cards of one data group (the same model_rank) hold the same part of the weights
+and read different samples; cards of one model group (the same data_rank) read the same samples and hold
+different parts of the split weights.
 
-Functions of tensors (``enter``, ``leave``, ``gather``, …) may be called in ``construct``.  On a mesh of one they return what they are
-given, and the compiled graph holds no collective.
+Functions of tensors (``enter``, ``leave``, ``gather``, …) may be called in ``construct``.  On a mesh of one
+they return what they are given, and the compiled graph holds no collective.
 
-MindSpore's CPU collectives know nothing but the sum of float32 and float16 within a group, so a gather there is the sum of arrays that
-are zero but for the own rows, and whole numbers travel as two halves.  Other devices use their own operators, which have run on no
-hardware yet.
+MindSpore's CPU collectives know nothing but the sum of float32 and float16 within a group, so a gather there
+is the sum of arrays that are zero but for the own rows, and whole numbers travel as two halves.  Other
+devices use their own operators, which have run on no hardware yet.
 
 B own rows · G rows of all cards of the data group
 """
+
 import contextlib
 import json
 import os
@@ -22,13 +24,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-MESSAGE = 1 << 22   # numbers of the host that travel at once
-HALF = 1 << 16      # float32 holds whole numbers up to 2²⁴
+MESSAGE = 1 << 22  # numbers of the host that travel at once
+HALF = 1 << 16  # float32 holds whole numbers up to 2²⁴
 
 
 @dataclass(frozen=True)
 class Mesh:
     """``data`` × ``model`` processes, seen from process ``rank``."""
+
     data: int = 1
     model: int = 1
     rank: int = 0
@@ -39,8 +42,9 @@ class Mesh:
 
 
 mesh = Mesh()
-_data, _model = None, None      # both groups, for what is done outside of a graph
-# The cells of both groups, by names of this module: of a cell that is an attribute of something else MindSpore's graphs ignore the bprop.
+_data, _model = None, None  # both groups, for what is done outside of a graph
+# The cells of both groups, by names of this module: of a cell that is an attribute of something else
+# MindSpore's graphs ignore the bprop.
 _enter, _leave, _total_model, _gather_model, _total_data, _gather_data = (None,) * 6
 _tally = None
 
@@ -51,15 +55,19 @@ def world_size():
 
 
 def start(data, model):
-    """Join the other processes as a mesh of ``data`` × ``model``, which must be ``world_size()``.  Does nothing the second time."""
+    """Join the other processes as a mesh of ``data`` × ``model``, which must be ``world_size()``.  Does
+    nothing the second time."""
     global mesh, _data, _model, _enter, _leave, _total_model, _gather_model, _total_data, _gather_data
     if data * model != world_size():
         raise ValueError(f"a mesh of {data} x {model} on {world_size()} processes")
     if (mesh.data, mesh.model) == (data, model):
         return
     if mesh.size > 1:
-        raise RuntimeError(f"the processes are a mesh of {mesh.data} x {mesh.model} already: one process cannot change to {data} x {model}")
+        raise RuntimeError(
+            f"the processes are a mesh of {mesh.data} x {mesh.model} already: one process cannot change to {data} x {model}"
+        )
     from mindspore import communication
+
     communication.init()
     rank = communication.get_rank()
     mesh = Mesh(data, model, rank)
@@ -71,7 +79,8 @@ def start(data, model):
 
 @contextlib.contextmanager
 def pretend(data, model, rank=0):
-    """Cells that are made here have the shapes of one card of a mesh that is not there; they cannot compute."""
+    """Cells that are made here have the shapes of one card of a mesh that is not there; they cannot
+    compute."""
     global mesh
     before, mesh = mesh, Mesh(data, model, rank)
     try:
@@ -87,7 +96,8 @@ def first():
 
 @contextlib.contextmanager
 def counted():
-    """The list of (what, group, bytes of this process's own contribution) of everything that travels in PyNative mode inside."""
+    """The list of (what, group, bytes of this process's own contribution) of everything that travels in
+    PyNative mode inside."""
     global _tally
     before, _tally = _tally, []
     try:
@@ -96,14 +106,16 @@ def counted():
         _tally = before
 
 
-# ------------------------------------------------------------------------------------------------ within a model group
+# ------------------------------------------------------------------------------------------------ within a mo
 def enter(x):
-    """Before products whose weights are split: x itself.  Its gradient, of which every card has a part, is summed."""
+    """Before products whose weights are split: x itself.  Its gradient, of which every card has a part, is
+    summed."""
     return x if mesh.model == 1 else _enter(x)
 
 
 def leave(x):
-    """Behind products whose weights are split: the sum of all cards' parts.  Its gradient is the same on every card."""
+    """Behind products whose weights are split: the sum of all cards' parts.  Its gradient is the same on
+    every card."""
     return x if mesh.model == 1 else _leave(x)
 
 
@@ -112,19 +124,22 @@ def side_by_side(x):
     return x[None] if mesh.model == 1 else _gather_model(ops.stop_gradient(x)[None])
 
 
-# ------------------------------------------------------------------------------------------------ within a data group
+# ------------------------------------------------------------------------------------------------ within a da
 def rank():
     """Index of this process in the data group."""
     return mesh.data_rank
 
 
 def gather(x_B):
-    """(B, …) on every card → (G, …): the rows of all cards in rank order.  A row's gradient is the sum of what all cards have of it;
-    of whole numbers there is none."""
+    """(B, …) on every card → (G, …): the rows of all cards in rank order.  A row's gradient is the sum of
+    what all cards have of it; of whole numbers there is none."""
     if mesh.data == 1:
         return x_B
     if x_B.dtype == ms.int32:
-        high, low = _gather_data((x_B // HALF).astype(ms.float32)), _gather_data((x_B % HALF).astype(ms.float32))
+        high, low = (
+            _gather_data((x_B // HALF).astype(ms.float32)),
+            _gather_data((x_B % HALF).astype(ms.float32)),
+        )
         return high.astype(ms.int32) * HALF + low.astype(ms.int32)
     return _gather_data(x_B)
 
@@ -141,7 +156,7 @@ def total(x, group):
     return _total_data(x) if group == "data" else _total_model(x)
 
 
-# ------------------------------------------------------------------------------------------------ on the host, outside of a graph
+# ------------------------------------------------------------------------------------------------ on the host
 def pieces(array):
     """The arrays of all cards of the model group, in rank order."""
     return [array] if mesh.model == 1 else list(_model.rows(array))
@@ -149,16 +164,19 @@ def pieces(array):
 
 def from_owner(array, owner):
     """An array that only data rank ``owner`` has right; the others give one of its shape and dtype."""
-    return array if mesh.data == 1 else _data.sum_of(array if mesh.data_rank == owner else np.zeros_like(array))
+    return (
+        array if mesh.data == 1 else _data.sum_of(array if mesh.data_rank == owner else np.zeros_like(array))
+    )
 
 
 def share(rows):
     """This data rank's rows of a list or array; ``collect`` puts them together again."""
-    return rows[mesh.data_rank::mesh.data]
+    return rows[mesh.data_rank :: mesh.data]
 
 
 def collect(rows):
-    """What every data rank made of its ``share``, a list of anything that JSON can hold, in the order of the whole list."""
+    """What every data rank made of its ``share``, a list of anything that JSON can hold, in the order of the
+    whole list."""
     if mesh.data == 1:
         return rows
     text = np.frombuffer(json.dumps(rows).encode(), np.uint8)
@@ -188,8 +206,9 @@ def barrier():
 
 @contextlib.contextmanager
 def together():
-    """A block that ends on all processes with an error where it ends on one of them with an Exception: nobody waits for a process that
-    has given up.  The collectives within the block must be the same on all, errors or not."""
+    """A block that ends on all processes with an error where it ends on one of them with an Exception: nobody
+    waits for a process that has given up.  The collectives within the block must be the same on all, errors
+    or not."""
     try:
         yield
     except Exception:
@@ -209,9 +228,15 @@ class _Group:
     """One group; ``members`` are its ranks.  In a group of one nothing travels."""
 
     def __init__(self, name, members, rank):
-        self.kind, self.name, self.place, self.cards = name, f"{name}_{members[0]}", members.index(rank), len(members)
+        self.kind, self.name, self.place, self.cards = (
+            name,
+            f"{name}_{members[0]}",
+            members.index(rank),
+            len(members),
+        )
         if self.cards > 1:
             from mindspore import communication
+
             communication.create_group(self.name, members)
             self.sum = ops.AllReduce(group=self.name)
 
@@ -219,9 +244,13 @@ class _Group:
         return [kind(self) if self.cards > 1 else None for kind in kinds]
 
     def sum_of(self, array):
-        """The sum of all cards' arrays, which travel in parts: on a CPU a message that takes 30 s is given up."""
+        """The sum of all cards' arrays, which travel in parts: on a CPU a message that takes 30 s is given
+        up."""
         flat = np.ascontiguousarray(array).reshape(-1)
-        parts = [self.sum(Tensor(flat[start:start + MESSAGE])).asnumpy() for start in range(0, max(flat.size, 1), MESSAGE)]
+        parts = [
+            self.sum(Tensor(flat[start : start + MESSAGE])).asnumpy()
+            for start in range(0, max(flat.size, 1), MESSAGE)
+        ]
         return np.concatenate(parts).reshape(array.shape)
 
     def rows(self, array):
@@ -243,7 +272,8 @@ class _Total(nn.Cell):
 
 class _Enter(_Total):
     def construct(self, x):
-        return x * 1.0      # not x itself: see docs/mindspore_notes.md on cells that return what they are given
+        # not x itself: see docs/mindspore_notes.md on cells that return what they are given
+        return x * 1.0
 
     def bprop(self, x, out, gradient):
         """The sum of all cards' gradients."""
@@ -274,4 +304,4 @@ class _Gather(_Total):
         """The own rows of the sum of all cards' gradients."""
         _note("all_reduce", self.kind, gradient_G)
         rows = x_B.shape[0]
-        return (self.sum(gradient_G)[self.place * rows:(self.place + 1) * rows],)
+        return (self.sum(gradient_G)[self.place * rows : (self.place + 1) * rows],)

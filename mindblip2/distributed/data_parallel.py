@@ -1,4 +1,5 @@
 """The mesh of a run: which meshes fit, joining one, and the averaging of gradients."""
+
 import mindspore as ms
 from mindspore import nn, ops
 
@@ -8,7 +9,7 @@ from mindblip2.distributed.sharding import is_split, whole_shape
 
 _flat, _cut = ops.MultitypeFuncGraph("flat"), ops.MultitypeFuncGraph("cut")
 _times, _assign = ops.MultitypeFuncGraph("times"), ops.MultitypeFuncGraph("assign")
-BUCKET_BYTES = 25 * 2 ** 20     # gradients travel together up to this size, larger ones alone
+BUCKET_BYTES = 25 * 2**20  # gradients travel together up to this size, larger ones alone
 
 
 @_flat.register("Tensor")
@@ -32,8 +33,8 @@ def _assigned(parameter, value):
 
 
 def join(config, net=None):
-    """Make this process one of the mesh that a RunConfig asks for.  Raises ConfigError, before anything is done, where the mesh does not
-    fit the processes or the model, with the meshes that do.
+    """Make this process one of the mesh that a RunConfig asks for.  Raises ConfigError, before anything is
+    done, where the mesh does not fit the processes or the model, with the meshes that do.
 
     ``net``: a model that is there already; under model parallelism it must have been made after the mesh."""
     world, wanted = comm.world_size(), config.parallel_config
@@ -41,37 +42,58 @@ def join(config, net=None):
     fitting = meshes(config.model.model_config, world)
     if not config.use_parallel:
         if world > 1:
-            raise ConfigError(f"started on {world} processes, but use_parallel is false: give --use_parallel true and the mesh, "
-                              f"{_listed(fitting)}; or start without msrun")
+            raise ConfigError(
+                f"started on {world} processes, but use_parallel is false: give --use_parallel true and the mesh, "
+                f"{_listed(fitting)}; or start without msrun"
+            )
         return
     if data * model != world:
-        raise ConfigError(f"parallel_config.data_parallel = {data} times model_parallel = {model} makes {data * model} processes, but "
-                          + (f"{world} were started" if world > 1 else "this is one process, started without msrun")
-                          + f".  Meshes that fit {world}: {_listed(fitting)}")
+        raise ConfigError(
+            f"parallel_config.data_parallel = {data} times model_parallel = {model} makes {data * model} processes, but "
+            + (f"{world} were started" if world > 1 else "this is one process, started without msrun")
+            + f".  Meshes that fit {world}: {_listed(fitting)}"
+        )
     reasons = misfits(config.model.model_config, model)
     if reasons:
-        raise ConfigError(f"parallel_config.model_parallel = {model} does not divide {'; '.join(reasons)}.  Meshes that fit {world} "
-                          f"processes: {_listed(fitting)}")
+        raise ConfigError(
+            f"parallel_config.model_parallel = {model} does not divide {'; '.join(reasons)}.  Meshes that fit {world} "
+            f"processes: {_listed(fitting)}"
+        )
     comm.start(data, model)
     pieces = [p for p in net.get_parameters() if is_split(p, model)] if net is not None else []
     if any(tuple(p.shape) != p.division.shape(whole_shape(p), model) for p in pieces):
-        raise ConfigError(f"the model was made before the mesh, so {pieces[0].name} is whole: call Trainer.set_parallel_config, or "
-                          "mindblip2.distributed.comm.start, first, and make the model then")
+        raise ConfigError(
+            f"the model was made before the mesh, so {pieces[0].name} is whole: call Trainer.set_parallel_config, or "
+            "mindblip2.distributed.comm.start, first, and make the model then"
+        )
 
 
 def meshes(model_config, world):
     """The (data, model) of ``world`` processes that a model can be split over."""
-    return [(world // model, model) for model in range(1, world + 1) if world % model == 0 and not misfits(model_config, model)]
+    return [
+        (world // model, model)
+        for model in range(1, world + 1)
+        if world % model == 0 and not misfits(model_config, model)
+    ]
 
 
 def misfits(model_config, model):
-    """What ``model`` cards cannot share, in words.  Vocabularies need not be divisible: the last card's piece is filled up."""
+    """What ``model`` cards cannot share, in words.  Vocabularies need not be divisible: the last card's piece
+    is filled up."""
     vision, qformer, text = model_config.vision_config, model_config.qformer_config, model_config.text_config
-    counts = {"the ViT's heads": vision.num_attention_heads, "the ViT's feed-forward width": vision.intermediate_size,
-              "the Q-Former's heads": qformer.num_attention_heads, "the Q-Former's feed-forward width": qformer.intermediate_size}
+    counts = {
+        "the ViT's heads": vision.num_attention_heads,
+        "the ViT's feed-forward width": vision.intermediate_size,
+        "the Q-Former's heads": qformer.num_attention_heads,
+        "the Q-Former's feed-forward width": qformer.intermediate_size,
+    }
     if text is not None:
-        counts |= {"the language model's heads": text.num_heads, "the language model's heads of keys and values": text.kv_heads,
-                   "the language model's feed-forward width": getattr(text, "feed_forward_size", None) or text.intermediate_size}
+        counts |= {
+            "the language model's heads": text.num_heads,
+            "the language model's heads of keys and values": text.kv_heads,
+            "the language model's feed-forward width": getattr(text, "feed_forward_size", None)
+            or text.intermediate_size,
+        }
     return [f"{what} ({count})" for what, count in counts.items() if count % model]
 
 
@@ -80,7 +102,8 @@ def _listed(fitting):
 
 
 def owners(sizes, cards):
-    """Which of ``cards`` keeps the moments of each parameter: the largest first, each to whom has least so far."""
+    """Which of ``cards`` keeps the moments of each parameter: the largest first, each to whom has least so
+    far."""
     loads, owner = [0] * cards, [0] * len(sizes)
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         owner[i] = loads.index(min(loads))
@@ -102,9 +125,11 @@ def buckets(parameters):
 
 
 class Total(nn.Cell):
-    """The sums over the data group of arrays that have the shapes of ``parameters``, times ``factor``; in buckets.
+    """The sums over the data group of arrays that have the shapes of ``parameters``, times ``factor``; in
+    buckets.
 
-    Maps instead of loops, which MindSpore unrolls: the parameters of a large model would go beyond its depth of calls."""
+    Maps instead of loops, which MindSpore unrolls: the parameters of a large model would go beyond its depth
+    of calls."""
 
     def __init__(self, parameters, factor):
         super().__init__(auto_prefix=False)

@@ -1,22 +1,24 @@
-"""Pages of results for people to look at: scores of labels, hits of a search, confusions.  Drawn with Pillow."""
+"""Pages of results for people to look at: scores of labels, hits of a search, confusions.  Drawn with
+Pillow."""
+
 import math
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-TILE = 224          # pixels of a picture's longer side
-ROW = 22            # height of one line of text
-BARS = 5            # best labels shown
+TILE = 224  # pixels of a picture's longer side
+ROW = 22  # height of one line of text
+BARS = 5  # best labels shown
 MARGIN = 12
-HIT = 112           # pixels of a picture's longer side on the page of hits
-LINE = 620          # width of the hits beside a picture
-MATRIX = 900        # width of a confusion matrix
+HIT = 112  # pixels of a picture's longer side on the page of hits
+LINE = 620  # width of the hits beside a picture
+MATRIX = 900  # width of a confusion matrix
 INK, PALE, BAR, RIGHT, WRONG = "#1b1b1f", "#e6e8ee", "#7aa2f7", "#2e9e5b", "#d1453b"
 
 
 def score_sheet(pictures, results, truths=None, columns=4, title=""):
-    """PIL pictures and their ``[{"score", "label"}, …]`` → one RGB page.  With ``truths`` (one label per picture) the right
-    answer is green and a wrong first answer red."""
+    """PIL pictures and their ``[{"score", "label"}, …]`` → one RGB page.  With ``truths`` (one label per
+    picture) the right answer is green and a wrong first answer red."""
     shown = min(BARS, max(len(result) for result in results))
     width, height = TILE + 2 * MARGIN, TILE + (shown + 1) * ROW + 2 * MARGIN
     columns = min(columns, len(pictures))
@@ -33,11 +35,15 @@ def score_sheet(pictures, results, truths=None, columns=4, title=""):
 
 
 def hit_sheet(image_rows, text_rows, title=""):
-    """What was found, best first: ``image_rows`` are (PIL picture, [(text, score, is right), …]), ``text_rows`` are (text,
-    [(PIL picture, score, is right), …]).  Right hits are green with a tick, wrong ones red with a cross."""
+    """What was found, best first: ``image_rows`` are (PIL picture, [(text, score, is right), …]),
+    ``text_rows`` are (text, [(PIL picture, score, is right), …]).  Right hits are green with a tick, wrong
+    ones red with a cross."""
     hits = max([len(found) for _, found in text_rows], default=0)
     width = max(HIT + LINE, hits * (HIT + MARGIN)) + 2 * MARGIN
-    heights = [max(HIT, len(found) * ROW) + MARGIN for _, found in image_rows], [HIT + 2 * ROW + MARGIN for _ in text_rows]
+    heights = (
+        [max(HIT, len(found) * ROW) + MARGIN for _, found in image_rows],
+        [HIT + 2 * ROW + MARGIN for _ in text_rows],
+    )
     page = Image.new("RGB", (width, 2 * ROW + sum(map(sum, heights)) + MARGIN), "white")
     draw, font, large = ImageDraw.Draw(page), ImageFont.load_default(13), ImageFont.load_default(16)
     draw.text((MARGIN, ROW // 2), _cut(draw, title, large, width - 2 * MARGIN), INK, large)
@@ -59,11 +65,13 @@ def hit_sheet(image_rows, text_rows, title=""):
 
 
 def text_sheet(pictures, texts, title="", columns=2):
-    """PIL pictures with what was written about them, ``[(text, is right or None), …]`` each: right texts are green with a tick, wrong
-    ones red with a cross, others (a question) without a sign."""
+    """PIL pictures with what was written about them, ``[(text, is right or None), …]`` each: right texts are
+    green with a tick, wrong ones red with a cross, others (a question) without a sign."""
     columns, font = min(columns, len(pictures)), ImageFont.load_default(13)
     width, height = HIT + LINE // 2 + 3 * MARGIN, HIT + MARGIN
-    page = Image.new("RGB", (columns * width, 2 * ROW + math.ceil(len(pictures) / columns) * height + MARGIN), "white")
+    page = Image.new(
+        "RGB", (columns * width, 2 * ROW + math.ceil(len(pictures) / columns) * height + MARGIN), "white"
+    )
     draw, large = ImageDraw.Draw(page), ImageFont.load_default(16)
     draw.text((MARGIN, ROW // 2), _cut(draw, title, large, page.width - 2 * MARGIN), INK, large)
     for i, (picture, lines) in enumerate(zip(pictures, texts)):
@@ -85,13 +93,15 @@ def _wrapped(draw, text, font, width):
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        lines[-1:] = [longer] if draw.textlength(longer, font) <= width or not lines[-1] else [lines[-1], word]
-    return [_cut(draw, line, font, width) for line in lines[:HIT // ROW - 1]]
+        lines[-1:] = (
+            [longer] if draw.textlength(longer, font) <= width or not lines[-1] else [lines[-1], word]
+        )
+    return [_cut(draw, line, font, width) for line in lines[: HIT // ROW - 1]]
 
 
 def confusion_sheet(counts_LL, labels, title=""):
-    """A confusion matrix, (L, L) counts of truth (rows) and answer (columns): the darker, the larger the share of its row; right
-    answers, on the diagonal, are green.  Counts are written where there is room."""
+    """A confusion matrix, (L, L) counts of truth (rows) and answer (columns): the darker, the larger the
+    share of its row; right answers, on the diagonal, are green.  Counts are written where there is room."""
     cell = max(6, min(40, MATRIX // len(labels)))
     font, side = ImageFont.load_default(max(7, min(13, cell - 1))), cell * len(labels)
     words = [str(label)[:24] for label in labels]
@@ -100,16 +110,20 @@ def confusion_sheet(counts_LL, labels, title=""):
     draw, top, large = ImageDraw.Draw(page), 2 * ROW + room, ImageFont.load_default(16)
     draw.text((MARGIN, ROW // 2), _cut(draw, title, large, page.width - 2 * MARGIN), INK, large)
     shares = counts_LL / np.maximum(counts_LL.sum(1, keepdims=True), 1)
-    upright = Image.new("L", (room, side))      # the labels of the columns, turned below
+    upright = Image.new("L", (room, side))  # the labels of the columns, turned below
     for i, word in enumerate(words):
         draw.text((room - 4 - font.getlength(word), top + i * cell), word, INK, font)
-        ImageDraw.Draw(upright).text((room - 4 - font.getlength(word), side - (i + 1) * cell), word, 255, font)
+        ImageDraw.Draw(upright).text(
+            (room - 4 - font.getlength(word), side - (i + 1) * cell), word, 255, font
+        )
         for j, count in enumerate(counts_LL[i]):
             box = (room + j * cell, top + i * cell, room + (j + 1) * cell, top + (i + 1) * cell)
             draw.rectangle(box, _shade(RIGHT if i == j else WRONG, shares[i, j]), PALE if cell > 8 else None)
             if count and cell >= 24:
                 draw.text((box[0] + 4, box[1] + 4), str(count), INK, font)
-    page.paste(Image.new("RGB", (side, room), INK), (room, 2 * ROW), upright.transpose(Image.Transpose.ROTATE_270))
+    page.paste(
+        Image.new("RGB", (side, room), INK), (room, 2 * ROW), upright.transpose(Image.Transpose.ROTATE_270)
+    )
     return page
 
 
@@ -128,7 +142,11 @@ def _hit_line(draw, x, y, text, score, right):
 
 def _sign(draw, x, y, right):
     """A tick or a cross: right and wrong must not be told by colour alone."""
-    strokes = [(x, y + 7, x + 4, y + 12, x + 12, y + 1)] if right else [(x, y + 1, x + 11, y + 12), (x, y + 12, x + 11, y + 1)]
+    strokes = (
+        [(x, y + 7, x + 4, y + 12, x + 12, y + 1)]
+        if right
+        else [(x, y + 1, x + 11, y + 12), (x, y + 12, x + 11, y + 1)]
+    )
     for stroke in strokes:
         draw.line(stroke, RIGHT if right else WRONG, 3)
 
@@ -143,7 +161,9 @@ def _cut(draw, text, font, width):
 def _fit(picture, side=TILE):
     scale = side / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
-    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
+    return picture.convert("RGB").resize(
+        size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    )
 
 
 def _bars(draw, x, y, result, truth):

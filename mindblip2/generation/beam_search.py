@@ -1,11 +1,13 @@
 """Beam search with either of two scorers, over a step function (see mindblip2.generation.generate).
 
-``lavis``: the transformers releases that LAVIS ran on (< 4.36).  The length of a caption counts the given ids and no end token.
-``transformers``: release 5 (early_stopping False).  The length counts generated tokens, the end token too; a caption that is cut at
-``max_new_tokens`` competes as it stands; with ``do_sample`` the candidates are drawn.
+``lavis``: the transformers releases that LAVIS ran on (< 4.36).  The length of a caption counts the given ids
+and no end token. ``transformers``: release 5 (early_stopping False).  The length counts generated tokens, the
+end token too; a caption that is cut at ``max_new_tokens`` competes as it stands; with ``do_sample`` the
+candidates are drawn.
 
 B prompts · M beams · N = B × M · T ids so far · V vocab · K candidates · R captions per prompt
 """
+
 import numpy as np
 
 from mindblip2.generation.logits_processors import (
@@ -18,11 +20,13 @@ from mindblip2.generation.logits_processors import (
     restrict,
 )
 
-NEVER = np.float32(-1e9)    # score of what must not be chosen; as in transformers not -inf, so that too few candidates make no NaN
+# score of what must not be chosen; as in transformers not -inf, so that too few candidates make no NaN
+NEVER = np.float32(-1e9)
 
 
 def beam_search(step, logits_NV, given_NT, how):
-    """The R best captions of each prompt, best first: a list of B × R int32 rows of generated ids, the end token included."""
+    """The R best captions of each prompt, best first: a list of B × R int32 rows of generated ids, the end
+    token included."""
     search = (_Lavis if how.scorer == "lavis" else _Transformers)(given_NT, how)
     for new in range(how.max_new_tokens):
         if new:
@@ -47,7 +51,8 @@ class _Search:
         self.random = generators(how)[0]
 
     def candidates(self, scores_NV):
-        """(beam (B, K), token (B, K), total log-probability (B, K)), the best first, or in the order drawn."""
+        """(beam (B, K), token (B, K), total log-probability (B, K)), the best first, or in the order
+        drawn."""
         vocab, count = scores_NV.shape[1], max(2, 1 + len(self.how.ends)) * self.how.beams
         total = (scores_NV + self.total_BM.reshape(-1, 1)).reshape(self.batch, -1)
         chosen = draw_several(total, count, self.random) if self.how.do_sample else best(total, count)
@@ -63,8 +68,8 @@ class _Search:
 class _Transformers(_Search):
     def __init__(self, given_NT, how):
         super().__init__(given_NT, how)
-        self.kept = [[] for _ in range(self.batch)]     # up to M of (score, ids), the best first
-        self.open_B = np.ones(self.batch, bool)         # whether a running beam may still beat a finished one
+        self.kept = [[] for _ in range(self.batch)]  # up to M of (score, ids), the best first
+        self.open_B = np.ones(self.batch, bool)  # whether a running beam may still beat a finished one
 
     def advance(self, scores_NV, new):
         beam_BK, token_BK, total_BK = self.candidates(scores_NV)
@@ -81,16 +86,19 @@ class _Transformers(_Search):
         return last or not self.open_B.any()
 
     def _keep(self, beam_BK, token_BK, total_BK, ended_BK, length):
-        """Ended candidates among the M best join the finished captions; those further down are no candidates."""
-        beams, weight = self.how.beams, np.float32(length ** self.how.length_penalty)
+        """Ended candidates among the M best join the finished captions; those further down are no
+        candidates."""
+        beams, weight = self.how.beams, np.float32(length**self.how.length_penalty)
         for row in np.flatnonzero(self.open_B):
             for rank in np.flatnonzero(ended_BK[row, :beams]):
-                ids = [*self.ids_NT[row * beams + beam_BK[row, rank], self.given:], token_BK[row, rank]]
+                ids = [*self.ids_NT[row * beams + beam_BK[row, rank], self.given :], token_BK[row, rank]]
                 self.kept[row].append((total_BK[row, rank] / weight, ids))
             self.kept[row] = sorted(self.kept[row], key=lambda pair: -pair[0])[:beams]
 
     def captions(self):
-        return [np.array(ids, np.int32) for kept in self.kept for _, ids in kept[:self.how.num_return_sequences]]
+        return [
+            np.array(ids, np.int32) for kept in self.kept for _, ids in kept[: self.how.num_return_sequences]
+        ]
 
 
 class _Lavis(_Search):
@@ -106,22 +114,26 @@ class _Lavis(_Search):
         go_BM = np.zeros((self.batch, beams), int)
         for row in np.flatnonzero(~self.done_B):
             ended_K = np.isin(token_BK[row], self.how.ends)
-            for rank in np.flatnonzero(ended_K[:beams]):    # an end token further down is no candidate
+            for rank in np.flatnonzero(ended_K[:beams]):  # an end token further down is no candidate
                 self._keep(row, row * beams + beam_BK[row, rank], token_BK[row, rank], total_BK[row, rank])
             go_BM[row] = np.flatnonzero(~ended_K)[:beams]
-            self.done_B[row] = (len(self.kept[row]) == beams and self.kept[row][-1][0]
-                                >= float(total_BK[row].max()) / length ** self.how.length_penalty)
+            self.done_B[row] = (
+                len(self.kept[row]) == beams
+                and self.kept[row][-1][0] >= float(total_BK[row].max()) / length**self.how.length_penalty
+            )
         self.follow(*(np.take_along_axis(x, go_BM, 1) for x in (beam_BK, token_BK, total_BK)))
         return self.done_B.all()
 
     def _keep(self, row, source, end, total):
         ids = self.ids_NT[source]
-        tokens = [*ids[self.given:], *([] if end is None else [end])]
+        tokens = [*ids[self.given :], *([] if end is None else [end])]
         self.kept[row].append((float(total) / len(ids) ** self.how.length_penalty, tokens))
-        self.kept[row] = sorted(self.kept[row], key=lambda pair: -pair[0])[:self.how.beams]
+        self.kept[row] = sorted(self.kept[row], key=lambda pair: -pair[0])[: self.how.beams]
 
     def captions(self):
         for row in np.flatnonzero(~self.done_B):
             for beam in range(self.how.beams):
                 self._keep(row, row * self.how.beams + beam, None, self.total_BM[row, beam])
-        return [np.array(ids, np.int32) for kept in self.kept for _, ids in kept[:self.how.num_return_sequences]]
+        return [
+            np.array(ids, np.int32) for kept in self.kept for _, ids in kept[: self.how.num_return_sequences]
+        ]

@@ -1,7 +1,9 @@
-"""From logits to the next token: what is forbidden or made less likely, and draws; NumPy, float32, the order of transformers.
+"""From logits to the next token: what is forbidden or made less likely, and draws; NumPy, float32, the order
+of transformers.
 
 N rows · T ids so far · V vocab · K draws
 """
+
 import numpy as np
 
 
@@ -15,16 +17,21 @@ def checked(logits_NV, new, how):
     scores_NV = np.array(logits_NV, np.float32)
     outside = [end for end in how.ends if not 0 <= end < scores_NV.shape[1]]
     if outside:
-        raise ValueError(f"eos_token_id = {outside[0]} lies outside the model's vocabulary of {scores_NV.shape[1]}: give the end "
-                         "token of the model's own tokenizer")
+        raise ValueError(
+            f"eos_token_id = {outside[0]} lies outside the model's vocabulary of {scores_NV.shape[1]}: give the end "
+            "token of the model's own tokenizer"
+        )
     if np.isnan(scores_NV).any() or np.isposinf(scores_NV).any():
-        raise ValueError(f"the logits of new token {new + 1} hold NaN or infinity: check the checkpoint, or that compute_dtype is not "
-                         "float16 for a model that overflows in it")
+        raise ValueError(
+            f"the logits of new token {new + 1} hold NaN or infinity: check the checkpoint, or that compute_dtype is not "
+            "float16 for a model that overflows in it"
+        )
     return scores_NV
 
 
 def restrict(scores_NV, ids_NT, new, how):
-    """Penalty, repeated n-grams, minimal length, in place.  What is no id of the vocabulary (-1) counts as no token."""
+    """Penalty, repeated n-grams, minimal length, in place.  What is no id of the vocabulary (-1) counts as no
+    token."""
     if how.repetition_penalty != 1.0:
         seen_NV = _marked(scores_NV.shape, ids_NT)
         penalty = np.float32(how.repetition_penalty)
@@ -50,15 +57,15 @@ def _repeats(ids_NT, size):
     if ids_NT.shape[1] < size:
         return ids_NT[:, :0]
     windows = np.lib.stride_tricks.sliding_window_view(ids_NT, size, 1)
-    last = ids_NT[:, None, ids_NT.shape[1] + 1 - size:]
+    last = ids_NT[:, None, ids_NT.shape[1] + 1 - size :]
     return np.where((windows[:, :, :-1] == last).all(2), windows[:, :, -1], -1)
 
 
 def narrow(scores_NV, how):
     """Temperature, top-k, top-p: scores of the tokens that may be drawn, -inf for the others.
 
-    As in transformers all tokens as likely as the k-th stay, top-p is counted among what top-k left, and beams keep one token
-    more than there are end tokens, so that they can go on."""
+    As in transformers all tokens as likely as the k-th stay, top-p is counted among what top-k left, and
+    beams keep one token more than there are end tokens, so that they can go on."""
     fewest = len(how.ends) + 1 if how.beams > 1 else 1
     scores_NV = scores_NV / np.float32(how.temperature)
     vocab = scores_NV.shape[1]
@@ -71,7 +78,7 @@ def narrow(scores_NV, how):
         sorted_NV = np.take_along_axis(scores_NV, order_NV, 1)
         probs_NV = np.exp(sorted_NV - sorted_NV[:, :1])
         probs_NV /= probs_NV.sum(1, keepdims=True)
-        drop_NV = np.cumsum(probs_NV, 1) - probs_NV >= how.top_p        # the token that crosses top_p stays
+        drop_NV = np.cumsum(probs_NV, 1) - probs_NV >= how.top_p  # the token that crosses top_p stays
         drop_NV[:, :fewest] = False
         np.put_along_axis(scores_NV, order_NV, np.where(drop_NV, -np.inf, sorted_NV), 1)
     return scores_NV
@@ -80,7 +87,8 @@ def narrow(scores_NV, how):
 def generators(how):
     """One random generator for each caption of a prompt, made from the seed and the caption's number only.
 
-    All prompts of a batch take the same draws, so that what is drawn for a prompt does not depend on the others of its batch."""
+    All prompts of a batch take the same draws, so that what is drawn for a prompt does not depend on the
+    others of its batch."""
     return [np.random.default_rng((how.seed, caption)) for caption in range(how.rows)]
 
 
@@ -97,8 +105,8 @@ def draw(scores_NV, uniform_N):
 
 
 def draw_several(scores_NV, count, random):
-    """``count`` different candidates per row, in the order drawn: the largest sums of score and Gumbel noise are such draws.  All
-    rows take the same noise, see ``generators``."""
+    """``count`` different candidates per row, in the order drawn: the largest sums of score and Gumbel noise
+    are such draws.  All rows take the same noise, see ``generators``."""
     return best(scores_NV + random.gumbel(size=(1, scores_NV.shape[1])), count)
 
 

@@ -1,12 +1,14 @@
-"""What Llama and OPT have in common: pre-norm layers of causal self-attention, run whole or with the keys and values kept.
+"""What Llama and OPT have in common: pre-norm layers of causal self-attention, run whole or with the keys and
+values kept.
 
-A prompt is *prefilled* once, then one token after the other is *decoded* against buffers of fixed size, so that a graph is compiled
-once for each number of rows and slots.  A mask says what is a token (1) and what padding (0), on either side or between; positions
-count tokens only.
+A prompt is *prefilled* once, then one token after the other is *decoded* against buffers of fixed size, so
+that a graph is compiled once for each number of rows and slots.  A mask says what is a token (1) and what
+padding (0), on either side or between; positions count tokens only.
 
 B prompts · N rows = prompts × beams · T positions · S slots · D width · V vocab
 H heads · J heads of keys and values · G = (H / J) · K head width
 """
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -32,17 +34,18 @@ from mindblip2.models.layers import (
 
 
 def positions(mask_BT):
-    """How many tokens stand before each: (B, T) int32.  Padding gets the position of the token before it, or 0."""
+    """How many tokens stand before each: (B, T) int32.  Padding gets the position of the token before it, or
+    0."""
     return ops.maximum(ops.cumsum(mask_BT.astype(ms.float32), 1).astype(ms.int32) - 1, 0)
 
 
 def causal_bias(mask_BT):
     """A token sees itself and the tokens before it: (B, 1, T, T).  2 of padding, then 2 tokens::
 
-        . . . .      x seen   . MASKED
-        . . . .
-        . . x .
-        . . x x
+    . . . .      x seen   . MASKED
+    . . . .
+    . . x .
+    . . x x
     """
     length = mask_BT.shape[1]
     seen_BTT = ops.tril(ops.ones((length, length), ms.float32))[None] * mask_BT.astype(ms.float32)[:, None, :]
@@ -52,8 +55,8 @@ def causal_bias(mask_BT):
 class Attention(nn.Cell):
     """Causal self-attention; a head of keys and values serves H / J heads of queries without a copy.
 
-    ``turn`` is what the model does to queries and keys for their positions, or None; ``bias`` broadcasts to (B, J, G · T, S), and with
-    ``shifts`` it does more than hide keys.
+    ``turn`` is what the model does to queries and keys for their positions, or None; ``bias`` broadcasts to
+    (B, J, G · T, S), and with ``shifts`` it does more than hide keys.
     With ``past``, (key, value) of (N, J, S, K) each, x is one token, whose key and value go into ``slot``."""
 
     def __init__(self, config, dtype, bias, held, shifts=False):
@@ -75,17 +78,27 @@ class Attention(nn.Cell):
         if past is not None:
             key_BJTK, value_BJTK = written(past[0], key_BJTK, slot), written(past[1], value_BJTK, slot)
         batch, _, length, width = query_BHTK.shape
-        context = attend(query_BHTK.reshape(batch, self.kv_heads, -1, width), key_BJTK, value_BJTK, bias,
-                         flash=self.flash, shifts=self.shifts)
-        return self.output(merge_heads(context.reshape(batch, self.heads, length, width))), (key_BJTK, value_BJTK)
+        context = attend(
+            query_BHTK.reshape(batch, self.kv_heads, -1, width),
+            key_BJTK,
+            value_BJTK,
+            bias,
+            flash=self.flash,
+            shifts=self.shifts,
+        )
+        return self.output(merge_heads(context.reshape(batch, self.heads, length, width))), (
+            key_BJTK,
+            value_BJTK,
+        )
 
     def _turned(self, x_BHTK, turn):
         return ascend.rotated(x_BHTK, *turn) if self.ascend and turn is not None else rotated(x_BHTK, turn)
 
 
 def rotated(x_BHTK, turn):
-    """Rotary positions: channel k and channel k + K / 2 are turned as a pair by the angle whose (cos, ±sin), (B, 1, T, K) float32
-    each, are given, minus for the first of a pair.  That is the order of Hugging Face's weights; Meta's have the pairs side by side."""
+    """Rotary positions: channel k and channel k + K / 2 are turned as a pair by the angle whose (cos, ±sin),
+    (B, 1, T, K) float32 each, are given, minus for the first of a pair.  That is the order of Hugging Face's
+    weights; Meta's have the pairs side by side."""
     if turn is None:
         return x_BHTK
     cos, sin = turn
@@ -95,7 +108,8 @@ def rotated(x_BHTK, turn):
 
 
 def written(buffer_NJSK, own_NJ1K, slot):
-    """The buffer with one slot replaced.  A scatter is the cheapest way here: one copy, where ``where`` takes three."""
+    """The buffer with one slot replaced.  A scatter is the cheapest way here: one copy, where ``where`` takes
+    three."""
     return ops.tensor_scatter_elements(buffer_NJSK, ops.zeros(own_NJ1K.shape, ms.int32) + slot, own_NJ1K, 2)
 
 
@@ -115,19 +129,23 @@ class Layer(nn.Cell):
 class LanguageModel(nn.Cell):
     """The stack and its five doors: ``embed``, the call itself, ``head``, ``prefill``, ``decode``.
 
-    A model says what differs: ``make_layer``, ``placed`` (positions that are added to the input), ``turn`` (positions that queries and
-    keys are turned by), ``distance`` (positions that are a bias of the scores), ``head_weight`` and ``head_scale``.  Called with
-    embeddings (B, T, D) and a mask (B, T) it gives what the final norm gives, (B, T, D).  ``dtype`` is that of the products, ``held``
-    that of the weights: a frozen model may hold them as it computes with them."""
+    A model says what differs: ``make_layer``, ``placed`` (positions that are added to the input), ``turn``
+    (positions that queries and keys are turned by), ``distance`` (positions that are a bias of the scores),
+    ``head_weight`` and ``head_scale``.  Called with embeddings (B, T, D) and a mask (B, T) it gives what the
+    final norm gives, (B, T, D).  ``dtype`` is that of the products, ``held`` that of the weights: a frozen
+    model may hold them as it computes with them."""
 
     def __init__(self, config, dtype, held, norm):
         super().__init__()
         self.dtype = dtype_of(dtype)
         self.groups, self.vocab = config.num_heads // config.kv_heads, config.vocab_size
-        self.word = Embedding(config.vocab_size, config.hidden_size, config.initializer_range, held, split=True)
+        self.word = Embedding(
+            config.vocab_size, config.hidden_size, config.initializer_range, held, split=True
+        )
         self.layers = nn.CellList([self.make_layer(config, dtype, held) for _ in range(config.num_layers)])
         self.norm = norm
-        self.arguments, self._graphs = (config, dtype, held), {}    # of prefill and decode; in a dict: they are no children
+        # of prefill and decode; in a dict: they are no children
+        self.arguments, self._graphs = (config, dtype, held), {}
 
     def embed(self, ids):
         """Word embeddings of ids (…) int32 → (…, D), without positions."""
@@ -144,19 +162,25 @@ class LanguageModel(nn.Cell):
         return self.logits(hidden, self.head_scale())
 
     def prefill(self, x_BTD, mask_BT, room):
-        """Prompts as embeddings, padded on the left → logits (B, V) float32 of their next token, and the state that ``decode`` goes
-        on from, with room for so many tokens.  Called from outside of a graph."""
+        """Prompts as embeddings, padded on the left → logits (B, V) float32 of their next token, and the
+        state that ``decode`` goes on from, with room for so many tokens.  Called from outside of a graph."""
         hidden_BTD, caches = self._through(*self._graph(_Begin)(x_BTD, mask_BT))
         scale = self.head_scale()
         mask_BS = ops.cat((mask_BT.astype(ms.float32), ops.zeros((mask_BT.shape[0], room), ms.float32)), 1)
-        buffers = tuple(tuple(ops.cat((x, ops.zeros((*x.shape[:2], room, x.shape[3]), x.dtype)), 2) for x in pair) for pair in caches)
+        buffers = tuple(
+            tuple(ops.cat((x, ops.zeros((*x.shape[:2], room, x.shape[3]), x.dtype)), 2) for x in pair)
+            for pair in caches
+        )
         return self._end(hidden_BTD[:, -1], scale), (buffers, mask_BS, x_BTD.shape[1], scale)
 
     def decode(self, token_N, order_N, state):
-        """One token per row, (N,) int → logits (N, V) float32 of the next, and the new state.  The rows of ``state`` are first put
-        into the order ``order_N`` (N,) int, which may repeat some and leave out others.  Called from outside of a graph.  Raises
-        ValueError where the room of ``prefill`` is used up."""
-        token_N, order_N = (np.asarray(x.asnumpy() if isinstance(x, Tensor) else x, np.int32) for x in (token_N, order_N))
+        """One token per row, (N,) int → logits (N, V) float32 of the next, and the new state.  The rows of
+        ``state`` are first put into the order ``order_N`` (N,) int, which may repeat some and leave out
+        others.  Called from outside of a graph.  Raises ValueError where the room of ``prefill`` is used
+        up."""
+        token_N, order_N = (
+            np.asarray(x.asnumpy() if isinstance(x, Tensor) else x, np.int32) for x in (token_N, order_N)
+        )
         buffers, mask_NS, slot, scale = state
         if slot >= mask_NS.shape[1]:
             raise ValueError(f"all {mask_NS.shape[1]} slots of this state are used: prefill with more room")
@@ -169,7 +193,8 @@ class LanguageModel(nn.Cell):
         return self._end(hidden_N1D[:, 0], scale), (buffers, mask_NS, slot + 1, scale)
 
     def begin(self, x_BTD, mask_BT):
-        """Of a whole text: the input of the first layer, and what every layer is told of the places, a bias and a turn."""
+        """Of a whole text: the input of the first layer, and what every layer is told of the places, a bias
+        and a turn."""
         position_BT = positions(mask_BT)
         bias = self._grouped(causal_bias(mask_BT) + self.distance(position_BT, position_BT))
         return self.placed(x_BTD.astype(self.dtype), position_BT), bias, self.turn(position_BT)
@@ -179,8 +204,16 @@ class LanguageModel(nn.Cell):
         mask_NS = ops.maximum(mask_NS, (ops.arange(mask_NS.shape[1]) == slot).astype(ms.float32))
         position_NS = positions(mask_NS)
         position_N1 = ops.split(position_NS, [mask_NS.shape[1] - 1, 1], 1)[1]
-        bias = self._grouped(((1.0 - mask_NS) * MASKED).reshape(-1, 1, 1, mask_NS.shape[1]) + self.distance(position_N1, position_NS))
-        return mask_NS, self.placed(self.embed(token_N.reshape(-1, 1)), position_N1), bias, self.turn(position_N1)
+        bias = self._grouped(
+            ((1.0 - mask_NS) * MASKED).reshape(-1, 1, 1, mask_NS.shape[1])
+            + self.distance(position_N1, position_NS)
+        )
+        return (
+            mask_NS,
+            self.placed(self.embed(token_N.reshape(-1, 1)), position_N1),
+            bias,
+            self.turn(position_N1),
+        )
 
     def logits(self, hidden, scale):
         """Logits (…, V) float32; ``scale`` is the ``head_scale``."""
@@ -201,9 +234,14 @@ class LanguageModel(nn.Cell):
         return 1.0
 
     def _through(self, x_BTD, bias, turn, past=None, slot=None):
-        """All layers, called from outside of a graph.  In graph mode on a CPU one layer is compiled and takes the weights of all in
-        turn, which costs nothing; 32 layers in one graph would be compiled for half a minute, for every shape."""
-        frame = self._graph(_frame) if device.target() == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE else None
+        """All layers, called from outside of a graph.  In graph mode on a CPU one layer is compiled and takes
+        the weights of all in turn, which costs nothing; 32 layers in one graph would be compiled for half a
+        minute, for every shape."""
+        frame = (
+            self._graph(_frame)
+            if device.target() == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE
+            else None
+        )
         turn, caches = None if turn is None else ms.mutable(turn), ()
         for i, layer in enumerate(self.layers):
             rest = bias, turn, None if past is None else ms.mutable(past[i]), slot
@@ -227,7 +265,11 @@ class LanguageModel(nn.Cell):
         batch, heads, length, slots = bias_BHTS.shape
         if self.groups == 1 or (heads == 1 and length == 1):
             return bias_BHTS
-        return ops.tile(bias_BHTS, (1, 1, self.groups, 1)) if heads == 1 else bias_BHTS.reshape(batch, -1, self.groups * length, slots)
+        return (
+            ops.tile(bias_BHTS, (1, 1, self.groups, 1))
+            if heads == 1
+            else bias_BHTS.reshape(batch, -1, self.groups * length, slots)
+        )
 
 
 class _Begin(nn.Cell):

@@ -1,7 +1,9 @@
 """What every tower is made of.  Weights are (out, in), as torch's and as the fast product on CPU wants them.
 
-B batch · T positions of the query side · S positions of the key side · D width · H heads · K head width · F feed-forward width
+B batch · T positions of the query side · S positions of the key side · D width · H heads · K head width · F
+feed-forward width
 """
+
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, One, Zero, initializer
@@ -17,7 +19,7 @@ SCORES = ops.BatchMatMul(transpose_b=True)
 WEIGHTED = ops.BatchMatMul()
 ADD_BIAS = ops.BiasAdd()
 
-LARGE = 2_000_000   # weights of a layer whose kernels take longer than the switch to another thread
+LARGE = 2_000_000  # weights of a layer whose kernels take longer than the switch to another thread
 MASKED = -10000.0  # LAVIS adds (1 - mask) * -10000; not -inf, so a row with nothing to see stays finite
 
 
@@ -32,11 +34,12 @@ def share(count):
 
 
 def parameter(initial, shape, name, held=ms.float32, split=None):
-    """A Parameter of this name, with ``split`` only this card's piece of it: the piece of what one card would begin with."""
+    """A Parameter of this name, with ``split`` only this card's piece of it: the piece of what one card would
+    begin with."""
     cards, rank = comm.mesh.model, comm.mesh.model_rank
     if cards == 1 or split is None:
         made = Parameter(initializer(initial, shape, held), name=name)
-    elif not device.draws_values():     # they will be loaded
+    elif not device.draws_values():  # they will be loaded
         made = Parameter(initializer(Zero(), split.shape(shape, cards), held), name=name)
     else:
         whole = initializer(initial, shape, ms.float32).init_data().asnumpy()
@@ -53,7 +56,8 @@ def whole_vocabulary(logits, vocab):
 
 
 class GELU(nn.Cell):
-    """x · Φ(x) with the exact Gaussian integral (erf), as torch's default; ``nn.GELU()`` is the tanh approximation."""
+    """x · Φ(x) with the exact Gaussian integral (erf), as torch's default; ``nn.GELU()`` is the tanh
+    approximation."""
 
     def __init__(self):
         super().__init__()
@@ -66,14 +70,15 @@ class GELU(nn.Cell):
 
 
 def attend(query_BHTK, key_BHSK, value_BHSK, bias=None, dropout=None, flash=False, shifts=False):
-    """softmax(q kᵀ / √K + bias) v → (B, H, T, K); the softmax is in float32.  ``bias`` broadcasts to (B, H, T, S).
+    """softmax(q kᵀ / √K + bias) v → (B, H, T, K); the softmax is in float32.  ``bias`` broadcasts to (B, H,
+    T, S).
 
-    ``flash``: in one kernel, where nothing is dropped: what is dropped stays the draw of ``dropout``.  ``shifts``: the bias does more
-    than hide keys."""
+    ``flash``: in one kernel, where nothing is dropped: what is dropped stays the draw of ``dropout``.
+    ``shifts``: the bias does more than hide keys."""
     if flash and (dropout is None or not dropout.drops()):
         return ascend.attend(query_BHTK, key_BHSK, value_BHSK, bias, shifts)
     width = query_BHTK.shape[-1]
-    scores_BHTS = SCORES(query_BHTK * width ** -0.5, key_BHSK).astype(ms.float32)
+    scores_BHTS = SCORES(query_BHTK * width**-0.5, key_BHSK).astype(ms.float32)
     if bias is not None:
         scores_BHTS = scores_BHTS + bias
     weights_BHTS = ops.softmax(scores_BHTS, -1)
@@ -102,10 +107,11 @@ def merge_heads(x_BHTK):
 
 
 def threaded(x, never):
-    """x, in a graph that runs on threads of its own.  On a CPU MindSpore runs a graph of up to a hundred kernels on the calling thread,
-    which spins while a kernel's threads work: with two processors a large layer takes 1.4 times as long (docs/mindspore_notes.md).  A
-    graph with a branch is run otherwise.  ``never``: :func:`never_of`.  No input of such a graph may be a view of another tensor:
-    MindSpore would read it from its first number on."""
+    """x, in a graph that runs on threads of its own.  On a CPU MindSpore runs a graph of up to a hundred
+    kernels on the calling thread, which spins while a kernel's threads work: with two processors a large
+    layer takes 1.4 times as long (docs/mindspore_notes.md).  A graph with a branch is run otherwise.
+    ``never``: :func:`never_of`.  No input of such a graph may be a view of another tensor: MindSpore would
+    read it from its first number on."""
     if never is not None:
         if never:
             x = -x
@@ -113,21 +119,22 @@ def threaded(x, never):
 
 
 def never_of(cell):
-    """Tensor(False) where :func:`threaded` helps: for large weights on a CPU in graph mode; None elsewhere."""
+    """Tensor(False) where :func:`threaded` helps: for large weights on a CPU in graph mode; None
+    elsewhere."""
     on_cpu = device.target() == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE
     large = on_cpu and sum(weight.size for weight in cell.get_parameters()) > LARGE
     return Tensor(False) if large else None
 
 
 class Frame(nn.Cell):
-    """A layer without weights of its own that takes those of all layers of a stack in turn, and is compiled once for all.  Called from
-    outside of a graph."""
+    """A layer without weights of its own that takes those of all layers of a stack in turn, and is compiled
+    once for all.  Called from outside of a graph."""
 
     def __init__(self, make):
         super().__init__(auto_prefix=False)
         with device.no_init():
             self.layer = make().set_train(False)
-        self.never = (never_of(self.layer),)    # in a tuple: an argument, no constant of the graph
+        self.never = (never_of(self.layer),)  # in a tuple: an argument, no constant of the graph
 
     def construct(self, never, x, *rest):
         return self.layer(threaded(x, never), *rest)
@@ -140,21 +147,26 @@ class Frame(nn.Cell):
 
 
 class Linear(nn.Cell):
-    """x Wᵀ + b with W (out, in), computed in ``dtype``: here, and in Embedding, weights are split over the cards of a model group.
+    """x Wᵀ + b with W (out, in), computed in ``dtype``: here, and in Embedding, weights are split over the
+    cards of a model group.
 
-    ``split``: "outputs", each card makes its share of the outputs from an x that has gone through ``comm.enter``; "inputs", each
-    reads its share of the inputs, and the sum is everybody's; None, every card does all.  ``parts``: see :class:`Split`.
+    ``split``: "outputs", each card makes its share of the outputs from an x that has gone through
+    ``comm.enter``; "inputs", each reads its share of the inputs, and the sum is everybody's; None, every card
+    does all.  ``parts``: see :class:`Split`.
 
-    ``bias=False``: without one (the ViT's qkv makes its own).  A bias that is an argument, perhaps None, would keep the cell and its graph
-    for ever once compiled (docs/mindspore_notes.md).  ``std`` of the initial weights; None: 1 / √inputs.
-    ``held`` is the dtype of the weights, where it is not float32 (a frozen language model)."""
+    ``bias=False``: without one (the ViT's qkv makes its own).  A bias that is an argument, perhaps None,
+    would keep the cell and its graph for ever once compiled (docs/mindspore_notes.md).  ``std`` of the
+    initial weights; None: 1 / √inputs. ``held`` is the dtype of the weights, where it is not float32 (a
+    frozen language model)."""
 
-    def __init__(self, inputs, outputs, dtype="float32", bias=True, std=0.02, held="float32", split=None, parts=1):
+    def __init__(
+        self, inputs, outputs, dtype="float32", bias=True, std=0.02, held="float32", split=None, parts=1
+    ):
         super().__init__()
         self.dtype, self.sums = dtype_of(dtype), split == "inputs"
         held, rows = dtype_of(held), Split(0, outputs, parts) if split == "outputs" else None
         cut = Split(1, inputs) if split == "inputs" else rows
-        self.weight = parameter(Normal(std or inputs ** -0.5), (outputs, inputs), "weight", held, cut)
+        self.weight = parameter(Normal(std or inputs**-0.5), (outputs, inputs), "weight", held, cut)
         self.bias = parameter(Zero(), (outputs,), "bias", held, rows) if bias else None
 
     def construct(self, x):
@@ -186,7 +198,11 @@ class CpuNormalise(Normalise):
         wanted = gradient * gamma
         level = ops.ReduceSum(True)(wanted, -1) * (1.0 / width)
         tilt = ops.ReduceSum(True)(wanted * unit, -1) * (1.0 / width)
-        return ((wanted - level - unit * tilt) * scale, (gradient * unit).reshape(-1, width).sum(0), gradient.reshape(-1, width).sum(0))
+        return (
+            (wanted - level - unit * tilt) * scale,
+            (gradient * unit).reshape(-1, width).sum(0),
+            gradient.reshape(-1, width).sum(0),
+        )
 
 
 class LayerNorm(nn.Cell):
@@ -222,12 +238,15 @@ class FeedForward(nn.Cell):
 
 
 class Embedding(nn.Cell):
-    """Rows of a table: ids (…) int32 → (…, D).  A ``split`` one is a vocabulary, of which each card looks up its own words."""
+    """Rows of a table: ids (…) int32 → (…, D).  A ``split`` one is a vocabulary, of which each card looks up
+    its own words."""
 
     def __init__(self, rows, width, std=0.02, held="float32", split=False):
         super().__init__()
         split = Split(0, rows) if split else None
-        self.embedding_table = parameter(Normal(std or 0.02), (rows, width), "embedding_table", dtype_of(held), split)
+        self.embedding_table = parameter(
+            Normal(std or 0.02), (rows, width), "embedding_table", dtype_of(held), split
+        )
         self.split = is_split(self.embedding_table, comm.mesh.model)
         self.start = comm.mesh.model_rank * self.embedding_table.shape[0]
 

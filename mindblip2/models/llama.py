@@ -1,7 +1,9 @@
-"""Llama and its relatives: RMS norms, rotary positions, gated feed-forwards; Baichuan-13B's linear biases, Baichuan2's normalised head.
+"""Llama and its relatives: RMS norms, rotary positions, gated feed-forwards; Baichuan-13B's linear biases,
+Baichuan2's normalised head.
 
 B batch · T positions · S positions of the keys · D width · H heads · F feed-forward width · V vocab
 """
+
 import math
 
 import mindspore as ms
@@ -17,7 +19,8 @@ from mindblip2.models.layers import SCORES, Linear, share
 
 
 class RMSNorm(nn.Cell):
-    """x / √(mean(x²) + eps) · gamma over the last axis, computed in float32 and handed on in the dtype of the input."""
+    """x / √(mean(x²) + eps) · gamma over the last axis, computed in float32 and handed on in the dtype of the
+    input."""
 
     def __init__(self, width, eps):
         super().__init__()
@@ -49,8 +52,8 @@ class SwiGLU(nn.Cell):
 def frequencies(width, theta, scaling=None):
     """By what angle a pair of channels turns from one position to the next: (K / 2,) float32.
 
-    ``scaling`` stretches the positions a model was trained on: "linear" all of them, "llama3" those of slow pairs, which did not
-    turn once within the original context, and in between a mixture."""
+    ``scaling`` stretches the positions a model was trained on: "linear" all of them, "llama3" those of slow
+    pairs, which did not turn once within the original context, and in between a mixture."""
     turns = (1.0 / theta ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))).astype(np.float32)
     if scaling is None:
         return turns
@@ -64,8 +67,8 @@ def frequencies(width, theta, scaling=None):
 
 
 def slopes(heads):
-    """ALiBi's slope of each head (H,): a geometric series that ends at 2⁻⁸; for other numbers of heads than powers of two, every
-    second of the next longer series fills up."""
+    """ALiBi's slope of each head (H,): a geometric series that ends at 2⁻⁸; for other numbers of heads than
+    powers of two, every second of the next longer series fills up."""
     whole = 2 ** int(math.log2(heads))
     series = [2.0 ** (-8.0 * (i + 1) / whole) for i in range(whole)]
     finer = [2.0 ** (-4.0 * (i + 1) / whole) for i in range(0, 2 * (heads - whole), 2)]
@@ -78,12 +81,26 @@ class Llama(LanguageModel):
     def __init__(self, config, dtype="float32", held="float32"):
         width = config.hidden_size
         super().__init__(config, dtype, held, RMSNorm(width, config.rms_norm_eps))
-        self.lm_head = Linear(width, config.vocab_size, dtype, bias=False, std=config.initializer_range, held=held, split="outputs")
+        self.lm_head = Linear(
+            width,
+            config.vocab_size,
+            dtype,
+            bias=False,
+            std=config.initializer_range,
+            held=held,
+            split="outputs",
+        )
         self.normalized_head = config.normalized_head
         self.rope, self.ascend = config.position_embedding == "rope", device.ascend()
-        self.frequencies = Tensor(frequencies(width // config.num_heads, config.rope_theta, config.rope_scaling)) if self.rope else None
+        self.frequencies = (
+            Tensor(frequencies(width // config.num_heads, config.rope_theta, config.rope_scaling))
+            if self.rope
+            else None
+        )
         own = share(config.num_heads) * comm.mesh.model_rank
-        self.slopes = None if self.rope else Tensor(slopes(config.num_heads)[own:own + share(config.num_heads)])
+        self.slopes = (
+            None if self.rope else Tensor(slopes(config.num_heads)[own : own + share(config.num_heads)])
+        )
 
     def make_layer(self, config, dtype, held):
         width, eps = config.hidden_size, config.rms_norm_eps
@@ -92,7 +109,8 @@ class Llama(LanguageModel):
         return Layer(RMSNorm(width, eps), attention, RMSNorm(width, eps), ffn)
 
     def turn(self, position_BT):
-        """(cos, ±sin), (B, 1, T, K) float32 each, see ``rotated``; on Ascend (cos, sin), see ``ascend.rotated``."""
+        """(cos, ±sin), (B, 1, T, K) float32 each, see ``rotated``; on Ascend (cos, sin), see
+        ``ascend.rotated``."""
         if not self.rope:
             return None
         angle = (position_BT.astype(ms.float32)[..., None] * self.frequencies)[:, None]
@@ -115,4 +133,5 @@ class Llama(LanguageModel):
             return 1.0
         weight_VD = self.head_weight().astype(ms.float32)
         row_V1D = weight_VD.reshape(-1, 1, weight_VD.shape[1])
-        return ops.rsqrt(ops.maximum(SCORES(row_V1D, row_V1D).reshape(-1), 1e-24))  # torch's normalize: a length of at least 1e-12
+        # torch's normalize: a length of at least 1e-12
+        return ops.rsqrt(ops.maximum(SCORES(row_V1D, row_V1D).reshape(-1), 1e-24))

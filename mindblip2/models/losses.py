@@ -1,7 +1,10 @@
-"""The three losses of stage 1 (paper section 3.2) and the one of stage 2: tensors in, scalars out, all in float32.
+"""The three losses of stage 1 (paper section 3.2) and the one of stage 2: tensors in, scalars out, all in
+float32.
 
-B batch · G batch over all cards · Q queries · E embed · T text · V vocab · U this card's words · N = B · T · M cards of a model group
+B batch · G batch over all cards · Q queries · E embed · T text · V vocab · U this card's words · N = B · T ·
+M cards of a model group
 """
+
 import mindspore as ms
 from mindspore import ops
 
@@ -9,7 +12,7 @@ from mindblip2.distributed import comm
 from mindblip2.models.layers import MASKED, linear
 
 LOG2_E = 1.4426950408889634
-PIECE = 128     # numbers that are added one after the other
+PIECE = 128  # numbers that are added one after the other
 
 
 def normalise(x):
@@ -24,10 +27,12 @@ def similarity(image_BQE, text_GE):
 
 
 def itc(image_BQE, text_BE, temp, image_id_B=None, smoothing=0.1, gather_with_grad=False):
-    """Image-text contrast.  Unit vectors in; returns the loss and the scaled similarities sim_i2t, sim_t2i (B, G).
+    """Image-text contrast.  Unit vectors in; returns the loss and the scaled similarities sim_i2t, sim_t2i
+    (B, G).
 
-    What is gathered from all cards carries no gradient, on one card too (LAVIS' ``concat_all_gather``): images learn from
-    i2t, texts from t2i.  With ``image_id`` all samples of the same picture share the target."""
+    What is gathered from all cards carries no gradient, on one card too (LAVIS' ``concat_all_gather``):
+    images learn from i2t, texts from t2i.  With ``image_id`` all samples of the same picture share the
+    target."""
     image_GQE, text_GE = comm.gather(image_BQE), comm.gather(text_BE)
     if not gather_with_grad:
         image_GQE, text_GE = ops.stop_gradient(image_GQE), ops.stop_gradient(text_GE)
@@ -53,7 +58,8 @@ def same_picture(batch, world_batch, image_id_B=None):
 
 
 def log_softmax(logits):
-    """Over the last axis, as accurate as torch's: MindSpore's CPU kernels of exp and log_softmax are off by 5e-6, exp2's is not."""
+    """Over the last axis, as accurate as torch's: MindSpore's CPU kernels of exp and log_softmax are off by
+    5e-6, exp2's is not."""
     logits = logits.astype(ms.float32)
     logits = logits - ops.stop_gradient(ops.amax(logits, -1, keepdims=True))
     log_sum = ops.log(total(ops.exp2(logits * LOG2_E)))
@@ -62,8 +68,8 @@ def log_softmax(logits):
 
 
 def total(x):
-    """The sum over the last axis, (…, 1).  MindSpore's CPU kernel adds one number after the other, which over a vocabulary of 30523 is off
-    by up to 1e-6; pieces first are off by 1e-7."""
+    """The sum over the last axis, (…, 1).  MindSpore's CPU kernel adds one number after the other, which over
+    a vocabulary of 30523 is off by up to 1e-6; pieces first are off by 1e-7."""
     length = x.shape[-1]
     if length > 2 * PIECE:
         if length % PIECE:
@@ -80,15 +86,17 @@ def soft_cross_entropy(logits_BV, targets_BV):
 def hard_negatives(sim_BG, same_BG, noise_BG):
     """One index into the global batch per row, drawn with probability softmax(sim) over the other pictures.
 
-    argmax(sim + Gumbel noise) is such a draw (the Gumbel-max trick), so uniform ``noise`` in (0, 1) in, no loop.  Where every
-    sample shows the same picture the draw falls on any of them: finite, if useless (batch of 1)."""
+    argmax(sim + Gumbel noise) is such a draw (the Gumbel-max trick), so uniform ``noise`` in (0, 1) in, no
+    loop.  Where every sample shows the same picture the draw falls on any of them: finite, if useless (batch
+    of 1)."""
     logits_BG = ops.where(same_BG, ops.full_like(sim_BG, MASKED), sim_BG.astype(ms.float32))
     gumbel_BG = -ops.log(-ops.log(ops.clip(noise_BG, 1e-7, 1 - 1e-6)))  # MindSpore's CPU log of 1 - 1e-7 is 0
     return ops.stop_gradient(logits_BG + gumbel_BG).argmax(1).astype(ms.int32)
 
 
 def itm(logits_32):
-    """Image-text matching: logits (3B, 2) of B pairs, B with a wrong image, B with a wrong text; class 1 is "a pair"."""
+    """Image-text matching: logits (3B, 2) of B pairs, B with a wrong image, B with a wrong text; class 1 is
+    "a pair"."""
     batch = logits_32.shape[0] // 3
     is_pair = ops.cat((ops.ones((batch,), ms.float32), ops.zeros((2 * batch,), ms.float32)))
     return soft_cross_entropy(logits_32, ops.stack((1.0 - is_pair, is_pair), 1))
@@ -107,14 +115,17 @@ def itm_accuracy(logits_32):
 
 
 def lm(logits_BTV, input_ids_BT, pad_id, smoothing=0.1, vocab=None):
-    """Language modelling: position t predicts token t + 1.  The mean, smoothing included, is over real tokens only."""
+    """Language modelling: position t predicts token t + 1.  The mean, smoothing included, is over real tokens
+    only."""
     labels_BT = input_ids_BT[:, 1:]
-    return next_word(logits_BTV[:, :-1], labels_BT, (labels_BT != pad_id).astype(ms.float32), smoothing, vocab)
+    return next_word(
+        logits_BTV[:, :-1], labels_BT, (labels_BT != pad_id).astype(ms.float32), smoothing, vocab
+    )
 
 
 def next_word(logits_BTV, labels_BT, learnt_BT, smoothing=0.0, vocab=None):
-    """Position t predicts label t.  The mean, smoothing included, is over the positions where ``learnt_BT`` is 1, of all cards of a data
-    group: their mean is then that of one card with all samples.
+    """Position t predicts label t.  The mean, smoothing included, is over the positions where ``learnt_BT``
+    is 1, of all cards of a data group: their mean is then that of one card with all samples.
 
     On a model group the logits are those of this card's words, of ``vocab`` in all."""
     labels, learnt = labels_BT.reshape(-1), learnt_BT.reshape(-1)
@@ -132,13 +143,15 @@ def next_word(logits_BTV, labels_BT, learnt_BT, smoothing=0.0, vocab=None):
 
 
 def split_log_probs(logits_NU, labels_N, vocab):
-    """Log-probabilities (N,) of the labels, and their means over the vocabulary, from every card's piece of the logits.
+    """Log-probabilities (N,) of the labels, and their means over the vocabulary, from every card's piece of
+    the logits.
 
     U this card's words.  Three numbers per row travel, never the logits."""
     logits_NU, place_U = own_words(logits_NU, vocab)
     top_N1 = ops.stop_gradient(ops.amax(comm.side_by_side(ops.amax(logits_NU, -1, keepdims=True)), 0))
     logits_NU = logits_NU - top_N1
-    log_sum_N1 = comm.enter(ops.log(comm.leave(total(ops.exp2(logits_NU * LOG2_E)))))    # every card's words wait for its gradient
+    # every card's words wait for its gradient
+    log_sum_N1 = comm.enter(ops.log(comm.leave(total(ops.exp2(logits_NU * LOG2_E)))))
     log_probs_NU = logits_NU - linear(log_sum_N1, ops.ones((logits_NU.shape[-1], 1), ms.float32))
     is_label_NU = (place_U[None] == labels_N[:, None]).astype(ms.float32)
     is_word_U = (place_U < vocab).astype(ms.float32)
@@ -147,7 +160,8 @@ def split_log_probs(logits_NU, labels_N, vocab):
 
 
 def own_words(logits_NU, vocab):
-    """(logits in float32, which word each column is): columns beyond the vocabulary, which fill up the last card's piece, are MASKED."""
+    """(logits in float32, which word each column is): columns beyond the vocabulary, which fill up the last
+    card's piece, are MASKED."""
     place_U = ops.arange(logits_NU.shape[-1]) + comm.mesh.model_rank * logits_NU.shape[-1]
     is_word_U = (place_U < vocab).astype(ms.float32)
     return logits_NU.astype(ms.float32) * is_word_U + MASKED * (1.0 - is_word_U), place_U

@@ -1,7 +1,9 @@
-"""OPT, the language model of LAVIS's Blip2OPT: learnt positions, ReLU, biases, and the word embeddings as the head.
+"""OPT, the language model of LAVIS's Blip2OPT: learnt positions, ReLU, biases, and the word embeddings as the
+head.
 
 B batch · T positions · D width · F feed-forward width · V vocab
 """
+
 from mindspore import nn, ops
 
 from mindblip2.distributed import comm
@@ -29,7 +31,9 @@ class OPT(LanguageModel):
     def __init__(self, config, dtype="float32", held="float32"):
         width = config.hidden_size
         super().__init__(config, dtype, held, LayerNorm(width, config.layer_norm_eps))
-        self.position = Embedding(config.max_position_embeddings + OFFSET, width, config.initializer_range, held)
+        self.position = Embedding(
+            config.max_position_embeddings + OFFSET, width, config.initializer_range, held
+        )
 
     def make_layer(self, config, dtype, held):
         width, eps = config.hidden_size, config.layer_norm_eps

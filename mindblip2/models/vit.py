@@ -1,8 +1,10 @@
-"""EVA-CLIP's vision transformer as BLIP-2 uses it (LAVIS ``eva_vit.py``): pre-norm blocks, the class token first, no
-final norm.
+"""EVA-CLIP's vision transformer as BLIP-2 uses it (LAVIS ``eva_vit.py``): pre-norm blocks, the class token
+first, no final norm.
 
-B batch · C channels · H, W pixels · N patches · P = N + 1 tokens · D width · in attention: H heads · K head width
+B batch · C channels · H, W pixels · N patches · P = N + 1 tokens · D width · in attention: H heads · K head
+width
 """
+
 import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, Zero, initializer
@@ -32,27 +34,37 @@ class PatchEmbed(nn.Cell):
         super().__init__()
         self.patch = config.patch_size
         self.size = config.image_size
-        self.proj = Linear(config.num_channels * self.patch ** 2, config.hidden_size, dtype, std=config.initializer_range)
+        self.proj = Linear(
+            config.num_channels * self.patch**2, config.hidden_size, dtype, std=config.initializer_range
+        )
 
     def construct(self, image_BCHW):
         batch, channels, height, width = image_BCHW.shape
         if height != self.size or width != self.size:
-            raise ValueError(f"the ViT is built for {self.size} x {self.size} pixels, but the image is {height} x {width}: "
-                             "resize it with the model's processor, or convert the checkpoint with --image_size")
+            raise ValueError(
+                f"the ViT is built for {self.size} x {self.size} pixels, but the image is {height} x {width}: "
+                "resize it with the model's processor, or convert the checkpoint with --image_size"
+            )
         rows = height // self.patch
         patches = image_BCHW.reshape(batch, channels, rows, self.patch, rows, self.patch)
         return self.proj(patches.transpose(0, 2, 4, 1, 3, 5).reshape(batch, rows * rows, -1))
 
 
 class ViTAttention(nn.Cell):
-    """Self-attention with one fused qkv product.  EVA gives q and v a bias and k none: a bias of k adds the same number to
-    all scores of a query, which the softmax ignores."""
+    """Self-attention with one fused qkv product.  EVA gives q and v a bias and k none: a bias of k adds the
+    same number to all scores of a query, which the softmax ignores."""
 
     def __init__(self, config, dtype):
         super().__init__()
         width = config.hidden_size
-        self.heads, self.inner, self.flash = share(config.num_attention_heads), share(width), device.flash(dtype)
-        self.qkv = Linear(width, 3 * width, dtype, bias=False, std=config.initializer_range, split="outputs", parts=3)
+        self.heads, self.inner, self.flash = (
+            share(config.num_attention_heads),
+            share(width),
+            device.flash(dtype),
+        )
+        self.qkv = Linear(
+            width, 3 * width, dtype, bias=False, std=config.initializer_range, split="outputs", parts=3
+        )
         self.has_bias = config.qkv_bias
         if self.has_bias:
             self.q_bias = parameter(Zero(), (width,), "q_bias", split=Split(0, width))
@@ -64,8 +76,12 @@ class ViTAttention(nn.Cell):
         dtype = self.qkv.dtype
         product = linear(comm.enter(x_BPD).astype(dtype), self.qkv.weight.astype(dtype), bias)
         query, key, value = ops.split(product, self.inner, -1)
-        context_BHPK = attend(split_heads(query, self.heads), split_heads(key, self.heads), split_heads(value, self.heads),
-                              flash=self.flash)
+        context_BHPK = attend(
+            split_heads(query, self.heads),
+            split_heads(key, self.heads),
+            split_heads(value, self.heads),
+            flash=self.flash,
+        )
         return self.proj(merge_heads(context_BHPK))
 
 
@@ -86,18 +102,22 @@ class ViTBlock(nn.Cell):
 
 
 class ViT(nn.Cell):
-    """Normalised pixels (B, 3, S, S) → the last block's output of all tokens (B, P, D), the class token first."""
+    """Normalised pixels (B, 3, S, S) → the last block's output of all tokens (B, P, D), the class token
+    first."""
 
     def __init__(self, config, dtype="float32"):
         super().__init__()
         depth, width = config.num_hidden_layers, config.hidden_size
         self.patch_embed = PatchEmbed(config, dtype)
-        self.cls_token = Parameter(initializer(Normal(config.initializer_range or 0.02), (1, 1, width)), name="cls_token")
-        self.pos_embed = Parameter(initializer(Normal(config.position_range), (1, config.num_tokens, width)),
-                                   name="pos_embed")
+        self.cls_token = Parameter(
+            initializer(Normal(config.initializer_range or 0.02), (1, 1, width)), name="cls_token"
+        )
+        self.pos_embed = Parameter(
+            initializer(Normal(config.position_range), (1, config.num_tokens, width)), name="pos_embed"
+        )
         rates = [config.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.CellList([ViTBlock(config, dtype, rate) for rate in rates])
-        self._block_arguments, self._frame = (config, dtype), ()   # of by_blocks; in a tuple: it is no child
+        self._block_arguments, self._frame = (config, dtype), ()  # of by_blocks; in a tuple: it is no child
 
     def construct(self, image_BCHW):
         x_BPD = self.embed(image_BCHW)
@@ -112,9 +132,10 @@ class ViT(nn.Cell):
         return ops.cat((cls_B1D, patch_BND), 1) + self.pos_embed.astype(patch_BND.dtype)
 
     def by_blocks(self, image_BCHW):
-        """The same numbers, called from outside of a graph.  In graph mode one block is compiled, and takes the weights of all in
-        turn: compiled in a tenth of the time, and the memory of activations is one block's.  Within one graph MindSpore does not
-        reuse it on a CPU, and ViT-g needs 3 GB for a picture."""
+        """The same numbers, called from outside of a graph.  In graph mode one block is compiled, and takes
+        the weights of all in turn: compiled in a tenth of the time, and the memory of activations is one
+        block's.  Within one graph MindSpore does not reuse it on a CPU, and ViT-g needs 3 GB for a
+        picture."""
         if ms.get_context("mode") != ms.GRAPH_MODE:
             return self(image_BCHW)
         if not self._frame:

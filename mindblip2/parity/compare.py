@@ -1,13 +1,14 @@
 """The noise-floor method: is our error as small as torch's own? Pure NumPy, so an NPU host needs no torch.
 
-Each tensor comes in three versions: torch in float64 (the truth), torch in float32 (the noise) and ours in float32:
+Each tensor comes in three versions: torch in float64 (the truth), torch in float32 (the noise) and ours in
+float32:
 
     ratio = rms(ours32 - truth64) / rms(torch32 - truth64)
 
-A faithful port rounds about as much as torch does: 1.3 to 2.3 times on a full-size Q-Former over several seeds, where
-no fixed absolute bound held on every seed. A wrong eps, a tanh GELU, a missing mask or a half-precision cast gives tens
-to millions. The same in float16 or bfloat16 on an NPU: then "32" stands for torch in that dtype. NumPy has no bfloat16;
-such values come as float32.
+A faithful port rounds about as much as torch does: 1.3 to 2.3 times on a full-size Q-Former over several
+seeds, where no fixed absolute bound held on every seed. A wrong eps, a tanh GELU, a missing mask or a
+half-precision cast gives tens to millions. The same in float16 or bfloat16 on an NPU: then "32" stands for
+torch in that dtype. NumPy has no bfloat16; such values come as float32.
 
 The other figures of a row are those that Ascend's own accuracy tools print; they inform, the ratio decides.
 """
@@ -35,9 +36,9 @@ def rms(x: np.ndarray) -> float:
 def noise_ratio(ours32: np.ndarray, torch32: np.ndarray, truth64: np.ndarray) -> float:
     """rms(ours32 - truth64) / rms(torch32 - truth64); infinite if ours is not finite.
 
-    The divisor is never below the rounding of the truth itself to torch's dtype, else a torch result that happens to be
-    exact (a copy, one lucky scalar) would fail any port. A single number has no statistics: put the losses of several
-    batches into one array.
+    The divisor is never below the rounding of the truth itself to torch's dtype, else a torch result that
+    happens to be exact (a copy, one lucky scalar) would fail any port. A single number has no statistics: put
+    the losses of several batches into one array.
     """
     same_shape(ours32, torch32, truth64)
     if not np.isfinite(truth64).all() or not np.isfinite(torch32).all():
@@ -73,22 +74,29 @@ class Row:
     max_abs: float
     cosine: float
     within_1000th: float  # share of elements within 1/1000 of the true element
-    signature: tuple[str, ...] = ()  # what the error looks like, where it does not pass (mindblip2/parity/report/error_pattern.py)
+    # what the error looks like, where it does not pass (mindblip2/parity/report/error_pattern.py)
+    signature: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
-        """"pass", "look" or "fail"; a ratio that is no number fails."""
+        """ "pass", "look" or "fail"; a ratio that is no number fails."""
         if self.ratio <= PASS:
             return "pass"
         return "look" if self.ratio <= LOOK else "fail"
 
 
 def row_of(record: Mapping) -> Row:
-    """A row as it was; JSON knows no infinity, so null is one where a number is missing. Raises TypeError or KeyError where the record is
-    none of a row."""
-    values = {key: math.inf if value is None else value for key, value in record.items() if key not in ("verdict", "signature")}
+    """A row as it was; JSON knows no infinity, so null is one where a number is missing. Raises TypeError or
+    KeyError where the record is none of a row."""
+    values = {
+        key: math.inf if value is None else value
+        for key, value in record.items()
+        if key not in ("verdict", "signature")
+    }
     numbers = [value for key, value in values.items() if key != "name"]
-    if not isinstance(values.get("name"), str) or not all(isinstance(value, int | float) for value in numbers):
+    if not isinstance(values.get("name"), str) or not all(
+        isinstance(value, int | float) for value in numbers
+    ):
         raise TypeError("a row has a name and numbers")
     return Row(**values, signature=tuple(map(str, record.get("signature", ()))))
 
@@ -99,14 +107,20 @@ def compare(name: str, ours32: np.ndarray, torch32: np.ndarray, truth64: np.ndar
     ratio = noise_ratio(ours32, torch32, truth64)
     ours, truth = wide(ours32).ravel(), wide(truth64).ravel()
     error = np.abs(ours - truth)
-    return Row(name, ratio, rel_frobenius=share(np.linalg.norm(error), np.linalg.norm(truth)),
-               max_abs=float(error.max(initial=0)), cosine=cosine(ours, truth),
-               within_1000th=float(np.mean(error <= NEAR * np.abs(truth))) if error.size else 1.0,
-               signature=() if ratio <= PASS else signature(ours32, truth64))
+    return Row(
+        name,
+        ratio,
+        rel_frobenius=share(np.linalg.norm(error), np.linalg.norm(truth)),
+        max_abs=float(error.max(initial=0)),
+        cosine=cosine(ours, truth),
+        within_1000th=float(np.mean(error <= NEAR * np.abs(truth))) if error.size else 1.0,
+        signature=() if ratio <= PASS else signature(ours32, truth64),
+    )
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Cosine of the angle between two vectors; of two zero vectors 1, of one 0; nan if there is an inf or nan."""
+    """Cosine of the angle between two vectors; of two zero vectors 1, of one 0; nan if there is an inf or
+    nan."""
     norms = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
     if norms == 0:
         return float(not a.any() and not b.any())
@@ -120,9 +134,11 @@ def share(part: float, whole: float) -> float:
     return 0.0 if part == 0 else math.inf
 
 
-def compare_all(ours32: Mapping[str, np.ndarray], torch32: Mapping[str, np.ndarray],
-                truth64: Mapping[str, np.ndarray]) -> list[Row]:
-    """A row for every name, in the order of ``truth64``, that of the network; all three must have the same names."""
+def compare_all(
+    ours32: Mapping[str, np.ndarray], torch32: Mapping[str, np.ndarray], truth64: Mapping[str, np.ndarray]
+) -> list[Row]:
+    """A row for every name, in the order of ``truth64``, that of the network; all three must have the same
+    names."""
     names = [set(ours32), set(torch32), set(truth64)]
     if not names[0] == names[1] == names[2]:
         partial = sorted(set.union(*names) - set.intersection(*names))
@@ -153,20 +169,44 @@ def first_bad(rows: Iterable[Row]) -> Row | None:
 
 def table(rows: Iterable[Row]) -> str:
     """Rows as aligned text, one line each, the name last because its length varies."""
-    lines = [HEAD] + [(row.verdict, f"{row.ratio:.3g}", f"{row.rel_frobenius:.2e}", f"{row.max_abs:.2e}",
-                       f"{row.cosine:.9f}", f"{row.within_1000th:.2%}", row.name) for row in rows]
+    lines = [HEAD] + [
+        (
+            row.verdict,
+            f"{row.ratio:.3g}",
+            f"{row.rel_frobenius:.2e}",
+            f"{row.max_abs:.2e}",
+            f"{row.cosine:.9f}",
+            f"{row.within_1000th:.2%}",
+            row.name,
+        )
+        for row in rows
+    ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-                     for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
-def write_json(path: str | Path, rows: Iterable[Row], about: Mapping[str, object] | None = None,
-               diagnosis: Mapping | None = None) -> None:
-    """``{"pass": …, "about": {…}, "diagnosis": null or {…}, "rows": […]}``; numbers that JSON does not know (inf, nan) become null."""
+def write_json(
+    path: str | Path,
+    rows: Iterable[Row],
+    about: Mapping[str, object] | None = None,
+    diagnosis: Mapping | None = None,
+) -> None:
+    """``{"pass": …, "about": {…}, "diagnosis": null or {…}, "rows": […]}``; numbers that JSON does not know
+    (inf, nan) become null."""
     rows = list(rows)
-    records = [{"verdict": row.verdict} | {key: known(value) for key, value in asdict(row).items()} for row in rows]
-    document = {"pass": all_pass(rows), "limits": {"pass": PASS, "look": LOOK}, "about": dict(about or {}),
-                "diagnosis": diagnosis, "rows": records}
+    records = [
+        {"verdict": row.verdict} | {key: known(value) for key, value in asdict(row).items()} for row in rows
+    ]
+    document = {
+        "pass": all_pass(rows),
+        "limits": {"pass": PASS, "look": LOOK},
+        "about": dict(about or {}),
+        "diagnosis": diagnosis,
+        "rows": records,
+    }
     file_io.write_json(path, document)
 
 

@@ -1,8 +1,9 @@
 """A language model at full width in little memory: a window of one layer slides over the whole depth.
 
-As mindblip2/parity/streaming.py does with the ViT: three networks of one layer are built once (Llama-7B: 3.2 GB); for each layer its weights are
-loaded into the window, and it is compared on the truth's input ("isolated") and on each network's own ("chained"). Then
-come the final norm and the head, on the whole vocabulary.
+As mindblip2/parity/streaming.py does with the ViT: three networks of one layer are built once (Llama-7B: 3.2
+GB); for each layer its weights are loaded into the window, and it is compared on the truth's input
+("isolated") and on each network's own ("chained"). Then come the final norm and the head, on the whole
+vocabulary.
 
     # B batch · T positions · D width · V vocabulary
 """
@@ -48,10 +49,12 @@ TABLES = ("embed_tokens.weight", "lm_head.weight")  # of which the window has th
 
 
 class Seeded(Mapping):
-    """A checkpoint of random numbers that are drawn when they are asked for; it holds what a model of ``config`` has, or a Llama with
-    Baichuan's names (``packed``)."""
+    """A checkpoint of random numbers that are drawn when they are asked for; it holds what a model of
+    ``config`` has, or a Llama with Baichuan's names (``packed``)."""
 
-    def __init__(self, config: LlamaConfig | OPTConfig, packed: bool = False, seed: int = seeded_weights.SEED):
+    def __init__(
+        self, config: LlamaConfig | OPTConfig, packed: bool = False, seed: int = seeded_weights.SEED
+    ):
         with torch.device("meta"):
             self.meta = dict(LanguageTwin(config, packed or is_baichuan(config)).llm.named_parameters())
         self.seed = seed
@@ -67,8 +70,8 @@ class Seeded(Mapping):
 
 
 class Stored(Mapping):
-    """The language model in a .ckpt of ours, under the names of transformers or, where its configuration is Baichuan's, under
-    Baichuan's."""
+    """The language model in a .ckpt of ours, under the names of transformers or, where its configuration is
+    Baichuan's, under Baichuan's."""
 
     def __init__(self, stored: Checkpoint, config: LlamaConfig | OPTConfig):
         self.stored, self.groups = stored, {}
@@ -90,15 +93,34 @@ class Stored(Mapping):
 
 
 class LanguageStream:
-    """The rows of all cases, case by case, of a model whose weights are ``state``: transformers' (or Baichuan's) names → tensors."""
+    """The rows of all cases, case by case, of a model whose weights are ``state``: transformers' (or
+    Baichuan's) names → tensors."""
 
-    def __init__(self, config: LlamaConfig | OPTConfig, state: Mapping, layers: int | None = None, desk: Desk | None = None,
-                 noise: torch.dtype = torch.float32):
-        self.config, self.state, self.layers = config, state, min(layers or config.num_layers, config.num_layers)
+    def __init__(
+        self,
+        config: LlamaConfig | OPTConfig,
+        state: Mapping,
+        layers: int | None = None,
+        desk: Desk | None = None,
+        noise: torch.dtype = torch.float32,
+    ):
+        self.config, self.state, self.layers = (
+            config,
+            state,
+            min(layers or config.num_layers, config.num_layers),
+        )
         packed = any("W_pack" in name for name in state)
         small, self.desk = one_layer(config), desk or Desk()
-        self.relative = ("opt" if isinstance(config, OPTConfig) else "llama" if not packed  # the tiny model of its kind
-                         else "baichuan_13b" if config.position_embedding == "alibi" else "baichuan2_7b")
+        # the tiny model of its kind
+        self.relative = (
+            "opt"
+            if isinstance(config, OPTConfig)
+            else "llama"
+            if not packed
+            else "baichuan_13b"
+            if config.position_embedding == "alibi"
+            else "baichuan2_7b"
+        )
         self.twins = [LanguageTwin(small, packed).eval() for _ in range(2)]
         self.load_both(0)
         self.twins[0].double()
@@ -114,27 +136,37 @@ class LanguageStream:
         for name, parameter in self.twins[1].llm.named_parameters():
             if i == 0 or WINDOW in name:
                 value = self.weight(name.replace(WINDOW, f".layers.{i}."))
-                value = value[:len(parameter)] if name.endswith(TABLES) else value
+                value = value[: len(parameter)] if name.endswith(TABLES) else value
                 if value.shape != parameter.shape:
-                    raise CheckpointError(f"{name} has {tuple(value.shape)}, but text_config asks for {tuple(parameter.shape)}: give the "
-                                          "--config that belongs to the weights")
+                    raise CheckpointError(
+                        f"{name} has {tuple(value.shape)}, but text_config asks for {tuple(parameter.shape)}: give the "
+                        "--config that belongs to the weights"
+                    )
                 for one in (parameter, other[name]):
                     one.copy_(value)
 
     def weight(self, name: str) -> torch.Tensor:
         """A tensor of the file, float32."""
         if name not in self.state:
-            raise CheckpointError(f"{name} is not among the weights: parity reads a language model under the names of transformers, "
-                                  f"of the sizes of text_config ({self.config.num_layers} layers)")
+            raise CheckpointError(
+                f"{name} is not among the weights: parity reads a language model under the names of transformers, "
+                f"of the sizes of text_config ({self.config.num_layers} layers)"
+            )
         return self.state[name].float()
 
     def __iter__(self) -> Iterator[list[Row]]:
         truth, mask_BT = self.nets.truth, masks(FULL, RIGHT, LEFT, LEFT if self.nets.truth.alibi else HOLE)
-        x_BTD = torch.from_numpy(seeded_weights.normal(7, "prompt", (*mask_BT.shape, self.config.hidden_size)))
+        x_BTD = torch.from_numpy(
+            seeded_weights.normal(7, "prompt", (*mask_BT.shape, self.config.hidden_size))
+        )
         if truth.opt:
             x_BTD += truth.stack.embed_positions(torch.from_numpy(mask_BT)).detach().float()
         done, stored = self.desk.chain()
-        sides = [*map(torch.from_numpy, stored[:2]), stored[2]] if done else [x_BTD.double(), x_BTD.to(self.noise), x_BTD.numpy()]
+        sides = (
+            [*map(torch.from_numpy, stored[:2]), stored[2]]
+            if done
+            else [x_BTD.double(), x_BTD.to(self.noise), x_BTD.numpy()]
+        )
         self.desk.start(f"chained {self.name}", {"x": x_BTD.numpy(), "mask": mask_BT})
         for i in progress(range(self.layers), desc="LLM", unit="layer"):
             if i >= done:
@@ -162,13 +194,16 @@ class LanguageStream:
         self.nets.ours.llm.layers = ms.nn.CellList()
 
     def layer_rows(self, i: int, sides: list, mask_BT: np.ndarray) -> Iterator[list[Row]]:
-        """The layer that the window shows; of the first and the last also its parts. With the gradient by the input."""
+        """The layer that the window shows; of the first and the last also its parts. With the gradient by the
+        input."""
         if i:
             self.slide(i)
         inputs = recorded(self.nets.truth, sides[0].float().double(), mask_BT, layer=0)
         for case in layer_cases(self.name, 0, inputs, mask_BT, nothing):
             if i in (0, self.layers - 1) or case.name.endswith("layers.0"):
-                yield self.desk.case(dataclasses.replace(case, name=case.name.replace("layers.0", f"layers.{i}")), self.nets)
+                yield self.desk.case(
+                    dataclasses.replace(case, name=case.name.replace("layers.0", f"layers.{i}")), self.nets
+                )
         self.advance(sides, mask_BT)
         yield self.chained_row(f"layers.{i}", sides, mask_BT)
 
@@ -188,12 +223,21 @@ class LanguageStream:
     def head_row(self, x_BTD: torch.Tensor) -> list[Row]:
         """All words of a few places."""
         x = x_BTD[:, -2:].float()
-        theirs = foreign_name(self.twins[0].source, "llm.word.embedding_table" if self.twins[0].opt else "llm.lm_head.weight")
+        theirs = foreign_name(
+            self.twins[0].source, "llm.word.embedding_table" if self.twins[0].opt else "llm.lm_head.weight"
+        )
         table = self.weight(theirs)
         head, given = self.twins[0].llm.lm_head, ms.Parameter(ms.Tensor(table.numpy()), name="table")
-        case = Case(f"{self.name} head", lambda twin, x: torch.func.functional_call(head, {"weight": table.to(x.dtype)}, (x,)),
-                    ours_of(f"{self.name} head"), {"x": x.numpy()}, backward=True)
-        self.fingerprints["llm.word.embedding_table" if self.twins[0].opt else "llm.lm_head.weight"] = zlib.crc32(table.numpy().tobytes())
+        case = Case(
+            f"{self.name} head",
+            lambda twin, x: torch.func.functional_call(head, {"weight": table.to(x.dtype)}, (x,)),
+            ours_of(f"{self.name} head"),
+            {"x": x.numpy()},
+            backward=True,
+        )
+        self.fingerprints["llm.word.embedding_table" if self.twins[0].opt else "llm.lm_head.weight"] = (
+            zlib.crc32(table.numpy().tobytes())
+        )
         with replaced(self.nets.ours.llm, "head_weight", lambda: given):
             return self.desk.case(case, self.nets)
 

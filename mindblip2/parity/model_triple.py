@@ -1,9 +1,9 @@
-"""Three networks of the same weights, and what a case gives on each: torch in float64 (the truth), torch in float32 (the
-noise), ours in float32.
+"""Three networks of the same weights, and what a case gives on each: torch in float64 (the truth), torch in
+float32 (the noise), ours in float32.
 
-A case is one comparison: named inputs, the same function of the twin and of our model, and perhaps what to differentiate
-by. Gradients are those of a random linear function of the outputs, so that every output counts and none cancels. The torch
-side runs in mindblip2/parity/reference/outputs.py; nothing here needs torch.
+A case is one comparison: named inputs, the same function of the twin and of our model, and perhaps what to
+differentiate by. Gradients are those of a random linear function of the outputs, so that every output counts
+and none cancels. The torch side runs in mindblip2/parity/reference/outputs.py; nothing here needs torch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +18,8 @@ from mindspore import nn
 from mindblip2.parity import seeded_weights
 from mindblip2.parity.compare import Row, compare, compare_all
 
-FEW = 32  # a tensor of fewer elements has no noise statistics of its own: such tensors of one case are judged together
+# a tensor of fewer elements has no noise statistics of its own: such tensors of one case are judged together
+FEW = 32
 
 
 class Nets(NamedTuple):
@@ -33,9 +34,10 @@ class Nets(NamedTuple):
 class Case:
     """``theirs(twin, **inputs)`` and ``ours(model, **inputs)`` give the same tensor, or tuple of tensors.
 
-    With ``backward`` the gradients are compared too: by every floating-point input that is not ``fixed``, and by
-    ``weights``, names of our parameters. Inputs that are ``stacked`` hold several problems along a first axis, which are
-    run one after the other and compared together. ``values`` off: gradients only. ``local``: of no use to another host.
+    With ``backward`` the gradients are compared too: by every floating-point input that is not ``fixed``, and
+    by ``weights``, names of our parameters. Inputs that are ``stacked`` hold several problems along a first
+    axis, which are run one after the other and compared together. ``values`` off: gradients only. ``local``:
+    of no use to another host.
     """
 
     name: str
@@ -52,18 +54,28 @@ class Case:
     @property
     def differentiated(self) -> list[str]:
         """Names of the inputs whose gradients are compared."""
-        return [name for name, value in self.inputs.items() if value.dtype.kind == "f" and name not in self.fixed]
+        return [
+            name for name, value in self.inputs.items() if value.dtype.kind == "f" and name not in self.fixed
+        ]
 
     def problems(self) -> list["Case"]:
         """The cases of which a stacked one is made."""
         count = len(self.inputs[self.stacked[0]])
-        return [replace(self, stacked=(), inputs={name: value[n] if name in self.stacked else value
-                                                  for name, value in self.inputs.items()}) for n in range(count)]
+        return [
+            replace(
+                self,
+                stacked=(),
+                inputs={
+                    name: value[n] if name in self.stacked else value for name, value in self.inputs.items()
+                },
+            )
+            for n in range(count)
+        ]
 
 
 def pynative() -> None:
-    """Run our side eagerly and, on a CPU, without the threads of asynchronous launch, which spin: they cost ten times the
-    time of operators as small as these."""
+    """Run our side eagerly and, on a CPU, without the threads of asynchronous launch, which spin: they cost
+    ten times the time of operators as small as these."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     ms.runtime.launch_blocking()
 
@@ -75,8 +87,10 @@ def judge(name: str, ours: Mapping, torch32: Mapping, truth: Mapping) -> list[Ro
     found = compare_all(*({f"{name} {key}".strip(): value for key, value in side.items()} for side in large))
     if few:
         scales = {key: 2.0 ** -np.frexp(np.abs(truth[key]).max() or 1.0)[1] for key in few}
-        bundles = [np.concatenate([np.ravel(side[key]) * side[key].dtype.type(scales[key]) for key in few])
-                   for side in (ours, torch32, truth)]
+        bundles = [
+            np.concatenate([np.ravel(side[key]) * side[key].dtype.type(scales[key]) for key in few])
+            for side in (ours, torch32, truth)
+        ]
         found.append(compare(f"{name} {' '.join(few)}".strip(), *bundles))
     return found
 
@@ -99,7 +113,9 @@ def run_ours(case: Case, model: nn.Cell) -> dict[str, np.ndarray]:
 
     def total(*values):
         found = several(case.ours(model, **dict(zip(case.inputs, values, strict=True))))
-        return sum((value * tensor(cotangent(case, i, value.shape))).sum() for i, value in enumerate(found)), found
+        return sum(
+            (value * tensor(cotangent(case, i, value.shape))).sum() for i, value in enumerate(found)
+        ), found
 
     position = tuple(i for i, name in enumerate(case.inputs) if name in case.differentiated)
     with trained(parameters.values(), weights):
@@ -107,16 +123,20 @@ def run_ours(case: Case, model: nn.Cell) -> dict[str, np.ndarray]:
     return named([value.asnumpy() for value in found], case, [grad.asnumpy() for grad in flattened(grads)])
 
 
-def named(found: list[np.ndarray], case: Case | None = None, grads: list[np.ndarray] = ()) -> dict[str, np.ndarray]:
-    """Outputs under their numbers (the first one under no name), gradients under ``d`` and what they are taken by."""
+def named(
+    found: list[np.ndarray], case: Case | None = None, grads: list[np.ndarray] = ()
+) -> dict[str, np.ndarray]:
+    """Outputs under their numbers (the first one under no name), gradients under ``d`` and what they are
+    taken by."""
     names = [f"d {name}" for name in (*case.differentiated, *case.weights)] if case else []
     values = {} if case and not case.values else {str(i or ""): value for i, value in enumerate(found)}
     return values | dict(zip(names, grads, strict=True))
 
 
 def together(results: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The results of several problems: values and gradients of few elements along a new first axis, the others added
-    up. An error in one loss scales the whole gradient of a problem, so that one problem is only one draw of the noise."""
+    """The results of several problems: values and gradients of few elements along a new first axis, the
+    others added up. An error in one loss scales the whole gradient of a problem, so that one problem is only
+    one draw of the noise."""
     found: dict[str, list[np.ndarray]] = {}
     for result in results:
         for key, value in result.items():
@@ -150,7 +170,8 @@ def tensor(value: np.ndarray) -> ms.Tensor:
 
 @contextmanager
 def trained(parameters: Iterable, weights: Iterable) -> Iterator[None]:
-    """Gradients for ``weights``, also of the frozen ViT, and for no other of the ``parameters``, which would be made and thrown away."""
+    """Gradients for ``weights``, also of the frozen ViT, and for no other of the ``parameters``, which would
+    be made and thrown away."""
     before, wanted = [(one, one.requires_grad) for one in parameters], set(map(id, weights))
     try:
         for one, _ in before:

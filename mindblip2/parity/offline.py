@@ -1,6 +1,8 @@
-"""Compare MindSpore on this host with what torch gave on another (``dump`` in mindblip2/parity/run.py). Neither torch nor transformers is needed.
+"""Compare MindSpore on this host with what torch gave on another (``dump`` in mindblip2/parity/run.py).
+Neither torch nor transformers is needed.
 
-A window of one ViT block, or one layer of a language model, slides over the depth here too, so full width fits into little memory.
+A window of one ViT block, or one layer of a language model, slides over the depth here too, so full width
+fits into little memory.
 """
 
 import argparse
@@ -31,24 +33,36 @@ from mindblip2.parity.selection import Selection
 
 
 class Check:
-    """The rows of a dump's entries, in its order; afterwards ``fingerprints`` of all weights that were used."""
+    """The rows of a dump's entries, in its order; afterwards ``fingerprints`` of all weights that were
+    used."""
 
-    def __init__(self, dump: DumpFile, given: Given, selection: Selection | None = None, dtype: str = "float32",
-                 defect: str | None = None):
+    def __init__(
+        self,
+        dump: DumpFile,
+        given: Given,
+        selection: Selection | None = None,
+        dtype: str = "float32",
+        defect: str | None = None,
+    ):
         if defect and not tells(dump, defect):
-            raise DumpError(f"{dump.path} holds no case that would tell {defect!r}: dump all cases, or draw it with the command run")
+            raise DumpError(
+                f"{dump.path} holds no case that would tell {defect!r}: dump all cases, or draw it with the command run"
+            )
         self.defect = defect
         self.dump, self.given, self.selection = dump, given, selection or Selection()
         self.config = config_of(dump).replace(compute_dtype=dtype)
         self.fingerprints: dict[str, int] = {}
-        self.activations: list[tuple[dict, dict]] | None = None  # ours and torch's of the chains, if somebody wants to keep them
+        # ours and torch's of the chains, if somebody wants to keep them
+        self.activations: list[tuple[dict, dict]] | None = None
 
     def __iter__(self) -> Iterator[list[Row]]:
         for half, window in (("vision", VisionWindow), ("language", LanguageWindow)):
             entries = [entry for entry in self.dump.entries if entry["half"] == half]
             if entries:
                 shown = window(self.config, self.given)
-                with defective(shown.model, self.defect) if self.defect and half == "vision" else nullcontext():
+                with (
+                    defective(shown.model, self.defect) if self.defect and half == "vision" else nullcontext()
+                ):
                     yield from self.rows(shown, entries)
                 self.fingerprints |= shown.fingerprints
 
@@ -68,11 +82,21 @@ class Check:
                 yield [row for row in found if entry["kind"] == "case" or self.selection.wants(row.name)]
 
     def ours(self, window, entry: dict, inputs: dict):
-        """What our side gives, or None where nobody wants it. A chain goes on where a pattern leaves it out: later places need it."""
+        """What our side gives, or None where nobody wants it. A chain goes on where a pattern leaves it out:
+        later places need it."""
         if entry["kind"] == "chain":
             return window.advance(entry["name"])
-        case = Case(entry["name"], None, ours_of(window.own_name(entry["name"])), inputs, tuple(entry["weights"]), entry["backward"],
-                    tuple(entry["fixed"]), tuple(entry["stacked"]), entry["values"])
+        case = Case(
+            entry["name"],
+            None,
+            ours_of(window.own_name(entry["name"])),
+            inputs,
+            tuple(entry["weights"]),
+            entry["backward"],
+            tuple(entry["fixed"]),
+            tuple(entry["stacked"]),
+            entry["values"],
+        )
         wanted = self.selection.of(case)
         if wanted is None:
             return None
@@ -83,14 +107,22 @@ class Check:
         """Remember a place of a chain by the path of its module."""
         if self.activations is not None and entry["kind"] == "chain":
             path = entry["name"].removeprefix("chained").strip()
-            self.activations.append(tuple({f"{path} {name}".strip(): value for name, value in side.items()} for side in (ours, torch32)))
+            self.activations.append(
+                tuple(
+                    {f"{path} {name}".strip(): value for name, value in side.items()}
+                    for side in (ours, torch32)
+                )
+            )
 
     def agreeing(self, entry: dict, ours: dict) -> tuple[dict, dict, dict]:
         """The three sides; of torch's only what was asked for now, which may be less than what was dumped."""
         torch32, truth = (self.dump.group(entry, group) for group in ("torch32", "truth"))
         wanted = set(ours) if self.selection.mode and entry["kind"] == "case" else set(truth)
-        silent = {key: np.full(truth[key].shape, np.nan, np.float32) for key in wanted - set(ours)}  # a module that did not run
-        return ours | silent, *({key: value for key, value in side.items() if key in wanted} for side in (torch32, truth))
+        # a module that did not run
+        silent = {key: np.full(truth[key].shape, np.nan, np.float32) for key in wanted - set(ours)}
+        return ours | silent, *(
+            {key: value for key, value in side.items() if key in wanted} for side in (torch32, truth)
+        )
 
 
 class VisionWindow:
@@ -171,7 +203,7 @@ class LanguageWindow:
     def first_words(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The parameter, of tables of words as many rows as the window has."""
         if name in ("llm.word.embedding_table", "llm.lm_head.weight"):
-            return np.ascontiguousarray(self.given(name, self.words)[:shape[0]])
+            return np.ascontiguousarray(self.given(name, self.words)[: shape[0]])
         return self.given(name, shape)
 
     def own_name(self, name: str) -> str:
@@ -209,8 +241,12 @@ def tells(dump: DumpFile, defect: str) -> bool:
     """Does the dump hold a case that a defect of stage 1 must make fail?"""
     caught = MUTATIONS[defect].caught.split(", ")
     wanted = Selection(tuple(caught))
-    return any(wanted.wants(entry["name"]) or entry["kind"] == "chain" and any(one.startswith(entry["name"]) for one in caught)
-               for entry in dump.entries)
+    return any(
+        wanted.wants(entry["name"])
+        or entry["kind"] == "chain"
+        and any(one.startswith(entry["name"]) for one in caught)
+        for entry in dump.entries
+    )
 
 
 def config_of(dump: DumpFile) -> Blip2Config:
@@ -218,7 +254,9 @@ def config_of(dump: DumpFile) -> Blip2Config:
     try:
         return build(Blip2Config, dump.header["config"])
     except ConfigError as error:
-        raise DumpError(f"{dump.path}: its configuration cannot be used ({error}). Dump again with this version of parity") from None
+        raise DumpError(
+            f"{dump.path}: its configuration cannot be used ({error}). Dump again with this version of parity"
+        ) from None
 
 
 def differing(dumped: dict[str, int], used: dict[str, int]) -> str:
@@ -235,13 +273,19 @@ def run(dump: DumpFile, options: argparse.Namespace, selection: Selection) -> tu
     config = config_of(dump)
     given = drawn = seeded(config, dump.header["seed"])
     if options.ckpt:
-        given = from_file(str(named_file(options.ckpt, "--ckpt")), drawn if dump.header.get("stored") else None)
+        given = from_file(
+            str(named_file(options.ckpt, "--ckpt")), drawn if dump.header.get("stored") else None
+        )
     if not options.ckpt and not dump.header["weights"].startswith("seeded"):
-        raise DumpError(f"{dump.path} was made of {dump.header['weights']}: give the converted file with --ckpt")
+        raise DumpError(
+            f"{dump.path} was made of {dump.header['weights']}: give the converted file with --ckpt"
+        )
     check = Check(dump, given, selection, options.dtype or dump.header["dtype"], options.defect)
     check.activations = [] if options.export else None
     found = [row for rows in check for row in rows]
     if options.export:
-        ours, torch32 = ({name: value for place in check.activations for name, value in place[n].items()} for n in (0, 1))
+        ours, torch32 = (
+            {name: value for place in check.activations for name, value in place[n].items()} for n in (0, 1)
+        )
         export(options.export, ours, torch32, config.qformer_config.cross_attention_freq)
     return found, differing(dump.header["fingerprints"], check.fingerprints)

@@ -1,4 +1,5 @@
-"""What becomes of the comparisons that a stream hands over: they are compared at once, or written down for another host."""
+"""What becomes of the comparisons that a stream hands over: they are compared at once, or written down for
+another host."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ from mindblip2.parity.selection import Selection
 
 
 class Desk:
-    """Compares at once. With a ``progress`` what was compared is remembered, so that a run that was stopped goes on."""
+    """Compares at once. With a ``progress`` what was compared is remembered, so that a run that was stopped
+    goes on."""
 
     def __init__(self, selection: Selection | None = None, progress: "Progress | None" = None):
         self.selection, self.progress = selection or Selection(), progress
@@ -59,29 +61,43 @@ class Desk:
 
 
 class Progress:
-    """A folder with the rows so far, a line each time, and where the chain is. It belongs to one command: ``key`` says which."""
+    """A folder with the rows so far, a line each time, and where the chain is. It belongs to one command:
+    ``key`` says which."""
 
     def __init__(self, folder: str | Path, key: Mapping[str, object]):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lines, self.state, self.key = self.folder / "rows.jsonl", self.folder / "chain.npz", self.folder / "run.json"
+        self.lines, self.state, self.key = (
+            self.folder / "rows.jsonl",
+            self.folder / "chain.npz",
+            self.folder / "run.json",
+        )
         text = json.dumps(key, sort_keys=True)
-        if self.key.exists() and (other := read_text(self.key, "the progress of a run", f"remove {folder}")) != text:
-            raise ConfigError(f"{folder} holds the progress of another run ({other[:400]}): give another folder, or remove it")
+        if (
+            self.key.exists()
+            and (other := read_text(self.key, "the progress of a run", f"remove {folder}")) != text
+        ):
+            raise ConfigError(
+                f"{folder} holds the progress of another run ({other[:400]}): give another folder, or remove it"
+            )
         write_text(self.key, text)
         self.rows = {}
         for number, line in enumerate(self.whole_lines(), 1):
             try:
                 name, rows = self.parsed(line)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                raise ConfigError(f"{self.lines} is damaged in line {number} ({type(error).__name__}): remove {self.folder}, or that line, "
-                                  "whose comparison is done again then") from None
+                raise ConfigError(
+                    f"{self.lines} is damaged in line {number} ({type(error).__name__}): remove {self.folder}, or that line, "
+                    "whose comparison is done again then"
+                ) from None
             self.rows[name] = rows
 
     def whole_lines(self) -> list[str]:
         """The lines that were written to their end."""
-        text = read_text(self.lines, "the rows of a run", f"remove {self.folder}") if self.lines.exists() else ""
-        whole = text[:text.rfind("\n") + 1]
+        text = (
+            read_text(self.lines, "the rows of a run", f"remove {self.folder}") if self.lines.exists() else ""
+        )
+        whole = text[: text.rfind("\n") + 1]
         if whole != text:
             write_text(self.lines, whole)
         return whole.splitlines()
@@ -95,12 +111,19 @@ class Progress:
         if name not in self.rows:
             self.rows[name] = make()
             with open(self.lines, "a") as file:
-                file.write(json.dumps({"name": name, "rows": [asdict(row) for row in self.rows[name]]}) + "\n")
+                file.write(
+                    json.dumps({"name": name, "rows": [asdict(row) for row in self.rows[name]]}) + "\n"
+                )
         return self.rows[name]
 
     def below(self, name: str) -> list[Row]:
         names = (name, f"chained {name}")
-        return [row for known, found in self.rows.items() if known in names or known.startswith(name + ".") for row in found]
+        return [
+            row
+            for known, found in self.rows.items()
+            if known in names or known.startswith(name + ".")
+            for row in found
+        ]
 
     def chain(self) -> tuple[int, list[np.ndarray]]:
         if not self.state.exists():
@@ -127,7 +150,9 @@ class Scribe(Desk):
         wanted = self.selection.of(case)
         if wanted is not None and not wanted.local:
             sides = run_theirs(wanted, nets.torch32), run_theirs(wanted, nets.truth)
-            more = {name: getattr(wanted, name) for name in ("weights", "backward", "fixed", "stacked", "values")}
+            more = {
+                name: getattr(wanted, name) for name in ("weights", "backward", "fixed", "stacked", "values")
+            }
             self.writer.add("case", wanted.name, *sides, wanted.inputs, **more)
         return []
 

@@ -1,4 +1,5 @@
-"""torch and MindSpore side by side, and torch alone for another host: ``run`` and ``dump`` of the command line."""
+"""torch and MindSpore side by side, and torch alone for another host: ``run`` and ``dump`` of the command
+line."""
 
 import argparse
 import ctypes
@@ -42,8 +43,9 @@ def run(options: argparse.Namespace) -> list[Row]:
 
 
 def give_back() -> None:
-    """Let the C library give every large array back to the system when it is freed: kept for later, as by default, the holes between
-    them grew to gigabytes at full width.  Does nothing where the C library is not glibc."""
+    """Let the C library give every large array back to the system when it is freed: kept for later, as by
+    default, the holes between them grew to gigabytes at full width.  Does nothing where the C library is not
+    glibc."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
@@ -70,10 +72,18 @@ def halves(options: argparse.Namespace) -> list:
         with phase("weights and networks"):
             weights = Weights(config, options.weights, options.vit_path, ckpt, options.seed)
             if isinstance(weights.main, Stored) and weights.main.missing:
-                say(f"note: {ckpt} holds {len(weights.main.names)} parameters of stage 1; {len(weights.main.missing)} others, first "
-                    f"{weights.main.missing[0]}, are random numbers")
+                say(
+                    f"note: {ckpt} holds {len(weights.main.names)} parameters of stage 1; {len(weights.main.missing)} others, first "
+                    f"{weights.main.missing[0]}, are random numbers"
+                )
             images = pictures(options.batch, vision_config.image_size, vision_config.num_channels)
-            stream = Stream(Window(weights, config, DTYPES[options.dtype]), images, captions(options.batch, config), options.blocks, desk)
+            stream = Stream(
+                Window(weights, config, DTYPES[options.dtype]),
+                images,
+                captions(options.batch, config),
+                options.blocks,
+                desk,
+            )
         with defective(stream.nets.ours, options.defect) if options.defect else nullcontext():
             yield from (row for rows in stream for row in rows)
         desk.fingerprints |= stream.window.fingerprints
@@ -83,13 +93,20 @@ def halves(options: argparse.Namespace) -> list:
             from mindblip2.parity import (
                 language_streaming,  # needs transformers, which takes seconds to import
             )
-            state = read(options.llm_path) if options.llm_path else language_streaming.Seeded(config.text_config, seed=options.seed)
+
+            state = (
+                read(options.llm_path)
+                if options.llm_path
+                else language_streaming.Seeded(config.text_config, seed=options.seed)
+            )
             stored = Checkpoint(ckpt) if ckpt and not options.llm_path else ()
             if "llm.word.embedding_table" in stored:
                 state = language_streaming.Stored(stored, config.text_config)
             elif stored:
                 say(f"note: {ckpt} holds no language model: its weights are random numbers")
-            stream = language_streaming.LanguageStream(config.text_config, state, options.blocks, desk, DTYPES[options.dtype])
+            stream = language_streaming.LanguageStream(
+                config.text_config, state, options.blocks, desk, DTYPES[options.dtype]
+            )
         yield from (row for rows in stream for row in rows)
         desk.fingerprints |= stream.fingerprints
 
@@ -106,12 +123,24 @@ def dump(options: argparse.Namespace) -> str:
             for _ in half(desk):
                 pass
         config = load_config(options.config).model.model_config
-        writer.close(config=config.to_dict(), seed=options.seed, dtype=options.dtype, fingerprints=desk.fingerprints,
-                     weights=weights_of(options), stored=bool(options.ckpt and not options.weights), torch=torch.__version__)
-    return (f"{writer.path}: {len(writer.entries)} comparisons, {writer.path.stat().st_size / 2**20:,.1f} MB. On the other host: "
-            f"python -m parity check {writer.path.name}" + (" --ckpt FILE" if options.weights or options.ckpt else ""))
+        writer.close(
+            config=config.to_dict(),
+            seed=options.seed,
+            dtype=options.dtype,
+            fingerprints=desk.fingerprints,
+            weights=weights_of(options),
+            stored=bool(options.ckpt and not options.weights),
+            torch=torch.__version__,
+        )
+    return (
+        f"{writer.path}: {len(writer.entries)} comparisons, {writer.path.stat().st_size / 2**20:,.1f} MB. On the other host: "
+        f"python -m parity check {writer.path.name}"
+        + (" --ckpt FILE" if options.weights or options.ckpt else "")
+    )
 
 
 def weights_of(options: argparse.Namespace) -> str:
     """Where the weights came from, in words."""
-    return options.weights or options.llm_path or options.ckpt or f"seeded random numbers, seed {options.seed}"
+    return (
+        options.weights or options.llm_path or options.ckpt or f"seeded random numbers, seed {options.seed}"
+    )

@@ -14,7 +14,8 @@ MODES = (CHAINED, "isolated", "gradients")
 
 @dataclass(frozen=True)
 class Selection:
-    """``patterns``: none means all. ``mode``: chained, isolated (forward only), gradients, or None for all three."""
+    """``patterns``: none means all. ``mode``: chained, isolated (forward only), gradients, or None for all
+    three."""
 
     patterns: tuple[str, ...] = ()
     mode: str | None = None

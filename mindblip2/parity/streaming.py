@@ -1,8 +1,8 @@
 """Parity at full width in little memory: a window of one ViT block slides over the whole depth.
 
-Three networks of full width and one ViT block are built once (about 3 GB); for each block its weights are loaded into
-the window. "Isolated": each block gets the truth's input. "Chained": each network's own output goes on to the next
-block. The Q-Former is compared whole, on the truth's image embeddings.
+Three networks of full width and one ViT block are built once (about 3 GB); for each block its weights are
+loaded into the window. "Isolated": each block gets the truth's input. "Chained": each network's own output
+goes on to the next block. The Q-Former is compared whole, on the truth's image embeddings.
 
     # B batch · N captions per picture · P patches + cls · W image width · T text
 """
@@ -40,8 +40,10 @@ from mindblip2.parity.result_sinks import Desk
 from mindblip2.parity.weights import VIT, Weights, make_nets
 from mindblip2.progress import progress
 
-PARTS = 6  # of the gradients of all parameters, at full width: as many at once as fit into memory with the networks
-SMALL = 256 * 2**20  # bytes of gradients that are taken at once: each part costs the forward passes of all three networks again
+# of the gradients of all parameters, at full width: as many at once as fit into memory with the networks
+PARTS = 6
+# bytes of gradients that are taken at once: each part costs the forward passes of all three networks again
+SMALL = 256 * 2**20
 
 
 class Window:
@@ -58,15 +60,30 @@ class Window:
         self.fingerprints |= fingerprints(self.nets.ours, "vit.blocks.0.", f"vit.blocks.{i}.")
         for twin in self.nets[:2]:
             block = twin.visual_encoder.blocks[0]
-            block.load_state_dict({name: self.weights.theirs(f"{VIT}blocks.{i}.{name}") for name in block.state_dict()})
+            block.load_state_dict(
+                {name: self.weights.theirs(f"{VIT}blocks.{i}.{name}") for name in block.state_dict()}
+            )
 
 
 class Stream:
-    """The rows of all cases, case by case, of pictures (B, 3, S, S) with N captions each (N, B, T); ``desk`` decides what becomes of
-    each (mindblip2/parity/result_sinks.py)."""
+    """The rows of all cases, case by case, of pictures (B, 3, S, S) with N captions each (N, B, T); ``desk``
+    decides what becomes of each (mindblip2/parity/result_sinks.py)."""
 
-    def __init__(self, window: Window, image: np.ndarray, ids_NBT: np.ndarray, blocks: int | None = None, desk: Desk | None = None):
-        self.window, self.nets, self.image, self.ids_NBT, self.desk = window, window.nets, image, ids_NBT, desk or Desk()
+    def __init__(
+        self,
+        window: Window,
+        image: np.ndarray,
+        ids_NBT: np.ndarray,
+        blocks: int | None = None,
+        desk: Desk | None = None,
+    ):
+        self.window, self.nets, self.image, self.ids_NBT, self.desk = (
+            window,
+            window.nets,
+            image,
+            ids_NBT,
+            desk or Desk(),
+        )
         self.blocks = min(blocks or window.depth, window.depth)
         self.paths = twin_paths(self.nets.ours, self.nets.truth.config.cross_attention_freq)
         self.truth_BPW = self.torch32_BPW = self.ours_BPW = None  # what goes into the next block of the chain
@@ -83,7 +100,11 @@ class Stream:
             yield self.desk.case(case, self.nets)
         done, sides = self.desk.chain()
         if done:
-            self.truth_BPW, self.torch32_BPW, self.ours_BPW = torch.from_numpy(sides[0]), torch.from_numpy(sides[1]), sides[2]
+            self.truth_BPW, self.torch32_BPW, self.ours_BPW = (
+                torch.from_numpy(sides[0]),
+                torch.from_numpy(sides[1]),
+                sides[2],
+            )
         else:
             self.embed()
         self.desk.start("chained vit.embed", {"image": self.image})
@@ -111,7 +132,9 @@ class Stream:
         """What goes into the first block, on each side."""
         embedded = []
         for twin in self.nets[:2]:
-            handle = twin.visual_encoder.blocks[0].register_forward_pre_hook(lambda _, args: embedded.append(args[0]))
+            handle = twin.visual_encoder.blocks[0].register_forward_pre_hook(
+                lambda _, args: embedded.append(args[0])
+            )
             twin.vit(torch.from_numpy(self.image).to(twin.query_tokens.dtype))
             handle.remove()
         self.truth_BPW, self.torch32_BPW = embedded
@@ -140,9 +163,13 @@ class Stream:
         """Norms, attention and feed-forward of the block that the window shows."""
         truth = self.nets.truth
         paths = {ours: theirs for ours, theirs in self.paths.items() if ours.startswith("vit.blocks.0.")}
-        inputs = recorded(truth, paths, lambda: truth.visual_encoder.blocks[0](torch.from_numpy(x_BPW).double()))
+        inputs = recorded(
+            truth, paths, lambda: truth.visual_encoder.blocks[0](torch.from_numpy(x_BPW).double())
+        )
         for case in module_cases(paths, inputs):
-            yield self.desk.case(dataclasses.replace(case, name=case.name.replace("blocks.0", f"blocks.{i}")), self.nets)
+            yield self.desk.case(
+                dataclasses.replace(case, name=case.name.replace("blocks.0", f"blocks.{i}")), self.nets
+            )
 
     def qformer_rows(self) -> Iterator[list[Row]]:
         """Everything behind the ViT: each part, then a forward pass and the gradients of the losses."""
@@ -152,8 +179,15 @@ class Stream:
             image_BPW = truth.ln_vision(self.truth_BPW).float().numpy()
         image = without_vit(self.nets, x_BPW)
         parts = 1 if sum(one.nbytes for one in model.trainable_params()) <= SMALL else PARTS
-        cases = [ln_vision_case(model, x_BPW), *qformer_cases(model, truth, image_BPW, ids_BT), *fused_cases(), *loss_cases(),
-                 *around_cases(), stage1_conversion(), *stage1_cases(model, image, self.ids_NBT, parts=parts)]
+        cases = [
+            ln_vision_case(model, x_BPW),
+            *qformer_cases(model, truth, image_BPW, ids_BT),
+            *fused_cases(),
+            *loss_cases(),
+            *around_cases(),
+            stage1_conversion(),
+            *stage1_cases(model, image, self.ids_NBT, parts=parts),
+        ]
         for case in progress(cases, desc="Q-Former", unit="case"):
             yield self.desk.case(case, self.nets)
         inputs = batch(image, ids_BT)

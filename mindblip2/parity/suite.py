@@ -43,17 +43,29 @@ class Suite:
     @cached_property
     def cases(self) -> list[Case]:
         """The isolated cases, in the order of the network."""
-        found = [*self.vit_cases(), *qformer_cases(self.nets.ours, self.nets.truth, self.image_BPW, self.inputs["ids"]),
-                 *fused_cases(), *loss_cases(), *around_cases(), stage1_conversion(), *self.stage1_cases()]
+        found = [
+            *self.vit_cases(),
+            *qformer_cases(self.nets.ours, self.nets.truth, self.image_BPW, self.inputs["ids"]),
+            *fused_cases(),
+            *loss_cases(),
+            *around_cases(),
+            stage1_conversion(),
+            *self.stage1_cases(),
+        ]
         names = [case.name for case in found]
         if len(set(names)) != len(names):
-            raise ValueError(f"cases share names: {sorted(name for name in set(names) if names.count(name) > 1)}")
+            raise ValueError(
+                f"cases share names: {sorted(name for name in set(names) if names.count(name) > 1)}"
+            )
         return found
 
     def stage1_cases(self) -> Iterator[Case]:
         """Each picture with its own caption, then with those of the others, in both orders."""
-        ids = [np.roll(order, n, axis=0) for order in (self.inputs["ids"], self.inputs["ids"][::-1])
-               for n in range(len(order))]
+        ids = [
+            np.roll(order, n, axis=0)
+            for order in (self.inputs["ids"], self.inputs["ids"][::-1])
+            for n in range(len(order))
+        ]
         return stage1_cases(self.nets.ours, self.inputs["image"], np.stack(ids))
 
     @cached_property
@@ -90,20 +102,27 @@ class Suite:
         """The cases that patterns as in a shell, separated by commas, mean; each must mean one."""
         found = {pattern: fnmatch.filter(self.names, pattern) for pattern in patterns.split(", ")}
         if not all(found.values()):
-            raise ValueError(f"no case is called {[pattern for pattern, names in found.items() if not names]}")
+            raise ValueError(
+                f"no case is called {[pattern for pattern, names in found.items() if not names]}"
+            )
         return sorted(set().union(*found.values()))
 
     def rows(self, names: Iterable[str] | None = None) -> dict[str, list[Row]]:
         """Case name -> rows, of some cases or all."""
         wanted = set(self.names if names is None else names)
         found = self.chained() if any(name.startswith(CHAINED) for name in wanted) else {}
-        found |= {case.name: judge(case.name, run_ours(case, self.nets.ours), *self.expected[case.name])
-                  for case in self.cases if case.name in wanted}
+        found |= {
+            case.name: judge(case.name, run_ours(case, self.nets.ours), *self.expected[case.name])
+            for case in self.cases
+            if case.name in wanted
+        }
         return {name: rows for name, rows in found.items() if name in wanted}
 
     def chained(self) -> dict[str, list[Row]]:
         """The rows of one forward pass, each under its own name."""
         ours = our_activations(self.nets.ours, self.paths, self.inputs)
         torch32, truth = self.expected[CHAINED]
-        return {CHAINED + name: judge(CHAINED + name, {"": ours[name]}, {"": torch32[name]}, {"": truth[name]})
-                for name in truth}
+        return {
+            CHAINED + name: judge(CHAINED + name, {"": ours[name]}, {"": torch32[name]}, {"": truth[name]})
+            for name in truth
+        }

@@ -1,7 +1,8 @@
-"""Where the weights of a full-width run come from, tensor by tensor: the user's files, or seeded random numbers.
+"""Where the weights of a full-width run come from, tensor by tensor: the user's files, or seeded random
+numbers.
 
-The twin takes LAVIS's names straight from the .pth files. Our side takes the converted .ckpt if there is one, so that the
-conversion is compared too; otherwise the rows of the converter's plan.
+The twin takes LAVIS's names straight from the .pth files. Our side takes the converted .ckpt if there is one,
+so that the conversion is compared too; otherwise the rows of the converter's plan.
 """
 
 import argparse
@@ -29,10 +30,20 @@ from mindblip2.parity.reference.model import Twin, load
 from mindblip2.parity.reference.outputs import twin_config
 
 VIT = "visual_encoder."
-TINY = Blip2Config(vision_config=dict(image_size=56, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
-                                      intermediate_size=279),
-                   qformer_config=dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=96,
-                                       encoder_width=64, query_length=8, head_embed_dim=32))
+TINY = Blip2Config(
+    vision_config=dict(
+        image_size=56, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=279
+    ),
+    qformer_config=dict(
+        hidden_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=96,
+        encoder_width=64,
+        query_length=8,
+        head_embed_dim=32,
+    ),
+)
 
 
 class Seeded(Mapping):
@@ -45,7 +56,9 @@ class Seeded(Mapping):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         shape = tuple(self.meta[name].shape)
-        return torch.from_numpy(seeded_weights.weight(name, shape, self.seed, seeded_weights.SEP_BIAS["full"], self.sep_id))
+        return torch.from_numpy(
+            seeded_weights.weight(name, shape, self.seed, seeded_weights.SEP_BIAS["full"], self.sep_id)
+        )
 
     def __iter__(self):
         return iter(self.meta)
@@ -55,16 +68,20 @@ class Seeded(Mapping):
 
 
 class Stored(Seeded):
-    """A .ckpt of ours under LAVIS's names. What it does not hold (of a model of stage 2 the text half of the Q-Former and the heads)
-    is random numbers."""
+    """A .ckpt of ours under LAVIS's names. What it does not hold (of a model of stage 2 the text half of the
+    Q-Former and the heads) is random numbers."""
 
     def __init__(self, stored: Checkpoint, config: Blip2Config, seed: int = seeded_weights.SEED):
         super().__init__(config, seed)
         freq, self.stored = config.qformer_config.cross_attention_freq, stored
-        self.names = {foreign_name(LAVIS, name, freq): name for name in model_shapes(config) if name in stored}
+        self.names = {
+            foreign_name(LAVIS, name, freq): name for name in model_shapes(config) if name in stored
+        }
         self.missing = [name for name in model_shapes(config) if name not in stored]
         if not self.names:
-            raise CheckpointError(f"{stored.path} holds no parameter of this --config: give the .ckpt of such a model")
+            raise CheckpointError(
+                f"{stored.path} holds no parameter of this --config: give the .ckpt of such a model"
+            )
 
     def __getitem__(self, name: str) -> torch.Tensor:
         ours, shape = self.names.get(name), tuple(self.meta[name].shape)
@@ -72,25 +89,36 @@ class Stored(Seeded):
             return super().__getitem__(name)
         value = torch.from_numpy(self.stored.float32(ours))
         if value.numel() != math.prod(shape):
-            raise CheckpointError(f"{self.stored.path}: {ours} has {tuple(value.shape)}, but --config asks for {shape}: give the "
-                                  "configuration that belongs to the file")
+            raise CheckpointError(
+                f"{self.stored.path}: {ours} has {tuple(value.shape)}, but --config asks for {shape}: give the "
+                "configuration that belongs to the file"
+            )
         return value.reshape(shape)
 
 
 class Weights:
-    """``theirs(name)`` by LAVIS's names, ``ours(name)`` by our names; both float32, one tensor at a time. A ``ckpt`` without a
-    ``torch_path`` gives both sides their weights."""
+    """``theirs(name)`` by LAVIS's names, ``ours(name)`` by our names; both float32, one tensor at a time. A
+    ``ckpt`` without a ``torch_path`` gives both sides their weights."""
 
-    def __init__(self, config: Blip2Config, torch_path=None, vit_path=None, ckpt=None, seed: int = seeded_weights.SEED):
+    def __init__(
+        self, config: Blip2Config, torch_path=None, vit_path=None, ckpt=None, seed: int = seeded_weights.SEED
+    ):
         self.config = config
         self.vit = read(vit_path) if vit_path else None
         self.stored = Checkpoint(ckpt) if ckpt else None
         if vit_path and not torch_path:
             raise CheckpointError(f"--vit_path {vit_path} needs --weights too: it holds the ViT of that file")
-        self.main = (read(torch_path) if torch_path else Seeded(config, seed) if self.stored is None
-                     else Stored(self.stored, config, seed))
+        self.main = (
+            read(torch_path)
+            if torch_path
+            else Seeded(config, seed)
+            if self.stored is None
+            else Stored(self.stored, config, seed)
+        )
         if torch_path and detect(self.main, torch_path) is not LAVIS:
-            raise CheckpointError(f"{torch_path} is no LAVIS stage-1 file: parity compares with blip2_pretrained.pth")
+            raise CheckpointError(
+                f"{torch_path} is no LAVIS stage-1 file: parity compares with blip2_pretrained.pth"
+            )
         self.rows = {} if ckpt and torch_path else {row.ours: row for row in self.planned() if row.ours}
 
     def planned(self) -> list:
@@ -99,8 +127,10 @@ class Weights:
         if not isinstance(self.main, Seeded):
             return plan.make_plan(self.main, LAVIS, self.vit, shapes, self.config)
         meta = {name: value for name, value in self.main.meta.items() if name not in seeded_weights.TIED}
-        return [dataclasses.replace(row, state=self.main)
-                for row in plan.make_plan(meta, LAVIS, None, shapes, self.config)]
+        return [
+            dataclasses.replace(row, state=self.main)
+            for row in plan.make_plan(meta, LAVIS, None, shapes, self.config)
+        ]
 
     def theirs(self, name: str) -> torch.Tensor:
         """A tensor of the twin's."""
@@ -114,11 +144,14 @@ class Weights:
         return resized(value, self.config.vision_config.num_tokens) if name.endswith("pos_embed") else value
 
     def given(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A parameter of ours, as ``our_weights.fill`` asks for it. Raises :class:`CheckpointError` for one of another shape."""
+        """A parameter of ours, as ``our_weights.fill`` asks for it. Raises :class:`CheckpointError` for one
+        of another shape."""
         value = self.ours(name)
         if self.stored is not None and value.shape != shape:
-            raise CheckpointError(f"{self.stored.path}: {name} has {value.shape}, the model {shape}: use the --config that belongs to "
-                                  "the file")
+            raise CheckpointError(
+                f"{self.stored.path}: {name} has {value.shape}, the model {shape}: use the --config that belongs to "
+                "the file"
+            )
         return value
 
     def ours(self, name: str) -> np.ndarray:
@@ -129,7 +162,8 @@ class Weights:
 
 
 def ckpt_of(options: argparse.Namespace) -> str | None:
-    """The file that ``--ckpt`` means: a path, or the name of weights that are packaged or in the cache folder."""
+    """The file that ``--ckpt`` means: a path, or the name of weights that are packaged or in the cache
+    folder."""
     return str(named_file(options.ckpt, "--ckpt")) if options.ckpt else None
 
 
@@ -144,12 +178,14 @@ def resized(pos_embed_1PW: torch.Tensor, tokens: int) -> torch.Tensor:
 
 
 def make_nets(weights: Weights, config: Blip2Config, noise: torch.dtype = torch.float32) -> Nets:
-    """The three networks with the dimensions of ``config``, which may have fewer blocks than the weights; ``noise``: the dtype in
-    which torch may round."""
+    """The three networks with the dimensions of ``config``, which may have fewer blocks than the weights;
+    ``noise``: the dtype in which torch may round."""
     with ms.nn.utils.no_init_parameters():
         ours = Blip2Qformer(config)
     fill(ours, weights.given)
-    return Nets(make_twin(weights, config, torch.float64), make_twin(weights, config, noise), ours.set_train(False))
+    return Nets(
+        make_twin(weights, config, torch.float64), make_twin(weights, config, noise), ours.set_train(False)
+    )
 
 
 def make_twin(weights: Weights, config: Blip2Config, dtype: torch.dtype) -> Twin:

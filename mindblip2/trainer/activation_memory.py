@@ -1,11 +1,13 @@
 """What a training step keeps for its gradient, in bytes: an estimate.
 
-Counted are copies of what passes through a layer, per token: of its full width, of the width that a card's heads have, of a card's
-feed-forward width; and per pair of tokens and head.  How many copies there are was measured in PyNative mode on a CPU (see
-docs/scaling.md).  A graph for an NPU may keep fewer, never more.
+Counted are copies of what passes through a layer, per token: of its full width, of the width that a card's
+heads have, of a card's feed-forward width; and per pair of tokens and head.  How many copies there are was
+measured in PyNative mode on a CPU (see docs/scaling.md).  A graph for an NPU may keep fewer, never more.
 
-D width · F feed-forward width · H heads · T tokens of a row · S tokens that they see · P image tokens · Q queries
+D width · F feed-forward width · H heads · T tokens of a row · S tokens that they see · P image tokens · Q
+queries
 """
+
 from dataclasses import dataclass
 
 from mindblip2.trainer.communication_volume import BYTES
@@ -13,8 +15,9 @@ from mindblip2.trainer.communication_volume import BYTES
 
 @dataclass(frozen=True)
 class Copies:
-    """Of a layer's token: ``whole`` of its width, ``inner`` of the width of a card's heads, ``hidden`` of the feed-forward width; ``maps``
-    of a head's scores."""
+    """Of a layer's token: ``whole`` of its width, ``inner`` of the width of a card's heads, ``hidden`` of the
+    feed-forward width; ``maps`` of a head's scores."""
+
     whole: float
     inner: float
     hidden: float
@@ -23,16 +26,21 @@ class Copies:
 
 SELF, CROSS, VIT = Copies(6.3, 6, 4), Copies(5, 3, 0), Copies(5, 3, 4.5, 1.2)
 LANGUAGE = {  # (type, whether it is trained): a frozen one keeps no inputs of its products
-    ("LlamaConfig", False): Copies(4, 4, 3, 2.6), ("LlamaConfig", True): Copies(9, 5, 4, 2.6),
-    ("OPTConfig", False): Copies(2.5, 3, 1, 2.1), ("OPTConfig", True): Copies(6, 4, 2.4, 2.1)}
-KEYS, PICTURE = 7, 3    # of the image's keys and values, where ITM has one more, and of what the ViT makes
-DROPPED_MAPS, DROPPED = {"CPU": 2.8}, {"CPU": 1.2}      # more where there is dropout; other devices keep the result, and a bit per number
-WORDS, LLM_WORDS = 18, 15       # of the logits: MindSpore's PyNative keeps each step of the log-softmax and the smoothing
+    ("LlamaConfig", False): Copies(4, 4, 3, 2.6),
+    ("LlamaConfig", True): Copies(9, 5, 4, 2.6),
+    ("OPTConfig", False): Copies(2.5, 3, 1, 2.1),
+    ("OPTConfig", True): Copies(6, 4, 2.4, 2.1),
+}
+KEYS, PICTURE = 7, 3  # of the image's keys and values, where ITM has one more, and of what the ViT makes
+# more where there is dropout; other devices keep the result, and a bit per number
+DROPPED_MAPS, DROPPED = {"CPU": 2.8}, {"CPU": 1.2}
+# of the logits: MindSpore's PyNative keeps each step of the log-softmax and the smoothing
+WORDS, LLM_WORDS = 18, 15
 
 
 def activation_bytes(step, recompute=False, target="Ascend"):
-    """Of a step of one card (:class:`mindblip2.trainer.communication_volume.Step`); ``recompute``: feed-forwards, and a trained ViT's attention, are
-    computed again."""
+    """Of a step of one card (:class:`mindblip2.trainer.communication_volume.Step`); ``recompute``:
+    feed-forwards, and a trained ViT's attention, are computed again."""
     kept = _trained_vit(step, recompute) if step.trained_vit else 0
     kept += (_stage1 if step.config.text_config is None else _stage2)(step, recompute, target)
     return int(max(kept, 0 if step.trained_vit else _frozen_block(step)))
@@ -46,7 +54,7 @@ def _layer(step, copies, config, rows, length, seen, recompute=False, drop=0.0):
     whole = copies.whole + (step.model > 1)
     each = size * config.hidden_size * (whole + copies.inner / step.model)
     each += 0 if recompute else size * copies.hidden * hidden / step.model
-    half = size if size < 4 else 0      # the softmax is in float32, its product with the values is not
+    half = size if size < 4 else 0  # the softmax is in float32, its product with the values is not
     return tokens * each + rows * length * seen * heads / step.model * (4 * (copies.maps + drop) + half)
 
 
@@ -57,7 +65,9 @@ def _pass(step, rows, queries, words, past, recompute, target):
     length, crosses = queries + words, len(range(0, config.num_hidden_layers, config.cross_attention_freq))
     made = config.num_hidden_layers * _layer(step, SELF, config, rows, length, past + length, recompute, drop)
     if queries:
-        made += crosses * _layer(step, CROSS, config, rows, queries, step.config.vision_config.num_tokens, False, drop)
+        made += crosses * _layer(
+            step, CROSS, config, rows, queries, step.config.vision_config.num_tokens, False, drop
+        )
     if config.hidden_dropout_prob:
         branches = 2 * length * config.num_hidden_layers + queries * crosses + length
         made += BYTES[step.dtype] * DROPPED.get(target, 1.0) * rows * branches * config.hidden_size
@@ -67,20 +77,33 @@ def _pass(step, rows, queries, words, past, recompute, target):
 def _picture(step, copies):
     config = step.config.qformer_config
     crosses = len(range(0, config.num_hidden_layers, config.cross_attention_freq))
-    width = PICTURE * step.config.vision_config.hidden_size + copies * 2 * crosses * config.hidden_size / step.model
+    width = (
+        PICTURE * step.config.vision_config.hidden_size
+        + copies * 2 * crosses * config.hidden_size / step.model
+    )
     return BYTES[step.dtype] * step.batch * step.config.vision_config.num_tokens * width
 
 
 def _stage1(step, recompute, target):
     config, batch, text = step.config, step.batch, step.text
     qformer, queries = config.qformer_config, config.qformer_config.query_length
-    made = sum(_pass(step, *verb, recompute, target) for verb in (
-        (batch, queries, 0, 0), (batch, 0, text, 0), (3 * batch, queries, text, 0), (batch, 0, text, queries)))
+    made = sum(
+        _pass(step, *verb, recompute, target)
+        for verb in (
+            (batch, queries, 0, 0),
+            (batch, 0, text, 0),
+            (3 * batch, queries, text, 0),
+            (batch, 0, text, queries),
+        )
+    )
     everyone = batch * step.data
-    made += 2 * 2 * 4 * batch * everyone * queries      # similarities of own pictures and all texts, and the other way round
+    # similarities of own pictures and all texts, and the other way round
+    made += 2 * 2 * 4 * batch * everyone * queries
     made += WORDS * 4 * batch * text * qformer.vocab_size / step.model + _picture(step, KEYS + 1)
-    if step.data > 1:       # what all cards' ViTs made, from which the wrong pictures are taken
-        made += BYTES[step.dtype] * everyone * config.vision_config.num_tokens * config.vision_config.hidden_size
+    if step.data > 1:  # what all cards' ViTs made, from which the wrong pictures are taken
+        made += (
+            BYTES[step.dtype] * everyone * config.vision_config.num_tokens * config.vision_config.hidden_size
+        )
     return made
 
 
@@ -95,7 +118,7 @@ def _stage2(step, recompute, target):
 
 def _trained_vit(step, recompute):
     vision, tokens = step.config.vision_config, step.config.vision_config.num_tokens
-    if recompute:       # what enters attention and feed-forward, and the sums
+    if recompute:  # what enters attention and feed-forward, and the sums
         return vision.num_hidden_layers * 4 * BYTES[step.dtype] * step.batch * tokens * vision.hidden_size
     return vision.num_hidden_layers * _layer(step, VIT, vision, step.batch, tokens, tokens)
 

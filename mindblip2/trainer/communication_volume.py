@@ -1,10 +1,12 @@
-"""What travels between the cards in one training step, from the configuration alone: what ``comm.counted`` counts, before there are cards.
+"""What travels between the cards in one training step, from the configuration alone: what ``comm.counted``
+counts, before there are cards.
 
-Bytes are those of a card's own contribution to a collective, as in ``comm``.  What the host exchanges beside, a few numbers per step, is
-left out.
+Bytes are those of a card's own contribution to a collective, as in ``comm``.  What the host exchanges beside,
+a few numbers per step, is left out.
 
 B pairs of a card · T text · Q queries · P image tokens · W image width · D width
 """
+
 from collections import Counter
 from dataclasses import dataclass
 
@@ -15,8 +17,10 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a card: ``batch`` pairs with texts of ``text`` tokens on a mesh of ``data`` x ``model``.  ``trained_vit``: gradients go
-    through the ViT; ``image_id``: pictures have ids; ``dtype``: what the products are computed in."""
+    """One step of a card: ``batch`` pairs with texts of ``text`` tokens on a mesh of ``data`` x ``model``.
+    ``trained_vit``: gradients go through the ViT; ``image_id``: pictures have ids; ``dtype``: what the
+    products are computed in."""
+
     config: object
     data: int
     model: int
@@ -28,16 +32,16 @@ class Step:
 
 
 def traffic(step):
-    """{(what, group, when, bytes): times} of one batch, forwards and back: ``what`` is "all_reduce" or "all_gather", ``group`` "model" or
-    "data", ``when`` "forwards" or "back"."""
+    """{(what, group, when, bytes): times} of one batch, forwards and back: ``what`` is "all_reduce" or
+    "all_gather", ``group`` "model" or "data", ``when`` "forwards" or "back"."""
     parts = [_vit(step), _norm(step)]
     parts += [_stage1(step)] if step.config.text_config is None else [_stage2(step)]
     return sum(parts, Counter())
 
 
 def update(parameters, data, model, sharded):
-    """The same of an update after the batches: the gradients of ``parameters`` are averaged, and where the moments are ``sharded`` the
-    updated parameters given to all."""
+    """The same of an update after the batches: the gradients of ``parameters`` are averaged, and where the
+    moments are ``sharded`` the updated parameters given to all."""
     made = Counter()
     if data > 1:
         for bucket in buckets(parameters):
@@ -46,7 +50,7 @@ def update(parameters, data, model, sharded):
             if sharded:
                 made["all_reduce", "data", "parameters", size] += 1
         if model > 1:
-            made["all_reduce", "model", "gradients", 4] += 1     # their norm
+            made["all_reduce", "model", "gradients", 4] += 1  # their norm
     return made
 
 
@@ -55,16 +59,25 @@ def _stage1(step):
     made = _memory(step)
     if step.model > 1:
         width = config.qformer_config.hidden_size
-        made += _passes(step, {"see": (batch * queries, 0), "read": (0, batch * text), "match": (3 * batch * queries, 3 * batch * text),
-                               "caption": (0, batch * text)})
-        made["all_reduce", "model", "back", 4 * 3 * batch * text * width] -= 1     # nobody asks what match's last layer makes of words
-        for texts in (batch, 3 * batch, batch):     # read, match and caption look up their words
+        made += _passes(
+            step,
+            {
+                "see": (batch * queries, 0),
+                "read": (0, batch * text),
+                "match": (3 * batch * queries, 3 * batch * text),
+                "caption": (0, batch * text),
+            },
+        )
+        # nobody asks what match's last layer makes of words
+        made["all_reduce", "model", "back", 4 * 3 * batch * text * width] -= 1
+        for texts in (batch, 3 * batch, batch):  # read, match and caption look up their words
             made["all_reduce", "model", "forwards", 4 * texts * text * width] += 1
-        made["all_reduce", "model", "back", BYTES[step.dtype] * batch * text * width] += 1     # before the logits
+        # before the logits
+        made["all_reduce", "model", "back", BYTES[step.dtype] * batch * text * width] += 1
         made += _word_loss(batch * (text - 1))
     if step.data > 1:
         made += _memory(step) + _contrast(step)
-        made["all_reduce", "data", "forwards", 4] += 1      # how many words are learnt
+        made["all_reduce", "data", "forwards", 4] += 1  # how many words are learnt
     return made
 
 
@@ -77,7 +90,7 @@ def _contrast(step):
         if config.gather_with_grad:
             made["all_reduce", "data", "back", size * step.data] += 1
     if step.image_id:
-        made["all_gather", "data", "forwards", 4 * batch] += 4      # twice, each in two halves
+        made["all_gather", "data", "forwards", 4 * batch] += 4  # twice, each in two halves
     made["all_gather", "data", "forwards", 4 * batch * step.text] += 2
     picture = BYTES[step.dtype] * batch * config.vision_config.num_tokens * config.vision_config.hidden_size
     made["all_gather", "data", "forwards", picture] += 1
@@ -93,14 +106,21 @@ def _stage2(step):
     if step.model > 1:
         made += _passes(step, {"see": (batch * queries, 0)})
         token = size * language.hidden_size
-        made["all_reduce", "model", "forwards", batch * text * (token if config.freeze_text else 4 * language.hidden_size)] += 1   # words
+        # words
+        made[
+            "all_reduce",
+            "model",
+            "forwards",
+            batch * text * (token if config.freeze_text else 4 * language.hidden_size),
+        ] += 1
         for when in ("forwards", "back"):
             made["all_reduce", "model", when, batch * (queries + text) * token] += 2 * language.num_layers
         made["all_reduce", "model", "back", batch * text * token] += 1
         made += _word_loss(batch * text)
-        made["all_gather", "model", "forwards", 4 * batch * text] += 2     # the likeliest words
+        made["all_gather", "model", "forwards", 4 * batch * text] += 2  # the likeliest words
     if step.data > 1:
-        made["all_reduce", "data", "forwards", 4] += 2      # how many words are learnt, for the loss and for the share of right ones
+        # how many words are learnt, for the loss and for the share of right ones
+        made["all_reduce", "data", "forwards", 4] += 2
     return made
 
 
@@ -122,22 +142,36 @@ def _memory(step):
 
 
 def _passes(step, passes):
-    """Passes of the Q-Former, {verb: (queries, words)}: its sums are of the products' dtype, what enters is float32."""
+    """Passes of the Q-Former, {verb: (queries, words)}: its sums are of the products' dtype, what enters is
+    float32."""
     qformer, made = step.config.qformer_config, Counter()
     crosses = len(range(0, qformer.num_hidden_layers, qformer.cross_attention_freq))
     for queries, words in passes.values():
-        for tokens, times in ((queries + words, qformer.num_hidden_layers), (queries, crosses), (queries, qformer.num_hidden_layers),
-                              (words, qformer.num_hidden_layers)):
+        for tokens, times in (
+            (queries + words, qformer.num_hidden_layers),
+            (queries, crosses),
+            (queries, qformer.num_hidden_layers),
+            (words, qformer.num_hidden_layers),
+        ):
             if tokens:
-                made["all_reduce", "model", "forwards", BYTES[step.dtype] * tokens * qformer.hidden_size] += times
+                made["all_reduce", "model", "forwards", BYTES[step.dtype] * tokens * qformer.hidden_size] += (
+                    times
+                )
                 made["all_reduce", "model", "back", 4 * tokens * qformer.hidden_size] += times
     return made
 
 
 def _word_loss(words):
-    """A cross entropy whose logits stay where they are: the largest, the sum and its gradient, and two numbers per word."""
-    return Counter({("all_gather", "model", "forwards", 4 * words): 1, ("all_reduce", "model", "forwards", 4 * words): 1,
-                    ("all_reduce", "model", "back", 4 * words): 1, ("all_reduce", "model", "forwards", 8 * words): 1})
+    """A cross entropy whose logits stay where they are: the largest, the sum and its gradient, and two
+    numbers per word."""
+    return Counter(
+        {
+            ("all_gather", "model", "forwards", 4 * words): 1,
+            ("all_reduce", "model", "forwards", 4 * words): 1,
+            ("all_reduce", "model", "back", 4 * words): 1,
+            ("all_reduce", "model", "forwards", 8 * words): 1,
+        }
+    )
 
 
 def _norm(step):

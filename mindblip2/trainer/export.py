@@ -1,10 +1,14 @@
-"""``Trainer.export``: a model for inference as MINDIR files, one for each part, and ``mindir.json``, which says what they take and give.
+"""``Trainer.export``: a model for inference as MINDIR files, one for each part, and ``mindir.json``, which
+says what they take and give.
 
-Shapes are fixed when a part is exported.  Of more than 1 GB MindSpore writes the weights beside the graph, ``<part>_variables/``.
+Shapes are fixed when a part is exported.  Of more than 1 GB MindSpore writes the weights beside the graph,
+``<part>_variables/``.
 
 B pictures or texts · C labels · P image tokens · Q queries · T text · L = Q + T · S = L + room
-D width · E embed · V vocab · in the cache of a language model: N layers · J heads of keys and values · K head width
+D width · E embed · V vocab · in the cache of a language model: N layers · J heads of keys and values · K head
+width
 """
+
 import errno
 import re
 import shutil
@@ -22,20 +26,24 @@ from mindblip2.models.layers import whole_vocabulary
 from mindblip2.progress import progress
 from mindblip2.trainer.plan import bytes_of
 
-FORMAT = 1      # of mindir.json
+FORMAT = 1  # of mindir.json
 
 
 class Part(NamedTuple):
     """A cell with its inputs, {name: Tensor} in order, and the axes of what it gives, {name: "B Q D"}."""
+
     cell: nn.Cell
     inputs: dict
     outputs: dict
 
 
 def write(parts, folder, **about):
-    """Write ``folder/<part>.mindir`` and ``mindir.json``; returns what that says.  Raises ConfigError on a mesh of several processes."""
+    """Write ``folder/<part>.mindir`` and ``mindir.json``; returns what that says.  Raises ConfigError on a
+    mesh of several processes."""
     if comm.mesh.size > 1:
-        raise ConfigError("export works in one process: leave use_parallel out (a checkpoint does not depend on the mesh)")
+        raise ConfigError(
+            "export works in one process: leave use_parallel out (a checkpoint does not depend on the mesh)"
+        )
     said = {"format": FORMAT, "mindspore": ms.__version__, "device": device.target(), **about, "parts": {}}
     with atomic_folder(folder) as partial:
         for old in [partial / file for name in {*parts, *_exported(partial)} for file in files_of(name)]:
@@ -45,14 +53,20 @@ def write(parts, folder, **about):
             _export(part, partial / f"{name}.mindir")
             file = next(file for file in files_of(name) if (partial / file).is_file())
             said["parts"][name] = {
-                "file": file, "outputs": part.outputs,
-                "inputs": {key: {"shape": list(one.shape), "dtype": str(one.dtype).lower()} for key, one in part.inputs.items()}}
+                "file": file,
+                "outputs": part.outputs,
+                "inputs": {
+                    key: {"shape": list(one.shape), "dtype": str(one.dtype).lower()}
+                    for key, one in part.inputs.items()
+                },
+            }
         write_json(partial / "mindir.json", said)
     return said
 
 
 def files_of(part):
-    """What ``mindspore.export`` may write for a part: one file, or from 1 GB on a graph and a folder of weights."""
+    """What ``mindspore.export`` may write for a part: one file, or from 1 GB on a graph and a folder of
+    weights."""
     return f"{part}.mindir", f"{part}_graph.mindir", f"{part}_variables"
 
 
@@ -67,30 +81,43 @@ def _exported(folder):
 
 
 def _export(part, path):
-    """``mindspore.export``, whose files are written to the disk, and which says nothing else of a full one than that it failed."""
+    """``mindspore.export``, whose files are written to the disk, and which says nothing else of a full one
+    than that it failed."""
     try:
         ms.export(part.cell, *part.inputs.values(), file_name=str(path), file_format="MINDIR")
-        for file in [*path.parent.glob(path.stem + "*.mindir"), *path.parent.glob(f"{path.stem}_variables/*")]:
+        for file in [
+            *path.parent.glob(path.stem + "*.mindir"),
+            *path.parent.glob(f"{path.stem}_variables/*"),
+        ]:
             sync_file(file)
     except RuntimeError as error:
         needed = bytes_of(part.cell.get_parameters())
         if shutil.disk_usage(path.parent).free > needed:
             raise
-        raise OSError(errno.ENOSPC, f"about {needed:,} bytes are needed for {path.name} ({error})", str(path)) from error
+        raise OSError(
+            errno.ENOSPC, f"about {needed:,} bytes are needed for {path.name} ({error})", str(path)
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------ stage 1
 def stage1(model, batch_size, length):
-    """``see`` and ``read`` make features that are compared, ``match`` asks the ITM head; texts have ``length`` ids."""
+    """``see`` and ``read`` make features that are compared, ``match`` asks the ITM head; texts have
+    ``length`` ids."""
     image, ids = pictures(model, batch_size), whole_numbers(batch_size, length)
-    return {"see": Part(_See(model), {"image": image}, {"image_embeds": "B Q D", "image_embeds_proj": "B Q E"}),
-            "read": Part(_Read(model), {"input_ids": ids}, {"text_embeds": "B T D", "text_embeds_proj": "B T E"}),
-            "match": Part(_Match(model), {"image": image, "input_ids": ids}, {"itm_logits": "B 2"})}
+    return {
+        "see": Part(_See(model), {"image": image}, {"image_embeds": "B Q D", "image_embeds_proj": "B Q E"}),
+        "read": Part(_Read(model), {"input_ids": ids}, {"text_embeds": "B T D", "text_embeds_proj": "B T E"}),
+        "match": Part(_Match(model), {"image": image, "input_ids": ids}, {"itm_logits": "B 2"}),
+    }
 
 
 def classifier(model, batch, label_ids):
     """``classify``: pictures and label texts → probabilities."""
-    return {"classify": Part(model, {"image": pictures(model, batch), "label_ids": label_ids}, {"probabilities": "B C"})}
+    return {
+        "classify": Part(
+            model, {"image": pictures(model, batch), "label_ids": label_ids}, {"probabilities": "B C"}
+        )
+    }
 
 
 class _See(nn.Cell):
@@ -118,18 +145,32 @@ class _Match(_See):
 
 # ------------------------------------------------------------------------------------------------ stage 2
 def language(model, batch, prompt, new):
-    """``see`` makes the queries' embeddings and ``embed`` those of a prompt of ``prompt`` ids; ``prefill`` reads both, side by side with
-    padding on the left, and ``decode`` goes on token by token, ``new`` times at most."""
+    """``see`` makes the queries' embeddings and ``embed`` those of a prompt of ``prompt`` ids; ``prefill``
+    reads both, side by side with padding on the left, and ``decode`` goes on token by token, ``new`` times at
+    most."""
     llm, text, dtype = model.llm, model.config.text_config, model.llm.dtype
     length = model.queries + prompt
     shape = (text.num_layers, 2, batch, text.kv_heads, length + new, text.hidden_size // text.num_heads)
-    rows = {"mask": Tensor(np.ones((batch, length + new), np.float32)), "cache": Tensor(np.zeros(shape, np.float32), dtype)}
+    rows = {
+        "mask": Tensor(np.ones((batch, length + new), np.float32)),
+        "cache": Tensor(np.zeros(shape, np.float32), dtype),
+    }
     state = {"logits": "B V", "mask": "B S", "cache": "N 2 B J S K"}
-    return {"see": Part(_SeeForText(model), {"image": pictures(model, batch)}, {"query_embeds": "B Q D"}),
-            "embed": Part(_Embed(llm), {"input_ids": whole_numbers(batch, prompt)}, {"text_embeds": "B T D"}),
-            "prefill": Part(_Prefill(llm, new), {"embeds": Tensor(np.zeros((batch, length, text.hidden_size), np.float32), dtype),
-                                                 "mask": Tensor(np.ones((batch, length), np.float32))}, state),
-            "decode": Part(_Decode(llm), {"token": whole_numbers(batch), "slot": Tensor(length, ms.int32), **rows}, state)}
+    return {
+        "see": Part(_SeeForText(model), {"image": pictures(model, batch)}, {"query_embeds": "B Q D"}),
+        "embed": Part(_Embed(llm), {"input_ids": whole_numbers(batch, prompt)}, {"text_embeds": "B T D"}),
+        "prefill": Part(
+            _Prefill(llm, new),
+            {
+                "embeds": Tensor(np.zeros((batch, length, text.hidden_size), np.float32), dtype),
+                "mask": Tensor(np.ones((batch, length), np.float32)),
+            },
+            state,
+        ),
+        "decode": Part(
+            _Decode(llm), {"token": whole_numbers(batch), "slot": Tensor(length, ms.int32), **rows}, state
+        ),
+    }
 
 
 class _SeeForText(_See):

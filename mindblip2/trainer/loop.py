@@ -1,4 +1,5 @@
 """Training: a feed of batches in; a trained model, its checkpoints and its log out."""
+
 import fnmatch
 import itertools
 import json
@@ -24,74 +25,120 @@ from mindblip2.trainer.signals import StopSignals, error_of, how_to_go_on
 from mindblip2.trainer.train_step import TrainStep
 
 logger = logging.getLogger("mindblip2")
-# What may differ in a resumed run without a change of the data's order or of the model; the differences are printed.
-MAY_CHANGE = ("lr_schedule.*", "layer_decay", "optimizer.max_grad_norm", "optimizer.learning_rate", "total_steps", "epochs", "save_steps",
-              "log_every", "keep_checkpoint_max", "summary", "evaluation.*",
-              "*dataset_dir", "*num_parallel_workers", "*python_multiprocessing", "*max_unreadable", "*checkpoint_name_or_path")
+# What may differ in a resumed run without a change of the data's order or of the model; the differences are
+# printed.
+MAY_CHANGE = (
+    "lr_schedule.*",
+    "layer_decay",
+    "optimizer.max_grad_norm",
+    "optimizer.learning_rate",
+    "total_steps",
+    "epochs",
+    "save_steps",
+    "log_every",
+    "keep_checkpoint_max",
+    "summary",
+    "evaluation.*",
+    "*dataset_dir",
+    "*num_parallel_workers",
+    "*python_multiprocessing",
+    "*max_unreadable",
+    "*checkpoint_name_or_path",
+)
 _ABSENT = object()
 
 
 def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None):
-    """Train ``model`` on ``feed`` (``len``: batches per epoch; ``feed.epoch(e, start)``: those of epoch e from ``start`` on).
+    """Train ``model`` on ``feed`` (``len``: batches per epoch; ``feed.epoch(e, start)``: those of epoch e
+    from ``start`` on).
 
-    ``config``: the RunConfig.  ``resume``: a checkpoint of this run, see ``saving.find``.  ``frozen``: ``{"path", "crc32"}`` of the file
-    that holds what is not trained; then checkpoints hold only what is.  ``held_out``: what is evaluated on the way, see ``held_out``;
-    it decides which checkpoint is the best, else the mean loss does.  Writes checkpoints to ``checkpoint/rank_0`` and the log to
-    ``log`` under ``output_dir``.
+    ``config``: the RunConfig.  ``resume``: a checkpoint of this run, see ``saving.find``.  ``frozen``:
+    ``{"path", "crc32"}`` of the file that holds what is not trained; then checkpoints hold only what is.
+    ``held_out``: what is evaluated on the way, see ``held_out``; it decides which checkpoint is the best,
+    else the mean loss does.  Writes checkpoints to ``checkpoint/rank_0`` and the log to ``log`` under
+    ``output_dir``.
 
-    After SIGTERM or SIGINT the step in hand is finished, a checkpoint is saved, and SystemExit(143) or KeyboardInterrupt is raised; see
-    :class:`StopSignals`.  Raises FloatingPointError, naming the loss or gradient and the last good checkpoint, when a number is not finite,
-    :class:`CheckpointError` where ``resume`` does not belong to this run, and :class:`DiskFullError`.  Returns the log: a list of dicts."""
+    After SIGTERM or SIGINT the step in hand is finished, a checkpoint is saved, and SystemExit(143) or
+    KeyboardInterrupt is raised; see :class:`StopSignals`.  Raises FloatingPointError, naming the loss or
+    gradient and the last good checkpoint, when a number is not finite, :class:`CheckpointError` where
+    ``resume`` does not belong to this run, and :class:`DiskFullError`.  Returns the log: a list of dicts."""
     runner, folder = config.runner_config, Path(output_dir) / "checkpoint" / "rank_0"
     epoch_steps = -(-len(feed) // runner.accumulation_steps)
     total = planned_steps(config, epoch_steps)
     model.set_train()
-    if comm.mesh.data > 1 and device.target() != "CPU":     # there MindSpore's own operators draw
+    if comm.mesh.data > 1 and device.target() != "CPU":  # there MindSpore's own operators draw
         ms.set_seed(config.seed + comm.rank())
-    step_of = TrainStep(model, config.optimizer, _scales(model, config), config.parallel.enable_parallel_optimizer)
+    step_of = TrainStep(
+        model, config.optimizer, _scales(model, config), config.parallel.enable_parallel_optimizer
+    )
     facts = _facts(model, config, epoch_steps, total, held_out) | {"frozen": frozen}
     state = training_state.read_state(resume) if resume else {"step": _fresh(folder)}
     if resume:
         _restore(resume, state, facts, step_of, folder)
     start = state["step"]
-    loss_sum, loss_count = state.get("window") or (0.0, 0)        # of the steps since the last checkpoint that was planned
+    # of the steps since the last checkpoint that was planned
+    loss_sum, loss_count = state.get("window") or (0.0, 0)
     if hasattr(feed, "skipped"):
         feed.seen, feed.skipped = state.get("unreadable") or (0, 0)
-    comm.barrier()      # all have looked into the folder
+    comm.barrier()  # all have looked into the folder
     if comm.first():
         _tidy(folder, start, f"eval_{held_out.metric}" if held_out else "loss")
     log_folder = Path(output_dir) / "log" if comm.first() else tempfile.mkdtemp(prefix="mindblip2-log-")
-    monitor, signals, stopped_by = Monitor(log_folder, total, runner.log_every, start, runner.summary), StopSignals(), None
+    monitor, signals, stopped_by = (
+        Monitor(log_folder, total, runner.log_every, start, runner.summary),
+        StopSignals(),
+        None,
+    )
     every, unreadable, done = runner.save_steps or epoch_steps, 0, start
     try:
         with signals:
             if held_out and resume and is_due(config, start, epoch_steps) and not state["judged"]:
                 _judge_again(folder, resume, state, _evaluated(held_out, model, monitor))
-            for step, batches in zip(range(start, total), _steps(feed, epoch_steps, runner.accumulation_steps, start)):
+            for step, batches in zip(
+                range(start, total), _steps(feed, epoch_steps, runner.accumulation_steps, start)
+            ):
                 if not config.train_dataset.use_image_id:
-                    batches = [{name: array for name, array in batch.items() if name != "image_id"} for batch in batches]
+                    batches = [
+                        {name: array for name, array in batch.items() if name != "image_id"}
+                        for batch in batches
+                    ]
                 rate = learning_rate(config.lr_schedule, step, total, epoch_steps)
                 model.noise.set(config.seed, step)
                 numbers = step_of(batches, rate)
                 loss_sum, loss_count = loss_sum + numbers["loss"], loss_count + 1
                 unreadable = _told(feed, unreadable)
-                monitor.add({**numbers, "lr": rate}, sum(len(batch["input_ids"]) for batch in batches) * comm.mesh.data, unreadable)
+                monitor.add(
+                    {**numbers, "lr": rate},
+                    sum(len(batch["input_ids"]) for batch in batches) * comm.mesh.data,
+                    unreadable,
+                )
                 done, last = step + 1, step + 1 == total
                 stopped_by = signals.agreed()
-                examined = held_out and (last or is_due(config, done, epoch_steps)) and (last or not stopped_by)
+                examined = (
+                    held_out and (last or is_due(config, done, epoch_steps)) and (last or not stopped_by)
+                )
                 judged = _evaluated(held_out, model, monitor) if examined else {}
                 planned = done % every == 0 or last or bool(judged)
                 if planned or stopped_by:
                     loss = loss_sum / loss_count
                     if planned:
                         loss_sum, loss_count = 0.0, 0
-                    made = {"step": done, "epoch": done // epoch_steps, "loss_scale": step_of.scale.state(), **facts, "loss": loss,
-                            "judged": judged if held_out else {"loss": loss} if planned else {}, "window": [loss_sum, loss_count],
-                            "unreadable": [getattr(feed, "seen", 0), getattr(feed, "skipped", 0)]}
-                    path = training_state.save(folder, model, step_of.optimizer, made, runner.keep_checkpoint_max)
+                    made = {
+                        "step": done,
+                        "epoch": done // epoch_steps,
+                        "loss_scale": step_of.scale.state(),
+                        **facts,
+                        "loss": loss,
+                        "judged": judged if held_out else {"loss": loss} if planned else {},
+                        "window": [loss_sum, loss_count],
+                        "unreadable": [getattr(feed, "seen", 0), getattr(feed, "skipped", 0)],
+                    }
+                    path = training_state.save(
+                        folder, model, step_of.optimizer, made, runner.keep_checkpoint_max
+                    )
                     if comm.first():
                         training_state.note_best(folder, path, made["judged"])
-                    stopped_by = signals.agreed()       # evaluating and saving may have taken long
+                    stopped_by = signals.agreed()  # evaluating and saving may have taken long
                 if stopped_by:
                     break
     except FloatingPointError as error:
@@ -104,9 +151,12 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
         monitor.close()
         model.set_train(False)
     if stopped_by:
-        print(f"{stopped_by.name}: stopped after step {done} of {total}; the checkpoint is saved at: {folder / training_state.NAME.format(done)}.  "
-              f"Go on with: {how_to_go_on()}", flush=True)
-        comm.barrier()      # the launcher ends all processes as soon as one has ended
+        print(
+            f"{stopped_by.name}: stopped after step {done} of {total}; the checkpoint is saved at: {folder / training_state.NAME.format(done)}.  "
+            f"Go on with: {how_to_go_on()}",
+            flush=True,
+        )
+        comm.barrier()  # the launcher ends all processes as soon as one has ended
         raise error_of(stopped_by)
     return monitor.log
 
@@ -114,13 +164,25 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
 def _facts(model, config, epoch_steps, total_steps, held_out=None):
     """What decides the numbers of a run, and what it does on the way."""
     runner, sections = config.runner_config, ("optimizer", "lr_schedule", "train_dataset")
-    return {"seed": config.seed, "batch_size": runner.batch_size * comm.mesh.data, "epoch_steps": epoch_steps,
-            "total_steps": total_steps, "accumulation_steps": runner.accumulation_steps, "layer_decay": config.layer_decay,
-            "model_config": model.config.to_dict(),
-            **{name: getattr(runner, name) for name in ("epochs", "save_steps", "log_every", "keep_checkpoint_max", "summary")},
-            "evaluation": {"metric": held_out.metric if held_out else None, "eval_step_interval": config.eval_step_interval,
-                           "eval_epoch_interval": config.eval_epoch_interval},
-            **{name: getattr(config, name).to_dict() for name in sections}}
+    return {
+        "seed": config.seed,
+        "batch_size": runner.batch_size * comm.mesh.data,
+        "epoch_steps": epoch_steps,
+        "total_steps": total_steps,
+        "accumulation_steps": runner.accumulation_steps,
+        "layer_decay": config.layer_decay,
+        "model_config": model.config.to_dict(),
+        **{
+            name: getattr(runner, name)
+            for name in ("epochs", "save_steps", "log_every", "keep_checkpoint_max", "summary")
+        },
+        "evaluation": {
+            "metric": held_out.metric if held_out else None,
+            "eval_step_interval": config.eval_step_interval,
+            "eval_epoch_interval": config.eval_epoch_interval,
+        },
+        **{name: getattr(config, name).to_dict() for name in sections},
+    }
 
 
 def planned_steps(config, epoch_steps):
@@ -130,7 +192,8 @@ def planned_steps(config, epoch_steps):
 
 
 def _steps(feed, epoch_steps, accumulate, start):
-    """Lists of batches, one list per update, from update ``start`` on; the last list of an epoch may be shorter."""
+    """Lists of batches, one list per update, from update ``start`` on; the last list of an epoch may be
+    shorter."""
     for epoch in itertools.count(start // epoch_steps):
         batches = iter(feed.epoch(epoch, start % epoch_steps * accumulate))
         while group := list(itertools.islice(batches, accumulate)):
@@ -141,14 +204,18 @@ def _steps(feed, epoch_steps, accumulate, start):
 def _scales(model, config):
     if config.layer_decay is None:
         return None
-    return layer_scales(model.trainable_params(), config.layer_decay, model.config.vision_config.num_hidden_layers)
+    return layer_scales(
+        model.trainable_params(), config.layer_decay, model.config.vision_config.num_hidden_layers
+    )
 
 
 def _fresh(folder):
     found = training_state.saved(folder)
     if found:
-        raise CheckpointError(f"{Path(folder).absolute()} holds checkpoints of another run, the newest {found[-1].name}: go on with it "
-                              "by --resume_training true, or choose another --output_dir")
+        raise CheckpointError(
+            f"{Path(folder).absolute()} holds checkpoints of another run, the newest {found[-1].name}: go on with it "
+            "by --resume_training true, or choose another --output_dir"
+        )
     return 0
 
 
@@ -164,8 +231,11 @@ def _told(feed, before):
     """Say so when more pictures could not be read than ``before``; returns how many it are."""
     skipped = getattr(feed, "skipped", 0)
     if skipped > before:
-        logger.warning("%d pictures could not be read so far and were replaced by others: %s; run_blip2.py --run_mode check lists all",
-                       skipped, ", ".join(map(str, feed.skipped_names)))
+        logger.warning(
+            "%d pictures could not be read so far and were replaced by others: %s; run_blip2.py --run_mode check lists all",
+            skipped,
+            ", ".join(map(str, feed.skipped_names)),
+        )
     return skipped
 
 
@@ -180,30 +250,43 @@ def _flat(facts, name=""):
 
 
 def _restore(checkpoint, state, facts, step_of, folder):
-    """Take the optimizer and the loss scale of a checkpoint with this ``state``; the model's weights have been loaded already.
+    """Take the optimizer and the loss scale of a checkpoint with this ``state``; the model's weights have
+    been loaded already.
 
     Raises :class:`CheckpointError` that names all keys which differ and may not; prints those that may."""
     then, now = _flat(state), _flat(facts)
-    differ = [name for name in now if not name.startswith("frozen") and then.get(name, _ABSENT) != json.loads(json.dumps(now[name]))]
+    differ = [
+        name
+        for name in now
+        if not name.startswith("frozen") and then.get(name, _ABSENT) != json.loads(json.dumps(now[name]))
+    ]
     free = [name for name in differ if any(fnmatch.fnmatchcase(name, pattern) for pattern in MAY_CHANGE)]
     wrong = [name for name in differ if name not in free]
     if wrong:
-        listed = "; ".join(f"{name} = {then.get(name)!r}, now {now[name]!r}{_of_mesh(name, then)}" for name in wrong)
-        raise CheckpointError(f"{checkpoint} belongs to a run with {listed}: these decide the model or the order of the data, so resume "
-                              f"with those of the run, or begin a new one with --load_checkpoint {checkpoint} and another --output_dir")
+        listed = "; ".join(
+            f"{name} = {then.get(name)!r}, now {now[name]!r}{_of_mesh(name, then)}" for name in wrong
+        )
+        raise CheckpointError(
+            f"{checkpoint} belongs to a run with {listed}: these decide the model or the order of the data, so resume "
+            f"with those of the run, or begin a new one with --load_checkpoint {checkpoint} and another --output_dir"
+        )
     if Path(checkpoint).resolve().parent != Path(folder).resolve():
         _fresh(folder)
     if (state["frozen"] or {}).get("crc32") != (facts["frozen"] or {}).get("crc32"):
-        raise CheckpointError(f"{checkpoint} was trained on other frozen weights ({(state['frozen'] or {}).get('path', 'none')}): give "
-                              "that file as --load_checkpoint")
+        raise CheckpointError(
+            f"{checkpoint} was trained on other frozen weights ({(state['frozen'] or {}).get('path', 'none')}): give "
+            "that file as --load_checkpoint"
+        )
     if state["step"] > facts["total_steps"]:
-        raise CheckpointError(f"{checkpoint} has made {state['step']} steps, but the run is to have {facts['total_steps']}: raise "
-                              "runner_config.epochs or lr_schedule.total_steps, or use the checkpoint as it is")
+        raise CheckpointError(
+            f"{checkpoint} has made {state['step']} steps, but the run is to have {facts['total_steps']}: raise "
+            "runner_config.epochs or lr_schedule.total_steps, or use the checkpoint as it is"
+        )
     training_state.restore_optimizer(checkpoint, step_of.optimizer)
     step_of.scale.restore(state["loss_scale"])
     print(f"resumed from {checkpoint}: step {state['step']} of {facts['total_steps']}")
     for name in free:
-        if name in then:        # older versions did not save all of them
+        if name in then:  # older versions did not save all of them
             print(f"changed: {name} {then[name]!r} -> {now[name]!r}")
 
 
@@ -213,8 +296,10 @@ def _of_mesh(name, then):
         return ""
     if then[name] % comm.mesh.data:
         return f" in all, which {comm.mesh.data} data-parallel cards cannot share"
-    return (f" in all; with data_parallel = {comm.mesh.data} that run goes on with runner_config.batch_size = "
-            f"{then[name] // comm.mesh.data}")
+    return (
+        f" in all; with data_parallel = {comm.mesh.data} that run goes on with runner_config.batch_size = "
+        f"{then[name] // comm.mesh.data}"
+    )
 
 
 def _judge_again(folder, checkpoint, state, judged):
@@ -228,20 +313,30 @@ def _after_divergence(folder, config):
     """What to do after a number that is not finite."""
     rate, good = config.lr_schedule.learning_rate / 2, training_state.last_good(folder)
     if good is None:
-        return ("no checkpoint from before the divergence is there; begin again with a lower learning rate: "
-                f"{how_to_go_on(None, lr_schedule__learning_rate=rate)}, and with another --output_dir if {folder} holds checkpoints")
-    return (f"the last good checkpoint from before the divergence is {good}; go on from it with a lower learning rate: "
-            f"{how_to_go_on(good, lr_schedule__learning_rate=rate)}")
+        return (
+            "no checkpoint from before the divergence is there; begin again with a lower learning rate: "
+            f"{how_to_go_on(None, lr_schedule__learning_rate=rate)}, and with another --output_dir if {folder} holds checkpoints"
+        )
+    return (
+        f"the last good checkpoint from before the divergence is {good}; go on from it with a lower learning rate: "
+        f"{how_to_go_on(good, lr_schedule__learning_rate=rate)}"
+    )
 
 
 def _disk_full(error, folder, log_folder, model, optimizer, facts):
     """The error of a full disk during a training."""
     needed = whole_bytes(training_state.saved_parameters(model, facts).values()) + optimizer.bytes()
     there = training_state.saved(folder)
-    advice = (f"the last good checkpoint is {there[-1]}; when there is room, go on with: {how_to_go_on()}" if there else
-              "no checkpoint has been saved yet: begin again when there is room")
-    return DiskFullError(error.errno, f"{error.strerror}.  A checkpoint of this run takes about {needed:,} bytes; {advice}",
-                         error.filename or str(Path(log_folder) / "train.jsonl"))
+    advice = (
+        f"the last good checkpoint is {there[-1]}; when there is room, go on with: {how_to_go_on()}"
+        if there
+        else "no checkpoint has been saved yet: begin again when there is room"
+    )
+    return DiskFullError(
+        error.errno,
+        f"{error.strerror}.  A checkpoint of this run takes about {needed:,} bytes; {advice}",
+        error.filename or str(Path(log_folder) / "train.jsonl"),
+    )
 
 
 def _evaluated(held_out, model, monitor):
@@ -253,6 +348,11 @@ def _evaluated(held_out, model, monitor):
     entry = monitor.add_evaluation(figures, time.perf_counter() - start)
     name = f"eval_{held_out.metric}"
     if not math.isfinite(entry[name]):
-        logger.warning("%s is %s after step %d, which decides nothing about the best checkpoint", name, entry[name], monitor.step)
+        logger.warning(
+            "%s is %s after step %d, which decides nothing about the best checkpoint",
+            name,
+            entry[name],
+            monitor.step,
+        )
         return {}
     return {name: entry[name]}

@@ -1,13 +1,15 @@
 """Learning rate per step: a straight warm-up, then half a cosine.
 
-"cosine" falls step by step (the paper's appendix).  "cosine_epoch" is what LAVIS's LinearWarmupCosineLR computes: within epoch 0
-only the warm-up, then one rate per epoch.
+"cosine" falls step by step (the paper's appendix).  "cosine_epoch" is what LAVIS's LinearWarmupCosineLR
+computes: within epoch 0 only the warm-up, then one rate per epoch.
 """
+
 import math
 
 
 def learning_rate(config, step, total_steps, epoch_steps=None):
-    """Rate of ``step`` (0-based) out of ``total_steps`` for a ``ScheduleConfig``; ``epoch_steps`` for "cosine_epoch"."""
+    """Rate of ``step`` (0-based) out of ``total_steps`` for a ``ScheduleConfig``; ``epoch_steps`` for
+    "cosine_epoch"."""
     top, low, start = config.learning_rate, config.lr_end, config.warmup_lr_init
     if config.type == "cosine_epoch":
         epoch, epochs = step // epoch_steps, -(-total_steps // epoch_steps)

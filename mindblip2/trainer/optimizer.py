@@ -1,4 +1,6 @@
-"""AdamW as torch has it: decoupled decay, bias correction, epsilon after it; LAVIS's two groups; layer-wise rates for the ViT."""
+"""AdamW as torch has it: decoupled decay, bias correction, epsilon after it; LAVIS's two groups; layer-wise
+rates for the ViT."""
+
 import math
 
 import mindspore as ms
@@ -12,7 +14,8 @@ from mindblip2.distributed.sharding import whole_shape
 
 _KERNEL = ops.AdamWeightDecay()
 _scaled = ops.MultitypeFuncGraph("scaled")
-_update = ops.MultitypeFuncGraph("update")  # mapped over the parameters of a group: loops are unrolled and compile ten times as long
+# mapped over the parameters of a group: loops are unrolled and compile ten times as long
+_update = ops.MultitypeFuncGraph("update")
 
 
 @_scaled.register("Tensor", "Tensor")
@@ -31,10 +34,11 @@ def decayed(parameter):
 
 
 def layer_scales(parameters, decay, depth):
-    """Factor of the learning rate per parameter: ``decay`` to the power of the distance from the ViT's end, 1 outside of the ViT.
+    """Factor of the learning rate per parameter: ``decay`` to the power of the distance from the ViT's end, 1
+    outside of the ViT.
 
-    LAVIS writes these factors into its groups and never reads them (``lr_layer_decay``): embeddings decay^(depth+1), block i
-    decay^(depth-i)."""
+    LAVIS writes these factors into its groups and never reads them (``lr_layer_decay``): embeddings
+    decay^(depth+1), block i decay^(depth-i)."""
     return [decay ** (depth + 1 - _layer(p.name)) if p.name.startswith("vit.") else 1.0 for p in parameters]
 
 
@@ -50,13 +54,14 @@ def corrections(step, beta1, beta2):
 
 
 class AdamW:
-    """One update of all parameters: called with their gradients, which count ``factor`` times, and the step's learning rate, which
-    counts ``scales`` times per parameter.
+    """One update of all parameters: called with their gradients, which count ``factor`` times, and the step's
+    learning rate, which counts ``scales`` times per parameter.
 
-    One kernel per parameter, and no copy of the gradients where they count once: on a CPU MindSpore keeps all copies of a graph.
+    One kernel per parameter, and no copy of the gradients where they count once: on a CPU MindSpore keeps all
+    copies of a graph.
 
-    ``owner``: which card of the data group keeps the moments of each parameter, updates it, and gives it to the others; None: all do
-    everything."""
+    ``owner``: which card of the data group keeps the moments of each parameter, updates it, and gives it to
+    the others; None: all do everything."""
 
     def __init__(self, parameters, config, scales=None, owner=None):
         groups = list(zip(scales or [1.0] * len(parameters), [decayed(p) for p in parameters]))
@@ -69,17 +74,25 @@ class AdamW:
 
     def __call__(self, gradients, rate, factor=1.0):
         # mutable: as constants they would make a new graph of every step
-        self.update(ms.mutable(tuple(tuple(gradients[i] for i in members) for members in self.members)), Tensor(rate, ms.float32),
-                    None if factor == 1.0 else Tensor(factor, ms.float32))
+        self.update(
+            ms.mutable(tuple(tuple(gradients[i] for i in members) for members in self.members)),
+            Tensor(rate, ms.float32),
+            None if factor == 1.0 else Tensor(factor, ms.float32),
+        )
         if self.spread is not None:
             self.spread()
 
     def entries(self):
-        """(name, type, array) of what has to be saved, whole.  On a mesh all processes go through it together."""
+        """(name, type, array) of what has to be saved, whole.  On a mesh all processes go through it
+        together."""
         own = self.kept()
         for name, (parameter, owner) in self._moments().items():
             array = own[name].asnumpy() if name in own else np.zeros(parameter.shape, np.float32)
-            yield name, "Float32", whole(parameter, array if self.owner is None else comm.from_owner(array, owner))
+            yield (
+                name,
+                "Float32",
+                whole(parameter, array if self.owner is None else comm.from_owner(array, owner)),
+            )
         yield "step", "Float32", self.update.step.asnumpy()
 
     def bytes(self):
@@ -88,22 +101,36 @@ class AdamW:
 
     def shapes(self):
         """{name: shape} of what ``entries`` gives."""
-        return {name: whole_shape(parameter) for name, (parameter, _) in self._moments().items()} | {"step": ()}
+        return {name: whole_shape(parameter) for name, (parameter, _) in self._moments().items()} | {
+            "step": ()
+        }
 
     def restore(self, stored):
         """Take what this card keeps from a mapping of such entries."""
         moments = self._moments()
         for name, kept in self.kept().items():
-            kept.set_data(Tensor.from_numpy(own_piece(moments[name][0], stored[name]) if name in moments else stored[name]))
+            kept.set_data(
+                Tensor.from_numpy(
+                    own_piece(moments[name][0], stored[name]) if name in moments else stored[name]
+                )
+            )
 
     def _moments(self):
         """Name of each moment → (its parameter, the card that keeps it)."""
         owner = self.owner or [0] * len(self.parameters)
-        return {f"{kind}.{p.name}": (p, who) for kind in ("moment1", "moment2") for p, who in zip(self.parameters, owner)}
+        return {
+            f"{kind}.{p.name}": (p, who)
+            for kind in ("moment1", "moment2")
+            for p, who in zip(self.parameters, owner)
+        }
 
     def kept(self):
         """Name → Parameter of what this card keeps: moments, and the number of steps."""
-        return {p.name: p for group in (*self.update.moment1, *self.update.moment2, (self.update.step,)) for p in group}
+        return {
+            p.name: p
+            for group in (*self.update.moment1, *self.update.moment2, (self.update.step,))
+            for p in group
+        }
 
 
 class _Update(nn.Cell):
@@ -124,13 +151,17 @@ class _Update(nn.Cell):
         if factor is not None:
             gradients = self.map(ops.partial(_scaled, factor), gradients)
         step = self.step + 1.0
-        # The kernel: w -= rate (m / (√v + eps) + decay w).  torch corrects m and v for their bias first, and its decay is of the rate
+        # The kernel: w -= rate (m / (√v + eps) + decay w). torch corrects m and v for their bias first, and
+        # its decay is of the rate
         # before that.
         of_rate, of_eps = corrections(step, self.beta1, self.beta2)
         updated = ()
-        for (scale, is_decayed), parameters, moment1, moment2, own in zip(self.groups, self.parameters, self.moment1, self.moment2,
-                                                                          gradients):
+        for (scale, is_decayed), parameters, moment1, moment2, own in zip(
+            self.groups, self.parameters, self.moment1, self.moment2, gradients
+        ):
             decay = self.weight_decay / of_rate if is_decayed else ops.zeros_like(of_rate)
-            update = ops.partial(_update, rate * scale * of_rate, self.beta1, self.beta2, self.eps * of_eps, decay)
+            update = ops.partial(
+                _update, rate * scale * of_rate, self.beta1, self.beta2, self.eps * of_eps, decay
+            )
             updated += (self.map(update, parameters, moment1, moment2, own),)
         return ops.depend(ops.assign(self.step, step), updated)

@@ -1,4 +1,5 @@
 """At most one training writes into an output folder."""
+
 import contextlib
 import errno
 import fcntl
@@ -26,11 +27,12 @@ _open_locks = set()
 
 @contextlib.contextmanager
 def training_lock(folder: str | os.PathLike) -> Iterator[None]:
-    """A block in which no other training may write into ``folder``, which is made; evaluation and prediction may.
+    """A block in which no other training may write into ``folder``, which is made; evaluation and prediction
+    may.
 
-    The operating system releases the lock when the process that holds it ends, however it ends.  On a mesh the main process holds it, and
-    all raise together.  Raises :class:`ConfigError` that names the training which is running.  Where the file system has no locks, a
-    warning says so."""
+    The operating system releases the lock when the process that holds it ends, however it ends.  On a mesh
+    the main process holds it, and all raise together.  Raises :class:`ConfigError` that names the training
+    which is running.  Where the file system has no locks, a warning says so."""
     with contextlib.ExitStack() as stack:
         with comm.together():
             if comm.first():
@@ -40,10 +42,12 @@ def training_lock(folder: str | os.PathLike) -> Iterator[None]:
 
 def one_at_a_time(train):
     """``train(trainer, …)`` under the :func:`training_lock` of the run's output folder."""
+
     @functools.wraps(train)
     def locked(trainer, *arguments):
         with training_lock(trainer.config.output_dir):
             return train(trainer, *arguments)
+
     return locked
 
 
@@ -58,27 +62,42 @@ def _locked(path):
         except OSError as error:
             if error.errno in HELD:
                 raise ConfigError(_refusal(path)) from None
-            logger.warning("%s: the file system has no locks (%s): see to it that one training at a time writes into %s", path,
-                           error.strerror, path.parent.absolute())
+            logger.warning(
+                "%s: the file system has no locks (%s): see to it that one training at a time writes into %s",
+                path,
+                error.strerror,
+                path.parent.absolute(),
+            )
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-                               "command": shlex.join(sys.argv)}) + "\n")
+        file.write(
+            json.dumps(
+                {
+                    "pid": os.getpid(),
+                    "host": socket.gethostname(),
+                    "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+                    "command": shlex.join(sys.argv),
+                }
+            )
+            + "\n"
+        )
         file.flush()
         yield
     finally:
         _open_locks.discard(file)
-        with contextlib.suppress(OSError):      # where the file system has none
-            fcntl.flock(file, fcntl.LOCK_UN)    # also for a worker that has just been forked
+        with contextlib.suppress(OSError):  # where the file system has none
+            fcntl.flock(file, fcntl.LOCK_UN)  # also for a worker that has just been forked
         file.close()
 
 
 def _refusal(path):
     try:
         holder = "process {pid} on {host}, since {since}: {command}".format(**read_json(path, dict))
-    except (FileError, OSError, KeyError):      # it is just being written
+    except (FileError, OSError, KeyError):  # it is just being written
         holder = "which has not written its name yet"
-    return (f"another training writes into {path.parent.absolute()} ({holder}).  Wait for its end, stop it, or choose another "
-            "--output_dir")
+    return (
+        f"another training writes into {path.parent.absolute()} ({holder}).  Wait for its end, stop it, or choose another "
+        "--output_dir"
+    )
 
 
 def _close_in_child():

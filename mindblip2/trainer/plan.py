@@ -1,8 +1,10 @@
-"""What a run needs of each card, and sends between them, on every mesh that fits: computed, before there are cards.
+"""What a run needs of each card, and sends between them, on every mesh that fits: computed, before there are
+cards.
 
-Weights, gradients and moments are those of cells that are made with the shapes of one card and hold nothing, so they are exact;
-``traffic`` is exact too; ``activations`` are an estimate.
+Weights, gradients and moments are those of cells that are made with the shapes of one card and hold nothing,
+so they are exact; ``traffic`` is exact too; ``activations`` are an estimate.
 """
+
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -18,15 +20,22 @@ from mindblip2.models.blip2_qformer import Blip2Qformer
 from mindblip2.trainer.activation_memory import activation_bytes
 from mindblip2.trainer.communication_volume import BYTES, Step, traffic, update
 
-UNITS = {"MB": 1e6, "GB": 1e9, "MiB": 2 ** 20, "GiB": 2 ** 30}
+UNITS = {"MB": 1e6, "GB": 1e9, "MiB": 2**20, "GiB": 2**30}
 GB = 1e9
-WAYS = {"": (False, False), "recompute": (False, True), "sharded moments": (True, False), "both": (True, True)}
+WAYS = {
+    "": (False, False),
+    "recompute": (False, True),
+    "sharded moments": (True, False),
+    "both": (True, True),
+}
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of the fullest card of a mesh, and what it sends per update.  ``moments`` and ``travels`` by whether the moments are sharded,
-    ``activations`` by whether feed-forwards are computed again; ``cache``: keys and values of generation, not there in training."""
+    """Bytes of the fullest card of a mesh, and what it sends per update.  ``moments`` and ``travels`` by
+    whether the moments are sharded, ``activations`` by whether feed-forwards are computed again; ``cache``:
+    keys and values of generation, not there in training."""
+
     data: int
     model: int
     trained: int
@@ -39,7 +48,9 @@ class Needs:
 
     def total(self, sharded=False, recompute=False):
         """Bytes that a training takes."""
-        return self.trained + self.frozen + self.gradients + self.moments[sharded] + self.activations[recompute]
+        return (
+            self.trained + self.frozen + self.gradients + self.moments[sharded] + self.activations[recompute]
+        )
 
     def fits(self, memory):
         """The first of WAYS by which a training fits into ``memory`` bytes, or None."""
@@ -47,10 +58,12 @@ class Needs:
 
 
 def plan_mesh(config, device_memory="64GB", cards=1):
-    """Print what a RunConfig needs on every mesh of ``cards`` cards with ``device_memory`` each; returns the list of :class:`Needs`.
+    """Print what a RunConfig needs on every mesh of ``cards`` cards with ``device_memory`` each; returns the
+    list of :class:`Needs`.
 
-    It is that of an NPU, where products are computed in ``compute_dtype``; with ``context.device_target: CPU`` that of a CPU, which
-    computes in float32.  Raises ConfigError for a memory without a unit, and for less than one card."""
+    It is that of an NPU, where products are computed in ``compute_dtype``; with ``context.device_target:
+    CPU`` that of a CPU, which computes in float32.  Raises ConfigError for a memory without a unit, and for
+    less than one card."""
     memory = size_of(device_memory)
     if cards < 1:
         raise ConfigError(f"--cards {cards}: expected a whole number of at least 1")
@@ -63,7 +76,9 @@ def size_of(text):
     """Bytes of "64GB" or "32 GiB"."""
     found = re.fullmatch(r"([0-9.]+) ?([A-Za-z]+)", text)
     if found is None or found[2] not in UNITS:
-        raise ConfigError(f"--device_memory {text}: expected a number and one of {', '.join(UNITS)}, as in 64GB")
+        raise ConfigError(
+            f"--device_memory {text}: expected a number and one of {', '.join(UNITS)}, as in 64GB"
+        )
     return float(found[1]) * UNITS[found[2]]
 
 
@@ -75,18 +90,36 @@ def needs(config, data, model):
     lots = config.runner_config.accumulation_steps
     passes = Counter({what: times * lots for what, times in traffic(step).items()})
     weights = bytes_of(trained)
-    return Needs(data, model, weights, bytes_of(net.get_parameters()) - weights, weights * min(lots, 2),
-                 {sharded: max(moment_bytes(trained, data, sharded)) for sharded in (False, True)},
-                 {again: activation_bytes(step, again, config.context.device_target or "Ascend")
-                  for again in (False, True)},
-                 cache_bytes(config, step), {sharded: passes + update(trained, data, model, sharded) for sharded in (False, True)})
+    return Needs(
+        data,
+        model,
+        weights,
+        bytes_of(net.get_parameters()) - weights,
+        weights * min(lots, 2),
+        {sharded: max(moment_bytes(trained, data, sharded)) for sharded in (False, True)},
+        {
+            again: activation_bytes(step, again, config.context.device_target or "Ascend")
+            for again in (False, True)
+        },
+        cache_bytes(config, step),
+        {sharded: passes + update(trained, data, model, sharded) for sharded in (False, True)},
+    )
 
 
 def step_of(config, data, model, dtype, trained_vit):
     """One step of a RunConfig, as far as its memory and its messages go."""
     section = config.train_dataset
     text = min(section.text_transforms.max_length, config.processor.tokenizer.max_length)
-    return Step(config.model.model_config, data, model, config.runner_config.batch_size, text, trained_vit, section.use_image_id, dtype)
+    return Step(
+        config.model.model_config,
+        data,
+        model,
+        config.runner_config.batch_size,
+        text,
+        trained_vit,
+        section.use_image_id,
+        dtype,
+    )
 
 
 def moment_bytes(trained, data, sharded):
@@ -109,7 +142,14 @@ def cache_bytes(config, step):
     how = LanguageDecoding.of({name: value for name, value in config.generation.items() if name in known})
     wanted = config.model.model_config.qformer_config.query_length + step.text + how.max_new_tokens
     slots = -(-wanted // SLOT_STEP) * SLOT_STEP
-    each = 2 * text.num_layers * text.kv_heads * (text.hidden_size // text.num_heads) * BYTES[step.dtype] // step.model
+    each = (
+        2
+        * text.num_layers
+        * text.kv_heads
+        * (text.hidden_size // text.num_heads)
+        * BYTES[step.dtype]
+        // step.model
+    )
     return config.eval_dataset.batch_size * how.rows * slots * each
 
 
@@ -128,16 +168,45 @@ def bytes_of(parameters):
 # ------------------------------------------------------------------------------------------------ tables
 def _memory_table(rows, memory, config):
     batch = config.runner_config.batch_size
-    head = ["data x model", "trained", "frozen", "gradients", "moments", "sharded", "activations", "recomputed", "total", "least"]
+    head = [
+        "data x model",
+        "trained",
+        "frozen",
+        "gradients",
+        "moments",
+        "sharded",
+        "activations",
+        "recomputed",
+        "total",
+        "least",
+    ]
     head += ["cache"] * bool(rows[0].cache) + ["fits"]
     lines = []
     for row in rows:
-        numbers = [row.trained, row.frozen, row.gradients, row.moments[False], row.moments[True], row.activations[False],
-                   row.activations[True], row.total(), row.total(True, True)] + [row.cache] * bool(row.cache)
+        numbers = [
+            row.trained,
+            row.frozen,
+            row.gradients,
+            row.moments[False],
+            row.moments[True],
+            row.activations[False],
+            row.activations[True],
+            row.total(),
+            row.total(True, True),
+        ] + [row.cache] * bool(row.cache)
         fits = row.fits(memory)
-        lines.append([f"{row.data} x {row.model}", *(f"{number / GB:.2f}" for number in numbers),
-                      "no" if fits is None else f"with {fits}" if fits else "yes"])
-    return [f"GB per card in training, {batch} pairs per card; {memory / GB:g} GB are there (computed)", "", *_table(head, lines)]
+        lines.append(
+            [
+                f"{row.data} x {row.model}",
+                *(f"{number / GB:.2f}" for number in numbers),
+                "no" if fits is None else f"with {fits}" if fits else "yes",
+            ]
+        )
+    return [
+        f"GB per card in training, {batch} pairs per card; {memory / GB:g} GB are there (computed)",
+        "",
+        *_table(head, lines),
+    ]
 
 
 def _travel_table(rows):
@@ -147,14 +216,24 @@ def _travel_table(rows):
         for (what, group, when, each), count in row.travels[True].items():
             times[group, when, what] += count
             size[group, when, what] += count * each
-        lines += [[f"{row.data} x {row.model}", *kind, str(times[kind]), f"{size[kind] / GB:.3f}"] for kind in sorted(times)]
+        lines += [
+            [f"{row.data} x {row.model}", *kind, str(times[kind]), f"{size[kind] / GB:.3f}"]
+            for kind in sorted(times)
+        ]
     if not lines:
         return ["nothing travels between cards"]
-    return ["what a card sends per update (computed); \"parameters\" only where the moments are sharded", "", *_table(head, lines)]
+    return [
+        'what a card sends per update (computed); "parameters" only where the moments are sharded',
+        "",
+        *_table(head, lines),
+    ]
 
 
 def _table(head, lines):
     """Rows of a Markdown table."""
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    made = [[cell.rjust(width) for cell, width in zip(line, widths)] for line in [head, ["-" * width for width in widths], *lines]]
+    made = [
+        [cell.rjust(width) for cell, width in zip(line, widths)]
+        for line in [head, ["-" * width for width in widths], *lines]
+    ]
     return ["| " + " | ".join(line) + " |" for line in made]

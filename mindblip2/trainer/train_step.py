@@ -1,8 +1,9 @@
 """One training step in two graphs: the gradients of a batch, and the update.
 
-Between them the host decides: add the gradients of several batches, skip an update that overflowed, stop at a number that is
-not finite.
+Between them the host decides: add the gradients of several batches, skip an update that overflowed, stop at a
+number that is not finite.
 """
+
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
@@ -11,8 +12,8 @@ from mindblip2.distributed.data_parallel import Total, owners
 from mindblip2.distributed.sharding import is_split
 from mindblip2.trainer.optimizer import AdamW
 
-VALUES = ("loss", "itc", "itm", "lm", "i2t_acc", "t2i_acc", "itm_acc", "temp")      # of stage 1
-FIRST_SCALE, GROWTH_STEPS = 2.0 ** 16, 2000  # torch's GradScaler
+VALUES = ("loss", "itc", "itm", "lm", "i2t_acc", "t2i_acc", "itm_acc", "temp")  # of stage 1
+FIRST_SCALE, GROWTH_STEPS = 2.0**16, 2000  # torch's GradScaler
 _square_sum = ops.MultitypeFuncGraph("square_sum")
 _add = ops.MultitypeFuncGraph("add")
 
@@ -28,14 +29,18 @@ def _added(one, other):
 
 
 class Gradients(nn.Cell):
-    """(values, norm, gradients) of a batch: the losses' ``names`` as one vector, and the gradients of loss · scale with their norm.
+    """(values, norm, gradients) of a batch: the losses' ``names`` as one vector, and the gradients of loss ·
+    scale with their norm.
 
-    A frozen ViT has run before, in ``ViT.by_blocks``: no activation of it is kept, and ``picture`` is its output."""
+    A frozen ViT has run before, in ``ViT.by_blocks``: no activation of it is kept, and ``picture`` is its
+    output."""
 
     def __init__(self, model, frozen_vision):
         super().__init__(auto_prefix=False)
         self.losses, parameters = losses_of(model, frozen_vision), model.trainable_params()
-        self.value_and_grad = ops.value_and_grad(self.losses, None, ms.ParameterTuple(parameters), has_aux=True)
+        self.value_and_grad = ops.value_and_grad(
+            self.losses, None, ms.ParameterTuple(parameters), has_aux=True
+        )
         self.norm = Norm(parameters)
 
     def construct(self, picture, input_ids, one, other, scale):
@@ -44,8 +49,8 @@ class Gradients(nn.Cell):
 
 
 class Losses(nn.Cell):
-    """Stage 1: (loss · scale, ``names`` as one vector) of a batch; ``picture`` is the output of the ViT where that is frozen or has run
-    before.  ``inputs``: what a batch has besides, the last two perhaps not."""
+    """Stage 1: (loss · scale, ``names`` as one vector) of a batch; ``picture`` is the output of the ViT where
+    that is frozen or has run before.  ``inputs``: what a batch has besides, the last two perhaps not."""
 
     names, inputs = VALUES, ("input_ids", "image_id", "negatives")
 
@@ -56,7 +61,8 @@ class Losses(nn.Cell):
     def construct(self, picture, input_ids, image_id, negatives, scale):
         vit_BPW = picture if self.frozen_vision else self.model.vit(picture)
         loss, parts, accuracies = self.model.stage1(vit_BPW, input_ids, image_id, negatives)
-        return loss * scale, ops.stack((loss, *parts, *accuracies, self.model.temp * 1.0))  # a parameter itself cannot be stacked
+        # a parameter itself cannot be stacked
+        return loss * scale, ops.stack((loss, *parts, *accuracies, self.model.temp * 1.0))
 
 
 class WordLosses(Losses):
@@ -88,7 +94,9 @@ class Norm(nn.Cell):
         if comm.mesh.model == 1:
             return ops.sqrt(ops.addn(squares))
         squares = ops.stack(squares)
-        return ops.sqrt((squares * (1.0 - self.is_piece)).sum() + comm.total((squares * self.is_piece).sum(), "model"))
+        return ops.sqrt(
+            (squares * (1.0 - self.is_piece)).sum() + comm.total((squares * self.is_piece).sum(), "model")
+        )
 
 
 class _Sum(nn.Cell):
@@ -116,8 +124,9 @@ class _Mean(nn.Cell):
 
 
 class LossScale:
-    """Keeps half precision gradients from becoming 0: the loss is multiplied by ``value``, which doubles after GROWTH_STEPS good
-    steps and halves after an overflow, as torch's GradScaler.  Without half precision it is 1 and stays so."""
+    """Keeps half precision gradients from becoming 0: the loss is multiplied by ``value``, which doubles
+    after GROWTH_STEPS good steps and halves after an overflow, as torch's GradScaler.  Without half precision
+    it is 1 and stays so."""
 
     def __init__(self, value=None):
         self.value, self.dynamic, self.good = value or 1.0, value is not None, 0
@@ -138,10 +147,11 @@ class LossScale:
 
 
 class TrainStep:
-    """Updates ``model`` from batches.  ``scales``: factor of the learning rate per trained parameter, 1 by default.
+    """Updates ``model`` from batches.  ``scales``: factor of the learning rate per trained parameter, 1 by
+    default.
 
-    On a data group every card gives its own batches, and all make the update of one card with all of them.  ``shard_optimizer``: each
-    keeps the moments of its share of the parameters only."""
+    On a data group every card gives its own batches, and all make the update of one card with all of them.
+    ``shard_optimizer``: each keeps the moments of its share of the parameters only."""
 
     def __init__(self, model, config, scales=None, shard_optimizer=False):
         self.model, parameters = model, model.trainable_params()
@@ -149,20 +159,25 @@ class TrainStep:
         self.gradients, self.sum = Gradients(model, self.frozen_vision), _Sum(parameters)
         self.mean = _Mean(parameters) if comm.mesh.data > 1 else None
         self.names, self.inputs = self.gradients.losses.names, self.gradients.losses.inputs
-        owner = owners([p.size for p in parameters], comm.mesh.data) if shard_optimizer and comm.mesh.data > 1 else None
+        owner = (
+            owners([p.size for p in parameters], comm.mesh.data)
+            if shard_optimizer and comm.mesh.data > 1
+            else None
+        )
         self.optimizer = AdamW(parameters, config, scales, owner)
         self.max_norm = config.max_grad_norm
         half = model.config.compute_dtype == "float16"
         self.scale = LossScale(config.loss_scale or (FIRST_SCALE if half else None))
 
     def __call__(self, batches, rate):
-        """One update from a list of batches (dicts of arrays), whose gradients are averaged.  Returns {name: number}: the
-        means of the losses' ``names``, the gradients' norm before clipping, and whether the update was "skipped".  A batch holds "image",
-        "input_ids", and perhaps, in stage 1, "image_id" and "negatives" (2, B): image_idx and text_idx that are used instead of
-        sampling; in stage 2 "prompt_length" and "length" (B,).
+        """One update from a list of batches (dicts of arrays), whose gradients are averaged.  Returns {name:
+        number}: the means of the losses' ``names``, the gradients' norm before clipping, and whether the
+        update was "skipped".  A batch holds "image", "input_ids", and perhaps, in stage 1, "image_id" and
+        "negatives" (2, B): image_idx and text_idx that are used instead of sampling; in stage 2
+        "prompt_length" and "length" (B,).
 
-        Raises FloatingPointError that names the first loss, or else the first gradient, that is not finite; with a dynamic
-        loss scale an overflow of gradients is skipped instead."""
+        Raises FloatingPointError that names the first loss, or else the first gradient, that is not finite;
+        with a dynamic loss scale an overflow of gradients is skipped instead."""
         sums, total = None, None
         for batch in batches:
             values, norm, gradients = self._gradients(batch)
@@ -180,10 +195,16 @@ class TrainStep:
         if made:
             clip = 1.0 if self.max_norm is None else min(1.0, self.max_norm / (norm + 1e-6))
             self.optimizer(total, rate, clip / divisor)
-        elif not self.scale.dynamic or self.scale.value < 2.0 ** -14:
-            raise FloatingPointError(f"the gradient of {self._first_wrong(total)} is not finite; lower the learning rate or set "
-                                     "optimizer.max_grad_norm")
-        return {**dict(zip(self.names, (sums / len(batches)).tolist())), "grad_norm": norm, "skipped": not made}
+        elif not self.scale.dynamic or self.scale.value < 2.0**-14:
+            raise FloatingPointError(
+                f"the gradient of {self._first_wrong(total)} is not finite; lower the learning rate or set "
+                "optimizer.max_grad_norm"
+            )
+        return {
+            **dict(zip(self.names, (sums / len(batches)).tolist())),
+            "grad_norm": norm,
+            "skipped": not made,
+        }
 
     def _gradients(self, batch):
         picture = Tensor(batch["image"])
@@ -193,7 +214,9 @@ class TrainStep:
         return self.gradients(picture, *inputs, Tensor(self.scale.value, ms.float32))
 
     def _first_wrong(self, gradients):
-        sizes = ((p.name, float(abs(g).sum().asnumpy())) for p, g in zip(self.optimizer.parameters, gradients))
+        sizes = (
+            (p.name, float(abs(g).sum().asnumpy())) for p, g in zip(self.optimizer.parameters, gradients)
+        )
         return next((name for name, size in sizes if size - size != 0), "all parameters together")
 
 
@@ -202,4 +225,6 @@ def check_losses(values, names=VALUES):
     losses = [(name, value) for name, value in zip(names, values) if name in ("itc", "itm", "lm", "loss")]
     for name, value in losses[1:] + losses[:1]:
         if value - value != 0:
-            raise FloatingPointError(f"loss_{name} is {value}; lower the learning rate or set optimizer.max_grad_norm")
+            raise FloatingPointError(
+                f"loss_{name} is {value}; lower the learning rate or set optimizer.max_grad_norm"
+            )

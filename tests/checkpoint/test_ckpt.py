@@ -1,4 +1,5 @@
 """Our .ckpt files are MindSpore's, both ways; and a broken file is never half read."""
+
 import gc
 import os
 import re
@@ -18,12 +19,12 @@ ARRAYS = {  # name → (MindSpore's type name, array)
     "c.int32": ("Int32", RANDOM.integers(-9, 9, (7,), np.int32)),
     "d.scalar": ("Float32", np.float32(0.07)),
     "e.one": ("Float32", np.array([1.5], np.float32)),
-    "f.int64": ("Int64", np.array([[2 ** 40, -1]])),
+    "f.int64": ("Int64", np.array([[2**40, -1]])),
     "g.bool": ("Bool", np.array([True, False, True])),
     "h.uint8": ("UInt8", np.arange(200, dtype=np.uint8)),
     "i.naïve": ("Float64", np.array([[1e300]])),
 }
-BFLOAT16 = np.array([[1.0, -2.5], [3.140625, 1e30]], np.float32)   # 3.140625 is exact in 8 bits, 1e30 is not
+BFLOAT16 = np.array([[1.0, -2.5], [3.140625, 1e30]], np.float32)  # 3.140625 is exact in 8 bits, 1e30 is not
 
 
 def listed(arrays):
@@ -53,7 +54,7 @@ def of_mindspore(tmp_path_factory):
     return path
 
 
-# ------------------------------------------------------------------------------------------------ the same format
+# ------------------------------------------------------------------------------------------------ the same fo
 def test_mindspore_reads_what_we_write(written):
     found = ms.load_checkpoint(str(written))
     assert list(found) == list(ARRAYS)
@@ -77,7 +78,10 @@ def test_a_view_is_the_array_without_a_copy(of_mindspore, tmp_path, monkeypatch)
         assert_same(found.view(name), found[name])
         assert not found.view(name).flags.owndata
     monkeypatch.setattr(ckpt, "SLICE_BYTES", 16)
-    write_checkpoint(tmp_path / "x.ckpt", [("x", "Float32", ARRAYS["a.float32"][1]), ("e", "Float32", np.zeros(0, np.float32))])
+    write_checkpoint(
+        tmp_path / "x.ckpt",
+        [("x", "Float32", ARRAYS["a.float32"][1]), ("e", "Float32", np.zeros(0, np.float32))],
+    )
     assert_same(Checkpoint(tmp_path / "x.ckpt").view("x"), ARRAYS["a.float32"][1])
     assert Checkpoint(tmp_path / "x.ckpt").view("e").shape == (0,)
 
@@ -91,7 +95,10 @@ def test_our_files_are_aligned_so_that_float32_needs_no_copy(written, of_mindspo
     assert all(address % ckpt.ALIGNMENT == 0 for address in addresses(written))
     assert any(address % 4 for address in addresses(of_mindspore))
     for size in (1, 100, 127, 128, 16383, 16384):  # where the numbers of the heading grow by a byte
-        write_checkpoint(tmp_path / "x.ckpt", [("x", "UInt8", np.zeros(size, np.uint8)), ("y" * size, "UInt8", np.zeros(3, np.uint8))])
+        write_checkpoint(
+            tmp_path / "x.ckpt",
+            [("x", "UInt8", np.zeros(size, np.uint8)), ("y" * size, "UInt8", np.zeros(3, np.uint8))],
+        )
         assert all(address % ckpt.ALIGNMENT == 0 for address in addresses(tmp_path / "x.ckpt"))
     assert not Checkpoint(written).float32("a.float32").flags.owndata
     monkeypatch.setattr(ckpt, "ALIGNMENT", 1)
@@ -119,8 +126,15 @@ def test_bfloat16_goes_both_ways(of_mindspore, tmp_path):
     assert ours.float32("j.bfloat16")[0].tolist() == [1.0, -2.5]
 
 
-@pytest.mark.parametrize("kind, bits", [("Float32", np.float32(0.5)), ("Float16", np.float16(0.5)),
-                                        ("BFloat16", np.uint16(0x3F00)), ("Int32", np.int32(3))])
+@pytest.mark.parametrize(
+    "kind, bits",
+    [
+        ("Float32", np.float32(0.5)),
+        ("Float16", np.float16(0.5)),
+        ("BFloat16", np.uint16(0x3F00)),
+        ("Int32", np.int32(3)),
+    ],
+)
 def test_a_scalar_stays_a_scalar_in_float32(tmp_path, kind, bits):
     write_checkpoint(tmp_path / "x.ckpt", [("temp", kind, bits)])
     widened = Checkpoint(tmp_path / "x.ckpt").float32("temp")
@@ -151,15 +165,18 @@ def test_a_large_tensor_is_written_in_slices_that_both_read(tmp_path, monkeypatc
 
 def test_mindspores_own_slices_are_read(tmp_path, monkeypatch):
     array = RANDOM.standard_normal((512, 3)).astype(np.float32)
-    monkeypatch.setattr(serialization, "SLICE_SIZE", 1)             # KB
+    monkeypatch.setattr(serialization, "SLICE_SIZE", 1)  # KB
     ms.save_checkpoint([{"name": "large", "data": ms.Tensor(array)}], str(tmp_path / "x.ckpt"))
     assert (tmp_path / "x.ckpt").read_bytes().count(b"large") == 6
     assert_same(Checkpoint(tmp_path / "x.ckpt")["large"], array)
 
 
 def test_remarks_of_a_trainer_are_no_tensors(tmp_path):
-    ms.save_checkpoint([{"name": "x", "data": ms.Tensor([1.0])}], str(tmp_path / "x.ckpt"),
-                       append_dict={"note": "hello", "epoch": 3})
+    ms.save_checkpoint(
+        [{"name": "x", "data": ms.Tensor([1.0])}],
+        str(tmp_path / "x.ckpt"),
+        append_dict={"note": "hello", "epoch": 3},
+    )
     assert set(Checkpoint(tmp_path / "x.ckpt")) == {"x", "epoch"}
 
 
@@ -197,7 +214,7 @@ def test_the_file_is_closed_with_its_owner(written):
     assert len(os.listdir("/proc/self/fd")) <= opened
 
 
-# ------------------------------------------------------------------------------------------------ broken files
+# ------------------------------------------------------------------------------------------------ broken file
 def test_a_truncated_file_is_an_error_wherever_it_ends(tmp_path):
     arrays = [(f"layer.{i}.weight", "Float32", np.full((40, 3), i, np.float32)) for i in range(60)]
     write_checkpoint(tmp_path / "x.ckpt", arrays)
@@ -205,9 +222,15 @@ def test_a_truncated_file_is_an_error_wherever_it_ends(tmp_path):
     entry = [match.start() for match in re.finditer(rb"\n[\x80-\xff].\n.layer", data, re.DOTALL)]
     assert len(entry) == 60
     half = tmp_path / "half.ckpt"
-    for end in [*range(1000, len(data), 1000), *range(1, 40), *range(entry[20] + 1, entry[20] + 40), len(data) - 1]:
+    for end in [
+        *range(1000, len(data), 1000),
+        *range(1, 40),
+        *range(entry[20] + 1, entry[20] + 40),
+        len(data) - 1,
+    ]:
         half.write_bytes(data[:end])
-        if end in entry:        # a whole number of tensors is a smaller valid file: the loader sees what is missing
+        # a whole number of tensors is a smaller valid file: the loader sees what is missing
+        if end in entry:
             assert len(Checkpoint(half)) < 60
             continue
         with pytest.raises(CheckpointError, match="truncated|damaged|not a MindSpore .ckpt"):
@@ -216,21 +239,29 @@ def test_a_truncated_file_is_an_error_wherever_it_ends(tmp_path):
 
 def test_a_truncated_file_says_so_and_what_to_do(written):
     os.truncate(written, written.stat().st_size - 5)
-    with pytest.raises(CheckpointError, match=r"ours.ckpt is truncated: \d+ bytes are there, at least \d+ are needed; "
-                                              "copy or convert it again"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"ours.ckpt is truncated: \d+ bytes are there, at least \d+ are needed; "
+        "copy or convert it again",
+    ):
         Checkpoint(written)
 
 
-@pytest.mark.parametrize("content, complaint", [
-    (b"", "is empty"),
-    (b"\x00" * 100, "not a MindSpore .ckpt but looks like something else"),
-    (b"PK\x03\x04" + b"\x00" * 100, "looks like a torch file \\(zip\\); convert weights with"),
-    (b"\x80\x02}q\x00.", "looks like a torch file \\(pickle\\)"),
-    (b"<html>not found</html>", "looks like something else"),
-    (b"\xff" * 100, "looks like something else"),
-    (RANDOM.bytes(5000), "not a MindSpore .ckpt"),
-    (b"\n\x06\n\x01x\x12\x01\x99", "not a MindSpore .ckpt"),                    # a tensor without type and bytes
-], ids=["empty", "zeros", "zip", "pickle", "html", "ones", "noise", "hollow"])
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        (b"", "is empty"),
+        (b"\x00" * 100, "not a MindSpore .ckpt but looks like something else"),
+        (b"PK\x03\x04" + b"\x00" * 100, "looks like a torch file \\(zip\\); convert weights with"),
+        (b"\x80\x02}q\x00.", "looks like a torch file \\(pickle\\)"),
+        (b"<html>not found</html>", "looks like something else"),
+        (b"\xff" * 100, "looks like something else"),
+        (RANDOM.bytes(5000), "not a MindSpore .ckpt"),
+        # a tensor without type and bytes
+        (b"\n\x06\n\x01x\x12\x01\x99", "not a MindSpore .ckpt"),
+    ],
+    ids=["empty", "zeros", "zip", "pickle", "html", "ones", "noise", "hollow"],
+)
 def test_what_is_no_checkpoint_is_named(tmp_path, content, complaint):
     (tmp_path / "x.ckpt").write_bytes(content)
     with pytest.raises(CheckpointError, match=complaint):
@@ -250,7 +281,8 @@ def test_flipped_bytes_never_end_in_another_kind_of_error(written):
 
 
 def test_a_tensor_whose_bytes_do_not_fit_its_shape_is_damage(tmp_path):
-    write_checkpoint(tmp_path / "x.ckpt", [("x", "Float32", np.zeros(2, np.float32))] * 2)     # twice under one name
+    # twice under one name
+    write_checkpoint(tmp_path / "x.ckpt", [("x", "Float32", np.zeros(2, np.float32))] * 2)
     with pytest.raises(CheckpointError, match="damaged: x has 16 bytes, 8 expected"):
         Checkpoint(tmp_path / "x.ckpt")
 
@@ -267,6 +299,7 @@ def test_an_error_while_writing_leaves_the_old_file_as_it_was(written):
     def fails():
         yield "x", "Float32", np.zeros(1000, np.float32)
         raise RuntimeError("the source broke")
+
     with pytest.raises(RuntimeError, match="the source broke"):
         write_checkpoint(written, fails())
     assert written.read_bytes() == before

@@ -1,4 +1,5 @@
 """Weights are found by name and loaded strictly: a model is either loaded whole or left as it was."""
+
 import logging
 import shutil
 from pathlib import Path
@@ -38,6 +39,7 @@ def saved(tmp_path, config):
     def write():
         write_checkpoint(tmp_path / "x.ckpt", ((name, kind, array) for name, (kind, array) in arrays.items()))
         return tmp_path / "x.ckpt"
+
     return arrays, write
 
 
@@ -58,7 +60,7 @@ def assert_equal(one, two):
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
-# ------------------------------------------------------------------------------------------------ strict loading
+# ------------------------------------------------------------------------------------------------ strict load
 def test_every_parameter_is_loaded(model, saved, caplog):
     arrays, write = saved
     with caplog.at_level(logging.INFO, "mindblip2"):
@@ -83,9 +85,14 @@ def test_float16_and_bfloat16_are_widened(model, saved):
     expected = {}
     for i, (name, (_, array)) in enumerate(arrays.items()):
         bits = array.view(np.uint32) if array.shape else np.asarray(array).view(np.uint32)
-        arrays[name] = [("Float16", array.astype(np.float16)), ("BFloat16", (bits >> 16).astype(np.uint16))][i % 2]
-        expected[name] = (array.astype(np.float16).astype(np.float32) if i % 2 == 0 else
-                          np.asarray(bits & 0xFFFF0000, np.uint32).view(np.float32))
+        arrays[name] = [("Float16", array.astype(np.float16)), ("BFloat16", (bits >> 16).astype(np.uint16))][
+            i % 2
+        ]
+        expected[name] = (
+            array.astype(np.float16).astype(np.float32)
+            if i % 2 == 0
+            else np.asarray(bits & 0xFFFF0000, np.uint32).view(np.float32)
+        )
     assert arrays["temp"][0] in ("Float16", "BFloat16")
     model.load_checkpoint(write())
     assert_equal(values(model), expected)
@@ -96,6 +103,7 @@ def drop(*prefixes):
     def change(arrays):
         for name in [name for name in arrays if name.startswith(prefixes)]:
             del arrays[name]
+
     return change
 
 
@@ -108,27 +116,49 @@ def put(name, shape):
 
 
 def stage2(arrays):
-    for name in [n for n in arrays if ".text_" in n or "embeddings" in n or n.startswith(("text_proj", "itm", "temp"))]:
+    for name in [
+        n for n in arrays if ".text_" in n or "embeddings" in n or n.startswith(("text_proj", "itm", "temp"))
+    ]:
         del arrays[name]
     add("llm_proj.weight")(arrays)
 
 
 FLAWS = {
-    "missing": (drop("itm_head.bias"), ["missing: itm_head.bias", "Use the --config that belongs to the file"]),
+    "missing": (
+        drop("itm_head.bias"),
+        ["missing: itm_head.bias", "Use the --config that belongs to the file"],
+    ),
     "unexpected": (add("itm_head.scale"), ["unexpected: itm_head.scale", "Use the --config that belongs"]),
     "one block less": (drop("vit.blocks.1."), ["(13 in all)", "Use the --config that belongs to the file"]),
-    "both": (lambda arrays: (drop("temp")(arrays), add("logit_scale")(arrays)),
-             ["missing: temp", "unexpected: logit_scale"]),
+    "both": (
+        lambda arrays: (drop("temp")(arrays), add("logit_scale")(arrays)),
+        ["missing: temp", "unexpected: logit_scale"],
+    ),
     "no ViT": (drop("vit."), ["missing: vit.", "It has no ViT: convert again with --vit_path eva_vit_g.pth"]),
-    "stage 2": (stage2, ["missing:", "in all", "stage-2 checkpoint", "convert blip2_pretrained.pth (stage 1)"]),
-    "another model": (drop("vit.", "qformer."), ["It is not a mindblip2 stage-1 checkpoint: convert one with python "
-                                                 "convert/convert_weight.py"]),
-    "shape": (put("itm_head.weight", (3, 24)),
-              ["1 parameters have another shape, first itm_head.weight: (3, 24) in the file, (2, 24) expected",
-               "use the --config that belongs to the file"]),
+    "stage 2": (
+        stage2,
+        ["missing:", "in all", "stage-2 checkpoint", "convert blip2_pretrained.pth (stage 1)"],
+    ),
+    "another model": (
+        drop("vit.", "qformer."),
+        ["It is not a mindblip2 stage-1 checkpoint: convert one with python convert/convert_weight.py"],
+    ),
+    "shape": (
+        put("itm_head.weight", (3, 24)),
+        [
+            "1 parameters have another shape, first itm_head.weight: (3, 24) in the file, (2, 24) expected",
+            "use the --config that belongs to the file",
+        ],
+    ),
     "transposed": (put("vit.blocks.0.mlp.up.weight", (32, 48)), ["(32, 48) in the file, (48, 32) expected"]),
-    "image size": (put("vit.pos_embed", (1, 26, 32)), ["(1, 26, 32) in the file, (1, 17, 32) expected",
-                                                       "convert it with --image_size", "vision_config.image_size"]),
+    "image size": (
+        put("vit.pos_embed", (1, 26, 32)),
+        [
+            "(1, 26, 32) in the file, (1, 17, 32) expected",
+            "convert it with --image_size",
+            "vision_config.image_size",
+        ],
+    ),
     "scalar": (put("temp", (1,)), ["temp: (1,) in the file, () expected"]),
 }
 
@@ -154,7 +184,9 @@ def test_the_numbers_of_both_sides_are_in_the_report(model, saved):
 
 def test_a_torch_file_is_answered_with_the_command_that_converts_it(model, tmp_path):
     (tmp_path / "blip2_pretrained.pth").write_bytes(b"PK\x03\x04 and so on")
-    with pytest.raises(CheckpointError, match="convert/convert_weight.py --torch_path .*blip2_pretrained.pth"):
+    with pytest.raises(
+        CheckpointError, match="convert/convert_weight.py --torch_path .*blip2_pretrained.pth"
+    ):
         model.load_checkpoint(tmp_path / "blip2_pretrained.pth")
 
 
@@ -171,9 +203,16 @@ def test_a_truncated_file_changes_nothing(model, saved):
 # ------------------------------------------------------------------------------------------------ by name
 def test_save_and_from_pretrained_are_inverse(model, config, tmp_path):
     model.save_pretrained(tmp_path / "mine")
-    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["config.yaml", "model.ckpt", "vocab.txt"]
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [
+        "config.yaml",
+        "model.ckpt",
+        "vocab.txt",
+    ]
     again = Blip2Qformer.from_pretrained(tmp_path / "mine")
-    assert again.config == config.replace(checkpoint_name_or_path=str(tmp_path / "mine" / "model.ckpt")) and not again.training
+    assert (
+        again.config == config.replace(checkpoint_name_or_path=str(tmp_path / "mine" / "model.ckpt"))
+        and not again.training
+    )
     assert_equal(values(again), values(model))
     assert_equal(values(Blip2Classifier.from_pretrained(str(tmp_path / "mine"))), values(model))
 
@@ -204,9 +243,14 @@ def test_the_configuration_may_name_the_checkpoint(model, cache, tmp_path):
 def test_missing_weights_are_answered_with_files_and_command(cache):
     with pytest.raises(FileNotFoundError) as error:
         Blip2Qformer.from_pretrained(TINY)
-    for part in ("no weights for 'tiny'", str(cache / "tiny.ckpt"), "LAVIS/models/BLIP2/blip2_pretrained.pth",
-                 "eva_vit_g.pth", "python convert/convert_weight.py --torch_path blip2_pretrained.pth --vit_path "
-                 f"eva_vit_g.pth --mindspore_path {cache / 'tiny.ckpt'}"):
+    for part in (
+        "no weights for 'tiny'",
+        str(cache / "tiny.ckpt"),
+        "LAVIS/models/BLIP2/blip2_pretrained.pth",
+        "eva_vit_g.pth",
+        "python convert/convert_weight.py --torch_path blip2_pretrained.pth --vit_path "
+        f"eva_vit_g.pth --mindspore_path {cache / 'tiny.ckpt'}",
+    ):
         assert part in str(error.value)
 
 

@@ -1,4 +1,5 @@
 """Checkpoints in pieces: split, merged, and loaded on any mesh; what does not fit is said."""
+
 import re
 import shutil
 from pathlib import Path
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.usefixtures("here")
 
 @pytest.fixture(scope="module", params=["stage 1", "stage 2"])
 def model(request, tmp_path_factory):
-    """(YAML file, .ckpt, class) of a small model with four heads everywhere; the vocabulary of stage 1 is divided by neither 2 nor 4."""
+    """(YAML file, .ckpt, class) of a small model with four heads everywhere; the vocabulary of stage 1 is
+    divided by neither 2 nor 4."""
     folder, cell = tmp_path_factory.mktemp("model"), Blip2Qformer if request.param == "stage 1" else Blip2Llm
     sections = stage2_small.sections(stage2_small.tokenizer_files(folder / "words"), num_heads=4)
     own = sections["model"]["model_config"]
@@ -41,7 +43,19 @@ def model(request, tmp_path_factory):
 
 
 def run(mode, model, load, out, *more):
-    return run_blip2.run(["--config", model[0], "--run_mode", mode, "--load_checkpoint", str(load), "--output_dir", str(out), *more])
+    return run_blip2.run(
+        [
+            "--config",
+            model[0],
+            "--run_mode",
+            mode,
+            "--load_checkpoint",
+            str(load),
+            "--output_dir",
+            str(out),
+            *more,
+        ]
+    )
 
 
 def split(model, out, cards=2):
@@ -65,7 +79,9 @@ def test_back_and_forth(model, cards):
     for rank in range(cards):
         shutil.copy(paths[rank], swapped / f"piece_{cards - 1 - rank}_of_{cards}.ckpt")
     other = Checkpoint(run("merge", model, swapped, "other"))
-    assert not np.array_equal(other[name], whole[name]) and np.array_equal(other["vit.pos_embed"], whole["vit.pos_embed"])
+    assert not np.array_equal(other[name], whole[name]) and np.array_equal(
+        other["vit.pos_embed"], whole["vit.pos_embed"]
+    )
 
 
 @pytest.mark.parametrize("mesh, rank", [(1, 0), (2, 1), (4, 3)])
@@ -76,15 +92,17 @@ def test_pieces_are_loaded_on_any_mesh(model, mesh, rank):
         cut = model[2](config).load_checkpoint(model[1]).parameters_dict()
         with no_init():
             own = model[2](config).load_checkpoint("pieces").parameters_dict()
-        assert list(own) == list(cut) and all(np.array_equal(own[name].asnumpy(), cut[name].asnumpy()) for name in cut)
-    if mesh == 2:       # which is what the card's file holds
+        assert list(own) == list(cut) and all(
+            np.array_equal(own[name].asnumpy(), cut[name].asnumpy()) for name in cut
+        )
+    if mesh == 2:  # which is what the card's file holds
         piece = Checkpoint("pieces/piece_1_of_2.ckpt")
         assert all(np.array_equal(piece[name], own[name].asnumpy()) for name in own)
 
 
 def test_the_layout_of_ranks(model):
     for rank, path in enumerate(split(model, "pieces")):
-        for group in (0, 1):        # two data-parallel groups hold the same
+        for group in (0, 1):  # two data-parallel groups hold the same
             Path(f"ranks/rank_{2 * group + rank}").mkdir(parents=True)
             shutil.copy(path, f"ranks/rank_{2 * group + rank}/small-10_2.ckpt")
     merged = Checkpoint(run("merge", model, "ranks", "merged", "--parallel_config.model_parallel", "2"))
@@ -105,8 +123,14 @@ def changed(path, **changes):
     """Rewrite a file with other arrays; None: without it."""
     stored = Checkpoint(path)
     entries = [(name, stored.types[name], stored[name]) for name in stored]
-    write_checkpoint(path, [(name, kind, changes.get(name.replace(".", "_"), array)) for name, kind, array in entries
-                            if changes.get(name.replace(".", "_"), array) is not None])
+    write_checkpoint(
+        path,
+        [
+            (name, kind, changes.get(name.replace(".", "_"), array))
+            for name, kind, array in entries
+            if changes.get(name.replace(".", "_"), array) is not None
+        ],
+    )
 
 
 def test_what_does_not_fit(model):
@@ -147,7 +171,7 @@ def test_what_does_not_fit(model):
         run("merge", model, "pieces", "merged")
 
 
-# ------------------------------------------------------------------------------------------------ interrupted, and odd names (B7)
+# ------------------------------------------------------------------------------------------------ interrupted
 def test_b7_a_split_that_was_killed_does_not_block_the_next(model, monkeypatch):
     written = []
 
@@ -156,27 +180,50 @@ def test_b7_a_split_that_was_killed_does_not_block_the_next(model, monkeypatch):
             raise KeyboardInterrupt
         written.append(path)
         write_checkpoint(path, tensors)
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(split_merge, "write_checkpoint", killed)
         split(model, "pieces", 4)
     assert [path.name for path in Path("pieces").glob("piece*")] == ["piece_0_of_4.ckpt"]
     split(model, "pieces")
     split(model, "fresh")
-    assert sorted(path.name for path in Path("pieces").iterdir()) == ["piece_0_of_2.ckpt", "piece_1_of_2.ckpt"]
-    assert all((Path("pieces") / path.name).read_bytes() == path.read_bytes() for path in Path("fresh").iterdir())
-    with pytest.raises(CheckpointError, match="holds pieces already, the first piece_0_of_2.ckpt: give another --output_dir, or remove"):
-        split(model, "pieces")      # negative control: what is finished, or was put there by somebody, is not touched
+    assert sorted(path.name for path in Path("pieces").iterdir()) == [
+        "piece_0_of_2.ckpt",
+        "piece_1_of_2.ckpt",
+    ]
+    assert all(
+        (Path("pieces") / path.name).read_bytes() == path.read_bytes() for path in Path("fresh").iterdir()
+    )
+    with pytest.raises(
+        CheckpointError,
+        match="holds pieces already, the first piece_0_of_2.ckpt: give another --output_dir, or remove",
+    ):
+        # negative control: what is finished, or was put there by somebody, is not touched
+        split(model, "pieces")
     Path("pieces/piece_1_of_2.ckpt").unlink()
     with pytest.raises(CheckpointError, match="holds pieces already"):
         split(model, "pieces")
 
 
-@pytest.mark.parametrize("name, complaint", [
-    ("piece_1_of_99999999999.ckpt", "piece_0_of_99999999999.ckpt and 99999999997 more are not there; copy all 99999999999"),
-    ("piece_x_of_y.ckpt", "piece_x_of_y.ckpt has no name of a piece: expected piece_I_of_N.ckpt, I from 0 to N - 1"),
-    ("piece_2_of_2.ckpt", "has no name of a piece"), ("piece_0_of_0.ckpt", "has no name of a piece"),
-    ("piece_-1_of_2.ckpt", "has no name of a piece"), ("piece_00_of_02.ckpt", "has no name of a piece"),
-    ("piece_0_of_2_of_3.ckpt", "has no name of a piece"), (f"piece_0_of_{'9' * 200}.ckpt", "has no name of a piece")])
+@pytest.mark.parametrize(
+    "name, complaint",
+    [
+        (
+            "piece_1_of_99999999999.ckpt",
+            "piece_0_of_99999999999.ckpt and 99999999997 more are not there; copy all 99999999999",
+        ),
+        (
+            "piece_x_of_y.ckpt",
+            "piece_x_of_y.ckpt has no name of a piece: expected piece_I_of_N.ckpt, I from 0 to N - 1",
+        ),
+        ("piece_2_of_2.ckpt", "has no name of a piece"),
+        ("piece_0_of_0.ckpt", "has no name of a piece"),
+        ("piece_-1_of_2.ckpt", "has no name of a piece"),
+        ("piece_00_of_02.ckpt", "has no name of a piece"),
+        ("piece_0_of_2_of_3.ckpt", "has no name of a piece"),
+        (f"piece_0_of_{'9' * 200}.ckpt", "has no name of a piece"),
+    ],
+)
 def test_b7_odd_names_of_pieces_are_clean_errors_at_once(tmp_path, name, complaint):
     (tmp_path / name).touch()
     with pytest.raises(CheckpointError, match=complaint):

@@ -1,4 +1,5 @@
 """Small files of every kind that can be converted, made once."""
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -9,8 +10,22 @@ from mindblip2.parity.reference.config import TwinConfig  # noqa: E402
 from mindblip2.parity.reference.model import seeded_state_dict  # noqa: E402
 from mindblip2.parity.seeded_weights import TIED  # noqa: E402
 
-SMALL = TwinConfig(image_size=56, patch=14, vit_width=32, vit_depth=2, vit_heads=2, vit_hidden=48, width=24, layers=4, heads=2,
-                   ffn=40, vocab=120, positions=16, queries=4, embed=16)
+SMALL = TwinConfig(
+    image_size=56,
+    patch=14,
+    vit_width=32,
+    vit_depth=2,
+    vit_heads=2,
+    vit_hidden=48,
+    width=24,
+    layers=4,
+    heads=2,
+    ffn=40,
+    vocab=120,
+    positions=16,
+    queries=4,
+    embed=16,
+)
 VIT = "visual_encoder."
 
 
@@ -46,14 +61,29 @@ def lavis_without_vit(lavis):
 def eva(lavis):
     """As eva_vit_g.pth: the ViT with one block more, a final norm and a classifier."""
     state = {name.removeprefix(VIT): value for name, value in lavis.items() if name.startswith(VIT)}
-    last = {name.replace("blocks.1.", "blocks.2."): value + 1 for name, value in state.items() if name.startswith("blocks.1.")}
-    return state | last | {"head.weight": torch.ones(7, 32), "head.bias": torch.ones(7), "fc_norm.weight": torch.ones(32),
-                           "norm.weight": torch.ones(32), "norm.bias": torch.ones(32)}
+    last = {
+        name.replace("blocks.1.", "blocks.2."): value + 1
+        for name, value in state.items()
+        if name.startswith("blocks.1.")
+    }
+    return (
+        state
+        | last
+        | {
+            "head.weight": torch.ones(7, 32),
+            "head.bias": torch.ones(7),
+            "fc_norm.weight": torch.ones(32),
+            "norm.weight": torch.ones(32),
+            "norm.bias": torch.ones(32),
+        }
+    )
 
 
 @pytest.fixture
 def convert(tmp_path, capsys):
-    """convert(state dict or path, "--flag", …) → what the command wrote as {name: array}, and the text it printed."""
+    """convert(state dict or path, "--flag", …) → what the command wrote as {name: array}, and the text it
+    printed."""
+
     def run(source, *flags, expect=0):
         path = source
         if isinstance(source, dict):
@@ -69,4 +99,5 @@ def convert(tmp_path, capsys):
             assert not list(tmp_path.glob("out.ckpt*")), "something was written"
             return text.err
         return Checkpoint(out), text.out
+
     return run

@@ -1,4 +1,5 @@
 """Language models go to .ckpt and back without a bit lost, in whichever of the published orders."""
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -13,7 +14,19 @@ MHA = {"num_key_value_heads": 4}
 
 def there_and_back(path, folder, *flags):
     to_mindspore(path, folder / "x.ckpt")
-    assert main(["--to_torch", "--mindspore_path", str(folder / "x.ckpt"), "--torch_path", str(folder / "back.pth"), *flags]) == 0
+    assert (
+        main(
+            [
+                "--to_torch",
+                "--mindspore_path",
+                str(folder / "x.ckpt"),
+                "--torch_path",
+                str(folder / "back.pth"),
+                *flags,
+            ]
+        )
+        == 0
+    )
     return torch.load(folder / "back.pth", weights_only=True)
 
 
@@ -25,7 +38,9 @@ def assert_same_bits(one, two):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("kind", ["llama", "opt", "baichuan", "meta"])
 def test_there_and_back_no_bit_is_lost(tmp_path, kind, dtype):
-    state = {"llama": llama, "opt": opt}.get(kind, lambda: llama(**MHA))().to(getattr(torch, dtype)).state_dict()
+    state = (
+        {"llama": llama, "opt": opt}.get(kind, lambda: llama(**MHA))().to(getattr(torch, dtype)).state_dict()
+    )
     state = {"baichuan": packed, "meta": lambda state: meta(state, 4)}.get(kind, dict)(state)
     flags = []
     if kind == "meta":
@@ -46,7 +61,8 @@ def test_what_comes_back_loads_into_transformers(tmp_path):
         other = type(theirs)(theirs.config)
         other.load_state_dict(back)
         assert_same_bits(dict(theirs.state_dict()), dict(other.state_dict()))
-    assert back["lm_head.weight"].data_ptr() == back["model.decoder.embed_tokens.weight"].data_ptr()     # tied, so stored once
+    # tied, so stored once
+    assert back["lm_head.weight"].data_ptr() == back["model.decoder.embed_tokens.weight"].data_ptr()
 
 
 def test_what_leaves_no_choice_or_is_no_whole_model_goes_nowhere(tmp_path):
@@ -56,14 +72,23 @@ def test_what_leaves_no_choice_or_is_no_whole_model_goes_nowhere(tmp_path):
     to_mindspore(tmp_path / "opt", tmp_path / "opt.ckpt")
     stored = Checkpoint(tmp_path / "llama.ckpt")
     whole = {name: (name, stored.types[name], stored[name]) for name in stored}
-    write_checkpoint(tmp_path / "hole.ckpt", [entry for name, entry in whole.items() if name != "llm.layers.1.norm2.gamma"])
-    write_checkpoint(tmp_path / "more.ckpt", [*whole.values(), ("llm.lora.weight", "Float32", stored["llm.norm.gamma"])])
+    write_checkpoint(
+        tmp_path / "hole.ckpt", [entry for name, entry in whole.items() if name != "llm.layers.1.norm2.gamma"]
+    )
+    write_checkpoint(
+        tmp_path / "more.ckpt", [*whole.values(), ("llm.lora.weight", "Float32", stored["llm.norm.gamma"])]
+    )
     for name, flags, complaint in (
-            ("opt.ckpt", {"names": "baichuan"}, "can not be written under the names of 'baichuan': leave out --names"),
-            ("llama.ckpt", {"names": "opt_proj"}, "it takes transformers, baichuan, meta"),
-            ("llama.ckpt", {"names": "meta"}, "depends on the number of heads"),
-            ("hole.ckpt", {}, "first llm.layers.1.norm2.gamma: None in the file, (32,) expected"),
-            ("more.ckpt", {}, "Llama of transformers has no name for llm.lora.weight")):
+        (
+            "opt.ckpt",
+            {"names": "baichuan"},
+            "can not be written under the names of 'baichuan': leave out --names",
+        ),
+        ("llama.ckpt", {"names": "opt_proj"}, "it takes transformers, baichuan, meta"),
+        ("llama.ckpt", {"names": "meta"}, "depends on the number of heads"),
+        ("hole.ckpt", {}, "first llm.layers.1.norm2.gamma: None in the file, (32,) expected"),
+        ("more.ckpt", {}, "Llama of transformers has no name for llm.lora.weight"),
+    ):
         with pytest.raises(CheckpointError, match=complaint.replace("(", r"\(").replace(")", r"\)")):
             to_torch(tmp_path / name, tmp_path / "y.pth", **flags)
     assert not list(tmp_path.glob("y.pth*"))
@@ -74,6 +99,9 @@ def test_matrices_are_narrowed_and_norms_are_not(tmp_path):
     to_mindspore(tmp_path / "theirs", tmp_path / "x.ckpt", dtype="bfloat16")
     stored = Checkpoint(tmp_path / "x.ckpt")
     assert {name: kind for name, kind in stored.types.items() if kind != "BFloat16"}.keys() == {
-        name for name in stored if "norm" in name}
+        name for name in stored if "norm" in name
+    }
     state = to_torch(tmp_path / "x.ckpt", tmp_path / "y.pth", "float16")
-    assert state["model.norm.weight"].dtype == torch.float32 and state["lm_head.weight"].dtype == torch.float16
+    assert (
+        state["model.norm.weight"].dtype == torch.float32 and state["lm_head.weight"].dtype == torch.float16
+    )

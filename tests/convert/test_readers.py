@@ -1,4 +1,5 @@
 """Foreign files are read lazily, whatever their wrapping, and nothing in them is run."""
+
 import json
 import os
 import pickle
@@ -12,7 +13,11 @@ from mindblip2.checkpoint.ckpt import CheckpointError  # noqa: E402
 from mindblip2.convert.readers.files import read  # noqa: E402
 from mindblip2.convert.readers.lazy_state_dict import shape_of  # noqa: E402
 
-STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(0.07)}
+STATE = {
+    "a": torch.arange(6.0).reshape(2, 3),
+    "b": torch.ones(3, dtype=torch.bfloat16),
+    "c": torch.tensor(0.07),
+}
 
 
 class Hostile:
@@ -36,11 +41,19 @@ def assert_is_state(found):
         assert shape_of(found, name) == tuple(value.shape)
 
 
-# ------------------------------------------------------------------------------------------------ what is read
+# ------------------------------------------------------------------------------------------------ what is rea
 @pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3, "optimizer": {"lr": [0.1, None]}},
-                                  lambda s: {"state_dict": s}, lambda s: {"module": s},
-                                  lambda s: {"model": {"module": s}}], ids=["bare", "model", "state_dict", "module", "nested"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"model": s, "epoch": 3, "optimizer": {"lr": [0.1, None]}},
+        lambda s: {"state_dict": s},
+        lambda s: {"module": s},
+        lambda s: {"model": {"module": s}},
+    ],
+    ids=["bare", "model", "state_dict", "module", "nested"],
+)
 def test_state_dicts_are_found_in_their_wrapping(tmp_path, wrap, zip_format):
     torch.save(wrap(STATE), tmp_path / "x.pth", _use_new_zipfile_serialization=zip_format)
     assert_is_state(read(tmp_path / "x.pth"))
@@ -67,20 +80,30 @@ def test_a_folder_with_pytorch_model_bin(tmp_path):
     assert_is_state(read(tmp_path))
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ what is ref
 @pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("hide", [lambda h: h, lambda h: {"model": STATE, "extra": h}, lambda h: {"model": {**STATE, "d": h}},
-                                  lambda h: {"model": STATE, "args": {"deep": [1, (2, {"er": [h]})]}}],
-                         ids=["bare", "beside", "among", "nested"])
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda h: h,
+        lambda h: {"model": STATE, "extra": h},
+        lambda h: {"model": {**STATE, "d": h}},
+        lambda h: {"model": STATE, "args": {"deep": [1, (2, {"er": [h]})]}},
+    ],
+    ids=["bare", "beside", "among", "nested"],
+)
 def test_code_is_refused_and_not_run(tmp_path, hide, zip_format):
     marker = tmp_path / "marker"
     torch.save(hide(Hostile(marker)), tmp_path / "x.pth", _use_new_zipfile_serialization=zip_format)
-    with pytest.raises(CheckpointError, match=r"REFUSED: .*x.pth holds more than tensors \(GLOBAL posix.mkdir\), which "
-                                              "could run code; nothing of it was run"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"REFUSED: .*x.pth holds more than tensors \(GLOBAL posix.mkdir\), which "
+        "could run code; nothing of it was run",
+    ):
         read(tmp_path / "x.pth")
     assert not marker.exists()
     torch.load(tmp_path / "x.pth", weights_only=False)
-    assert marker.exists()      # the control: the file was armed
+    assert marker.exists()  # the control: the file was armed
 
 
 @pytest.mark.parametrize("content", [{"a": Harmless()}, {"a": getattr}, {"a": torch.nn.Linear(2, 2)}])
@@ -100,20 +123,29 @@ def test_a_plain_pickle_is_refused_or_no_torch_file(tmp_path, protocol):
     assert not marker.exists()
 
 
-# ------------------------------------------------------------------------------------------------ what is broken
+# ------------------------------------------------------------------------------------------------ what is bro
 @pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "legacy"])
 def test_a_truncated_file_is_an_error_wherever_it_ends(tmp_path, zip_format):
     torch.save({"model": STATE}, tmp_path / "x.pth", _use_new_zipfile_serialization=zip_format)
     data = (tmp_path / "x.pth").read_bytes()
     for end in range(1, len(data), max(1, len(data) // 40)):
         (tmp_path / "x.pth").write_bytes(data[:end])
-        with pytest.raises(CheckpointError, match="truncated, damaged or no torch file|damaged or no torch file|REFUSED"):
+        with pytest.raises(
+            CheckpointError, match="truncated, damaged or no torch file|damaged or no torch file|REFUSED"
+        ):
             read(tmp_path / "x.pth")
 
 
-@pytest.mark.parametrize("content, complaint", [
-    (b"", "is empty"), (b"hello world, this is text", "no torch file"), (b"<html>404</html>", "no torch file"),
-    (b"\x00" * 1000, "no torch file"), (b"version https://git-lfs.github.com/spec/v1", "no torch file")])
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        (b"", "is empty"),
+        (b"hello world, this is text", "no torch file"),
+        (b"<html>404</html>", "no torch file"),
+        (b"\x00" * 1000, "no torch file"),
+        (b"version https://git-lfs.github.com/spec/v1", "no torch file"),
+    ],
+)
 def test_other_files_are_named_as_such(tmp_path, content, complaint):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=complaint):
@@ -137,5 +169,7 @@ def test_torch_files_without_a_state_dict_are_named(tmp_path, content):
 def test_missing_files_and_empty_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file .*none.pth"):
         read(tmp_path / "none.pth")
-    with pytest.raises(FileNotFoundError, match="holds no model.safetensors, pytorch_model.bin, index or shards of these"):
+    with pytest.raises(
+        FileNotFoundError, match="holds no model.safetensors, pytorch_model.bin, index or shards of these"
+    ):
         read(tmp_path)

@@ -1,4 +1,5 @@
 """Shards: one at a time, within the memory of one; what is missing or wrong in one is named."""
+
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MB = 1024 * 1024
 
 
-# ------------------------------------------------------------------------------------------------ what is missing
+# ------------------------------------------------------------------------------------------------ what is mis
 @pytest.mark.parametrize("end", ["bin", "safetensors"])
 @pytest.mark.parametrize("index", [True, False], ids=["index", "numbers"])
 def test_a_shard_that_is_missing_is_named(convert, tmp_path, end, index):
@@ -33,7 +34,8 @@ def test_a_shard_that_is_missing_is_named(convert, tmp_path, end, index):
     shards[1].unlink()
     error = convert(folder, expect=1)
     assert f"the shard {shards[1].name}, which is not in {folder.absolute()}" in error
-    assert f"the shard {shards[1].name}, which is not in" in convert(shards[0], expect=1)   # one of them stands for all
+    # one of them stands for all
+    assert f"the shard {shards[1].name}, which is not in" in convert(shards[0], expect=1)
     shards[2].unlink()
     assert f"the shards {shards[1].name}, {shards[2].name}, which are not in" in convert(folder, expect=1)
 
@@ -65,7 +67,7 @@ def test_code_in_any_shard_is_refused_and_not_run(convert, tmp_path):
     error = convert(folder, expect=1)
     assert error.startswith("error: REFUSED") and last.name in error and not (tmp_path / "marker").exists()
     torch.load(last, weights_only=False)
-    assert (tmp_path / "marker").exists()       # the control: the file was armed
+    assert (tmp_path / "marker").exists()  # the control: the file was armed
 
 
 @pytest.mark.parametrize("size", [0, 1000])
@@ -73,12 +75,15 @@ def test_a_shard_that_is_cut_short_is_named(convert, tmp_path, size):
     folder = save(llama().state_dict(), tmp_path / "theirs", parts=2, **SAID)
     os.truncate(folder / "pytorch_model-00002-of-00002.bin", size)
     error = convert(folder, expect=1)
-    assert "pytorch_model-00002-of-00002.bin" in error and ("is empty" if size == 0 else "truncated, damaged or no torch "
-                                                                                         "file") in error
+    assert (
+        "pytorch_model-00002-of-00002.bin" in error
+        and ("is empty" if size == 0 else "truncated, damaged or no torch file") in error
+    )
 
 
 # ------------------------------------------------------------------------------------------------ memory
-# The kernel's high-water mark of this program: ru_maxrss would begin with what the tests' own process ever held.
+# The kernel's high-water mark of this program: ru_maxrss would begin with what the tests' own process ever
+# held.
 MEASURE = """
 import sys
 from convert.convert_weight import main
@@ -98,14 +103,20 @@ print(code, before, peak())
 def large(layers):
     """A Llama 1024 wide: 12.6 million parameters in a layer, 4.2 million words and head."""
     torch.manual_seed(0)
-    state = {"model.embed_tokens.weight": torch.randn(4096, 1024), "model.norm.weight": torch.ones(1024),
-             "lm_head.weight": torch.randn(4096, 1024)}
+    state = {
+        "model.embed_tokens.weight": torch.randn(4096, 1024),
+        "model.norm.weight": torch.ones(1024),
+        "lm_head.weight": torch.randn(4096, 1024),
+    }
     for i in range(layers):
         root = f"model.layers.{i}."
         state |= {f"{root}self_attn.{one}_proj.weight": torch.randn(1024, 1024) for one in "qkvo"}
         state |= {f"{root}mlp.{one}_proj.weight": torch.randn(2816, 1024) for one in ("gate", "up")}
-        state |= {f"{root}mlp.down_proj.weight": torch.randn(1024, 2816), f"{root}input_layernorm.weight": torch.ones(1024),
-                  f"{root}post_attention_layernorm.weight": torch.ones(1024)}
+        state |= {
+            f"{root}mlp.down_proj.weight": torch.randn(1024, 2816),
+            f"{root}input_layernorm.weight": torch.ones(1024),
+            f"{root}post_attention_layernorm.weight": torch.ones(1024),
+        }
     return state
 
 
@@ -121,10 +132,23 @@ def grown(tmp_path, kind, *flags, first=""):
             shard.unlink()
         (folder / "pytorch_model.bin.index.json").unlink()
     sizes = [shard.stat().st_size for shard in folder.glob("*-of-*")]
-    assert len(sizes) == 4 and max(sizes) > 64 * MB     # far above what an allocator keeps
+    assert len(sizes) == 4 and max(sizes) > 64 * MB  # far above what an allocator keeps
     del state
-    done = subprocess.run([sys.executable, "-c", first + MEASURE, "--torch_path", folder, "--mindspore_path", tmp_path / "x.ckpt", *flags],
-                          cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            first + MEASURE,
+            "--torch_path",
+            folder,
+            "--mindspore_path",
+            tmp_path / "x.ckpt",
+            *flags,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     code, before, after = map(int, done.stdout.split()[-3:])
     assert code == 0
@@ -150,5 +174,6 @@ mindblip2.convert.readers.files.TorchFile = load
 
 
 def test_a_loader_of_a_shard_at_a_time_would_need_more(tmp_path):
-    """The control: the same conversion with files that are loaded whole; measured 4.1, since all of them stay open."""
+    """The control: the same conversion with files that are loaded whole; measured 4.1, since all of them stay
+    open."""
     assert grown(tmp_path, "bin", first=WHOLE) > 1

@@ -1,4 +1,5 @@
 """No process of a feed outlives its epoch or its run."""
+
 import os
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from mindblip2.data.loader import Feed
 from mindblip2.data.processor import Blip2Processor
 
 ROOT = Path(__file__).resolve().parents[2]
-LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are seen in /proc, which only Linux has")
+LINUX = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="processes are seen in /proc, which only Linux has"
+)
 
 
 def children(pid):
@@ -27,8 +30,12 @@ def gone(pids, seconds=20):
     """Whether none of the processes lives on."""
     end = time.time() + seconds
     while time.time() < end:
-        alive = [pid for pid in pids if Path(f"/proc/{pid}/stat").exists()
-                 and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"]
+        alive = [
+            pid
+            for pid in pids
+            if Path(f"/proc/{pid}/stat").exists()
+            and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        ]
         if not alive:
             return True
         time.sleep(0.1)
@@ -69,7 +76,7 @@ def run():
     pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
     run = subprocess.Popen([sys.executable, "-c", KILLED], cwd=ROOT, text=True, **pipes)
     pids = [int(pid) for pid in run.stdout.readline().split()]
-    assert len(pids) >= 2 and not gone(pids, 0.3)               # control: they do live
+    assert len(pids) >= 2 and not gone(pids, 0.3)  # control: they do live
     yield run, pids
     run.kill()
     run.communicate()
@@ -86,6 +93,6 @@ def test_a_killed_run_leaves_no_processes(run):
 def test_a_killed_worker_ends_the_run_and_the_other_workers(run):
     run, pids = run
     os.kill(pids[0], signal.SIGKILL)
-    _, words = run.communicate("go on\n", timeout=30)           # no hanging
+    _, words = run.communicate("go on\n", timeout=30)  # no hanging
     assert run.returncode != 0 and f"Dataset worker process {pids[0]} was killed" in words
     assert gone(pids)

@@ -1,4 +1,5 @@
 """Rows made ahead: the same items, the same errors."""
+
 import threading
 import time
 
@@ -35,7 +36,7 @@ def test_ahead_gives_the_same_items_and_raises_what_was_raised():
 
 
 def test_a_dropped_iterator_ends_its_thread():
-    before = set(threading.enumerate())     # some of other tests may end meanwhile
+    before = set(threading.enumerate())  # some of other tests may end meanwhile
     made = ahead(iter(range(10**9)), depth=2)
     assert next(made) == 0
     own = set(threading.enumerate()) - before
@@ -49,8 +50,16 @@ def test_a_dropped_iterator_ends_its_thread():
 
 def test_workers_stack_the_same_columns():
     here, there = list(stacked(Rows(7), 3, ("a", "b"))), list(from_workers(Rows(7), 3, ("a", "b"), 2, True))
-    assert len(here) == len(there) == 2 and here[1]["b"].tolist() == [3, 4, 5] and here[0]["a"].shape == (3, 2, 2)
-    assert all(np.array_equal(x[key], y[key]) and x[key].dtype == y[key].dtype for x, y in zip(here, there) for key in "ab")
+    assert (
+        len(here) == len(there) == 2
+        and here[1]["b"].tolist() == [3, 4, 5]
+        and here[0]["a"].shape == (3, 2, 2)
+    )
+    assert all(
+        np.array_equal(x[key], y[key]) and x[key].dtype == y[key].dtype
+        for x, y in zip(here, there)
+        for key in "ab"
+    )
 
 
 def test_an_error_of_a_worker_comes_back_with_its_words():

@@ -1,4 +1,5 @@
 """The order of an epoch: a pure function of (seed, epoch); ratios are kept; whole batches only."""
+
 import numpy as np
 
 from mindblip2.data.sampler import order
@@ -21,13 +22,13 @@ def test_a_batch_of_ratio_sampling_comes_from_one_set_and_ratios_are_kept():
     made = order(sizes, 5, 1, batch, (1, 3, 0)).reshape(-1, batch)
     sets = np.searchsorted(np.cumsum(sizes), made, "right")
     assert len(made) == 1500 and (sets == sets[:, :1]).all() and (sets != 2).all()
-    assert abs((sets == 1).mean() - 0.75) < 0.04                # standard deviation 0.011
+    assert abs((sets == 1).mean() - 0.75) < 0.04  # standard deviation 0.011
     first = made[sets[:, 0] == 0].ravel()
-    assert len(set(first)) == len(first)                        # 375 batches of 3000: none twice
+    assert len(set(first)) == len(first)  # 375 batches of 3000: none twice
     second = np.bincount(made[sets[:, 0] == 1].ravel() - 3000, minlength=1000)
-    assert second.max() - second.min() <= 1                     # 4.5 rounds: used up before it starts again
+    assert second.max() - second.min() <= 1  # 4.5 rounds: used up before it starts again
     plain = np.searchsorted(np.cumsum(sizes), order(sizes, 5, 1, batch), "right")
-    assert abs((plain == 1).mean() - 1 / 6) < 0.01              # control: without ratios the sizes decide
+    assert abs((plain == 1).mean() - 1 / 6) < 0.01  # control: without ratios the sizes decide
     assert (made.ravel() == order(sizes, 5, 1, batch, (1, 3, 0))).all()
     assert (made.ravel() != order(sizes, 5, 2, batch, (1, 3, 0))).any()
 

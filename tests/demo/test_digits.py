@@ -1,4 +1,6 @@
-"""The demo's pictures: who may see which scan and which pair, that captions tell the truth, and what is drawn."""
+"""The demo's pictures: who may see which scan and which pair, that captions tell the truth, and what is
+drawn."""
+
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -13,7 +15,7 @@ from mindblip2.demo.digits import Scene, caption, caption_id, held_out, render, 
 
 pytest.importorskip("sklearn")
 VOCAB = (Path(digits.__file__).parents[1] / "assets" / "digits_vocab.txt").read_text().split("\n")[:-1]
-LONGEST = 18    # tokens: "a red seven, a green two and a blue one from left to right" with [CLS] and [SEP]
+LONGEST = 18  # tokens: "a red seven, a green two and a blue one from left to right" with [CLS] and [SEP]
 EXAMS = ("digits", "pairs", "scenes")
 
 
@@ -34,7 +36,11 @@ def unknown(text):
 def parsed(text):
     """What a canonical caption says: (digits, colours, layout)."""
     words = tokens(text)
-    named = [(digits.DIGITS.index(words[i + 2]), words[i + 1]) for i, word in enumerate(words) if word in ("a", "an")]
+    named = [
+        (digits.DIGITS.index(words[i + 2]), words[i + 1])
+        for i, word in enumerate(words)
+        if word in ("a", "an")
+    ]
     layout = "column" if {"above", "bottom"} & set(words) else "row"
     return (*(tuple(column) for column in zip(*named)), layout)
 
@@ -66,7 +72,11 @@ def test_training_draws_training_scans_only_and_the_exams_held_out_ones_only(tra
     assert {scan for scene in training for scan in scene.scans} == sides["train"]
     for kind in EXAMS:
         assert {scan for scene in held_out(kind) for scan in scene.scans} <= sides["test"]
-    assert {scene.scans[0] for scene in held_out("digits")} == sides["test"] == {s.scans[0] for s in held_out("pairs")}
+    assert (
+        {scene.scans[0] for scene in held_out("digits")}
+        == sides["test"]
+        == {s.scans[0] for s in held_out("pairs")}
+    )
 
 
 def test_a_drawn_scan_shows_the_digit_of_its_scene(training):
@@ -101,7 +111,9 @@ def test_the_pair_exam_holds_unseen_pairs_only_and_the_digit_exam_none():
 
 # ------------------------------------------------------------------------------------------------ determinism
 def test_the_same_seed_gives_the_same_scenes_and_another_seed_others():
-    first, again, other = ([sample_scene(np.random.default_rng(seed)) for _ in range(3)] for seed in (3, 3, 4))
+    first, again, other = (
+        [sample_scene(np.random.default_rng(seed)) for _ in range(3)] for seed in (3, 3, 4)
+    )
     assert first == again != other
     assert held_out("scenes") == held_out("scenes") != held_out("scenes", seed=1)
 
@@ -113,16 +125,23 @@ def test_the_same_scene_gives_the_same_pixels_and_another_pose_others(training):
 
 
 # ------------------------------------------------------------------------------------------------ captions
-@pytest.mark.parametrize("scene, text", [
-    (Scene((7,), ("red",), (0,), "navy"), "a red seven"),
-    (Scene((8,), ("orange",), (0,), "navy"), "an orange eight"),
-    (Scene((7, 2), ("red", "green"), (0, 0), "navy"), "a red seven to the left of a green two"),
-    (Scene((7, 2), ("red", "green"), (0, 0), "navy", "column"), "a red seven above a green two"),
-    (Scene((7, 2, 1), ("red", "green", "blue"), (0, 0, 0), "navy"),
-     "a red seven, a green two and a blue one from left to right"),
-    (Scene((7, 2, 1), ("red", "green", "blue"), (0, 0, 0), "navy", "column"),
-     "a red seven, a green two and a blue one from top to bottom"),
-])
+@pytest.mark.parametrize(
+    "scene, text",
+    [
+        (Scene((7,), ("red",), (0,), "navy"), "a red seven"),
+        (Scene((8,), ("orange",), (0,), "navy"), "an orange eight"),
+        (Scene((7, 2), ("red", "green"), (0, 0), "navy"), "a red seven to the left of a green two"),
+        (Scene((7, 2), ("red", "green"), (0, 0), "navy", "column"), "a red seven above a green two"),
+        (
+            Scene((7, 2, 1), ("red", "green", "blue"), (0, 0, 0), "navy"),
+            "a red seven, a green two and a blue one from left to right",
+        ),
+        (
+            Scene((7, 2, 1), ("red", "green", "blue"), (0, 0, 0), "navy", "column"),
+            "a red seven, a green two and a blue one from top to bottom",
+        ),
+    ],
+)
 def test_captions(scene, text):
     assert caption(scene) == text
 
@@ -199,7 +218,10 @@ def test_a_picture_has_the_size_asked_for(training, size):
 def test_every_digit_is_drawn_in_its_colour_and_does_not_fill_the_picture(training):
     for scene in training[:300]:
         picture = render(scene).astype(int)
-        share = [(np.abs(picture - digits.COLOURS[colour]).max(-1) <= digits.TINT + 1).mean() for colour in scene.colours]
+        share = [
+            (np.abs(picture - digits.COLOURS[colour]).max(-1) <= digits.TINT + 1).mean()
+            for colour in scene.colours
+        ]
         assert 0.005 < min(share) and max(share) < 0.5, scene
 
 
@@ -221,7 +243,10 @@ def test_digits_stand_in_reading_order(layout, axis):
     for _ in range(100):
         scene = replace(sample_scene(rng, count=3), layout=layout, colours=("red", "green", "blue"))
         picture = render(scene).astype(int)
-        middles = [np.argwhere(np.abs(picture - digits.COLOURS[c]).max(-1) <= 2 * digits.TINT).mean(0) for c in scene.colours]
+        middles = [
+            np.argwhere(np.abs(picture - digits.COLOURS[c]).max(-1) <= 2 * digits.TINT).mean(0)
+            for c in scene.colours
+        ]
         along, across = [m[axis] for m in middles], [m[1 - axis] for m in middles]
         assert along == sorted(along) and np.diff(along).min() > np.ptp(across) * 0.8, scene
 
@@ -229,6 +254,7 @@ def test_digits_stand_in_reading_order(layout, axis):
 def test_every_ground_is_darker_than_every_digit():
     def luma(rgb):
         return np.dot(rgb, (0.299, 0.587, 0.114))
+
     assert min(map(luma, digits.COLOURS.values())) - max(map(luma, digits.GROUNDS.values())) > 45
 
 
@@ -255,11 +281,17 @@ def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch):
 
 def test_questions_have_one_answer_which_the_scene_gives():
     one = digits.Scene((7,), ("red",), (0,), "black")
-    assert digits.questions(one) == [("how many digits are there?", "one"), ("what colour is the seven?", "red"),
-                                     ("which digit is red?", "seven")]
+    assert digits.questions(one) == [
+        ("how many digits are there?", "one"),
+        ("what colour is the seven?", "red"),
+        ("which digit is red?", "seven"),
+    ]
     twins = digits.Scene((7, 7, 2), ("red", "blue", "blue"), (0, 0, 0), "black")
-    assert digits.questions(twins) == [("how many digits are there?", "three"), ("which digit is red?", "seven"),
-                                       ("what colour is the two?", "blue")]
+    assert digits.questions(twins) == [
+        ("how many digits are there?", "three"),
+        ("which digit is red?", "seven"),
+        ("what colour is the two?", "blue"),
+    ]
 
 
 def test_the_captioning_exam_has_one_or_two_held_out_digits_in_any_pair():
@@ -267,4 +299,8 @@ def test_the_captioning_exam_has_one_or_two_held_out_digits_in_any_pair():
     pairs = [pair for scene in told for pair in zip(scene.digits, scene.colours)]
     assert [len(scene.digits) for scene in told[:4]] == [1, 2, 1, 2] and len(told) == digits.SCENES
     assert set(pairs) & set(digits.UNSEEN_PAIRS) and set(pairs) & set(digits.SEEN_PAIRS)
-    assert all(scan in digits.split()["test"][digit] for scene in told for digit, scan in zip(scene.digits, scene.scans))
+    assert all(
+        scan in digits.split()["test"][digit]
+        for scene in told
+        for digit, scan in zip(scene.digits, scene.scans)
+    )

@@ -1,4 +1,5 @@
 """Zero-shot classification with the embedded model: scores, options, and the errors of its input."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -59,7 +60,13 @@ def test_a_batch_gives_what_single_pictures_give(model, processor, pictures):
 
 def test_pictures_of_mixed_modes_go_together(model, processor, pictures):
     picture = Image.fromarray(pictures[0][0])
-    mixed = [picture, picture.convert("P"), picture.convert("RGBA"), picture.convert("L"), np.asarray(picture)]
+    mixed = [
+        picture,
+        picture.convert("P"),
+        picture.convert("RGBA"),
+        picture.convert("L"),
+        np.asarray(picture),
+    ]
     probabilities = classifier(model, processor).probabilities(mixed)
     np.testing.assert_allclose(probabilities[0], probabilities[2], atol=1e-6)
     np.testing.assert_allclose(probabilities[0], probabilities[4], atol=1e-6)
@@ -78,25 +85,37 @@ def test_first_query_and_matching_head_give_other_scores(model, processor, pictu
     logits = features[:, 0].asnumpy() @ labels.asnumpy().T / float(model.temp)
     expected = np.exp(logits - logits.max(1, keepdims=True))
     expected /= expected.sum(1, keepdims=True)
-    np.testing.assert_allclose(classifier(first, processor).probabilities(pictures[0][:2]), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        classifier(first, processor).probabilities(pictures[0][:2]), expected, atol=1e-5
+    )
     assert np.abs(best - expected).max() > 1e-4
 
 
 @pytest.mark.parametrize("use_itm", [False, True])
 def test_labels_are_read_some_at_a_time(model, processor, pictures, use_itm, monkeypatch):
-    """Ten labels in threes, the last three with two that were there; a picture's own memory meets its labels."""
+    """Ten labels in threes, the last three with two that were there; a picture's own memory meets its
+    labels."""
     whole = classifier(model, processor, use_itm=use_itm).probabilities(pictures[0][:2])
-    seen, real = [], blip2_qformer.Blip2Qformer.match_logits if use_itm else blip2_qformer.Blip2Qformer.text_features
+    seen, real = (
+        [],
+        blip2_qformer.Blip2Qformer.match_logits if use_itm else blip2_qformer.Blip2Qformer.text_features,
+    )
     monkeypatch.setattr(blip2_qformer, "LABELS", 3)
-    monkeypatch.setattr(Blip2Classifier, real.__name__, lambda self, ids, *rest: seen.append(ids.shape[0]) or real(self, ids, *rest))
+    monkeypatch.setattr(
+        Blip2Classifier,
+        real.__name__,
+        lambda self, ids, *rest: seen.append(ids.shape[0]) or real(self, ids, *rest),
+    )
     parts = classifier(model, processor, use_itm=use_itm).probabilities(pictures[0][:2])
     assert seen == [6 if use_itm else 3] * 4 and whole.shape == (2, 10)
     np.testing.assert_allclose(parts, whole, atol=1e-6)
-    assert np.abs(parts - np.roll(whole, 1, 1)).max() > 1e-2    # the control: an order of labels that is not theirs
+    # the control: an order of labels that is not theirs
+    assert np.abs(parts - np.roll(whole, 1, 1)).max() > 1e-2
 
 
 def scenes_checkpoint():
     from mindblip2.checkpoint.pretrained import find_weights
+
     return find_weights("blip2_digits")
 
 
@@ -106,8 +125,16 @@ def test_a_label_longer_than_the_model_takes_is_cut(model, processor, pictures):
     assert np.isfinite(scores).all()
 
 
-@pytest.mark.parametrize("labels, word", [([], "no labels"), (None, "no labels"), (["a", "a"], "more than once"),
-                                          (["a", ""], "expected words"), (["a", 3], "expected words")])
+@pytest.mark.parametrize(
+    "labels, word",
+    [
+        ([], "no labels"),
+        (None, "no labels"),
+        (["a", "a"], "more than once"),
+        (["a", ""], "expected words"),
+        (["a", 3], "expected words"),
+    ],
+)
 def test_labels_that_mean_nothing_are_refused(labels, word):
     with pytest.raises(ValueError, match=word):
         checked_labels(labels)
@@ -131,18 +158,25 @@ def test_the_tokenizer_of_another_model_is_refused(model):
         ZeroShotClassifier(model, Blip2Processor(), ["cat"])
 
 
-# ------------------------------------------------------------------------------------------------ labels that no score can tell apart
+# ------------------------------------------------------------------------------------------------ labels that
 def test_a8_labels_of_unknown_tokens_are_refused(model, processor):
-    """The right ones of the list are not named; two unknown words of one label among known ones are a warning only."""
-    with pytest.raises(ValueError, match=r"knows no token of 2 of 3 labels \('cat', 'lorry truck'\).*vocabulary has 120 tokens"):
+    """The right ones of the list are not named; two unknown words of one label among known ones are a warning
+    only."""
+    with pytest.raises(
+        ValueError,
+        match=r"knows no token of 2 of 3 labels \('cat', 'lorry truck'\).*vocabulary has 120 tokens",
+    ):
         classifier(model, processor, labels=["cat", "seven", "lorry truck"])
     assert classifier(model, processor, labels=["seven", "one"]).labels == ["seven", "one"]
 
 
 def test_a8_labels_with_the_same_tokens_are_refused(model, processor):
-    with pytest.raises(ValueError, match="the labels 'seven', 'Seven' have the same tokens as 'a handwritten {}'"):
+    with pytest.raises(
+        ValueError, match="the labels 'seven', 'Seven' have the same tokens as 'a handwritten {}'"
+    ):
         classifier(model, processor, labels=["one", "seven", "Seven"])
-    with pytest.raises(ValueError, match=r"the labels 'red truck', 'red cat' have the same tokens"):     # [UNK] for both
+    # [UNK] for both
+    with pytest.raises(ValueError, match=r"the labels 'red truck', 'red cat' have the same tokens"):
         classifier(model, processor, labels=["one", "red truck", "red cat"])
     with pytest.raises(ValueError, match="have the same tokens .of 18 at most.*or raise max_length"):
         classifier(model, processor, labels=["seven " * 30 + "one", "seven " * 30 + "two"])
@@ -151,7 +185,10 @@ def test_a8_labels_with_the_same_tokens_are_refused(model, processor):
 
 def test_a8_some_unknown_words_are_a_warning_that_names_them(model, processor, caplog):
     classifier(model, processor, labels=["one", "red cat"])
-    assert "do not know all" not in caplog.text and "does not know all words of 1 of 2 labels: 'red cat' (cat)" in caplog.text
+    assert (
+        "do not know all" not in caplog.text
+        and "does not know all words of 1 of 2 labels: 'red cat' (cat)" in caplog.text
+    )
     caplog.clear()
     ZeroShotClassifier(model, processor, ["one", "two"], "my snapshot of {}")
     assert "does not know 'my', 'snapshot' of hypothesis_template = 'my snapshot of {}'" in caplog.text
@@ -164,22 +201,34 @@ def test_a8_one_string_is_split_at_its_commas(model, processor, pictures):
     """As transformers: in the pipeline, the Trainer, and as one argument of the command line."""
     import run_blip2
     from mindblip2 import Trainer, pipeline
+
     said = {"hypothesis_template": "a handwritten {}"}
     ours = pipeline("zero_shot_image_classification", model=model, processor=processor, **said)
-    split, listed = (ours(pictures[0][:1], candidate_labels=labels) for labels in ("seven, one,,nine ", ["seven", "one", "nine"]))
+    split, listed = (
+        ours(pictures[0][:1], candidate_labels=labels)
+        for labels in ("seven, one,,nine ", ["seven", "one", "nine"])
+    )
     assert split == listed and len(split[0]) == 3
-    trainer = Trainer(task="zero_shot_image_classification", model=model, candidate_labels="seven, one", **said)
+    trainer = Trainer(
+        task="zero_shot_image_classification", model=model, candidate_labels="seven, one", **said
+    )
     assert trainer.model is model and checked_labels(trainer.candidate_labels) == ["seven", "one"]
-    for given, labels in ((["cat, big dog"], ["cat", "big dog"]), (["cat,", "dog,", "bird"], ["cat", "dog", "bird"]),
-                          (["cat", "truck, big"], ["cat", "truck, big"]), (["cat"], ["cat"])):
+    for given, labels in (
+        (["cat, big dog"], ["cat", "big dog"]),
+        (["cat,", "dog,", "bird"], ["cat", "dog", "bird"]),
+        (["cat", "truck, big"], ["cat", "truck, big"]),
+        (["cat"], ["cat"]),
+    ):
         options, overrides = run_blip2.arguments(["--config", "blip2_digits", "--candidate_labels", *given])
         assert options.candidate_labels == labels == overrides["eval_dataset.data_loader.candidate_labels"]
-    assert checked_labels(["truck, big"]) == ["truck, big"]      # the control: a list says itself what its labels are
+    # the control: a list says itself what its labels are
+    assert checked_labels(["truck, big"]) == ["truck, big"]
 
 
 # ------------------------------------------------------------------------------------------------ temperature
 def test_a15_a_temperature_divides_the_similarities(model, processor, pictures):
-    """1 gives the softmax of the cosines, which are transformers' probabilities; the learnt one is the default."""
+    """1 gives the softmax of the cosines, which are transformers' probabilities; the learnt one is the
+    default."""
     image = processor.image_processor(pictures[0][:3])
     features = model.extract_features({"image": image}, "image").image_embeds_proj.asnumpy()
     labels = classifier(model, processor).label_features().asnumpy()
@@ -188,6 +237,7 @@ def test_a15_a_temperature_divides_the_similarities(model, processor, pictures):
     def softmax(logits):
         odds = np.exp(logits - logits.max(1, keepdims=True))
         return odds / odds.sum(1, keepdims=True)
+
     learnt = classifier(model, processor).probabilities(pictures[0][:3])
     one = classifier(model, processor, temperature=1).probabilities(pictures[0][:3])
     np.testing.assert_allclose(one, softmax(cosine), atol=1e-5)
@@ -208,6 +258,7 @@ def test_a15_a_temperature_is_finite_and_above_0(model, processor, wrong):
 def test_a15_pipeline_trainer_and_configuration_take_it(model, processor, pictures, here, capsys):
     from mindblip2 import Trainer, pipeline
     from mindblip2.config import load_config
+
     said = {"candidate_labels": DIGITS, "hypothesis_template": "a handwritten {}"}
     ours = pipeline("zero_shot_image_classification", model=model, processor=processor, **said)
     warm = pipeline("zero_shot_image_classification", model=model, processor=processor, temperature=1, **said)
@@ -218,5 +269,7 @@ def test_a15_pipeline_trainer_and_configuration_take_it(model, processor, pictur
     config = load_config("blip2_digits", {"eval_dataset.temperature": 1, "context.mode": 1})
     trainer = Trainer(args=config, task="zero_shot_image_classification", **said)
     assert trainer.predict(pictures[0][:2], top_k=10) == expected
-    with pytest.raises(ValueError, match="the exported classifier divides ITC similarities by the learnt temperature"):
+    with pytest.raises(
+        ValueError, match="the exported classifier divides ITC similarities by the learnt temperature"
+    ):
         trainer.export(folder="mindir")

@@ -1,4 +1,6 @@
-"""The formats of foreign files that mindblip2 reads: how a small sound file is made, and what its reader makes of it."""
+"""The formats of foreign files that mindblip2 reads: how a small sound file is made, and what its reader
+makes of it."""
+
 import json
 import random
 from collections.abc import Callable
@@ -14,7 +16,9 @@ from tests.fuzz.mutate import mutated_bytes, mutated_json
 
 @dataclass(frozen=True)
 class Format:
-    """``make`` writes sound files into a folder and returns the one that is mutated; ``read`` gives its content."""
+    """``make`` writes sound files into a folder and returns the one that is mutated; ``read`` gives its
+    content."""
+
     name: str
     make: Callable[[Path], Path]
     read: Callable[[Path], Any]
@@ -23,45 +27,58 @@ class Format:
 
 def _arrays():
     rng = np.random.default_rng(0)
-    return {"a.weight": rng.standard_normal((5, 3)).astype(np.float32), "a.bias": rng.standard_normal(5).astype(np.float32),
-            "half": rng.standard_normal((4, 4)).astype(np.float16), "scalar": np.float32(0.07) + np.zeros((), np.float32)}
+    return {
+        "a.weight": rng.standard_normal((5, 3)).astype(np.float32),
+        "a.bias": rng.standard_normal(5).astype(np.float32),
+        "half": rng.standard_normal((4, 4)).astype(np.float16),
+        "scalar": np.float32(0.07) + np.zeros((), np.float32),
+    }
 
 
 # ------------------------------------------------------------------------------------------------ weights
 def _make_ckpt(folder):
     from mindblip2.checkpoint.ckpt import write_checkpoint
+
     names = {np.dtype(np.float32): "Float32", np.dtype(np.float16): "Float16"}
-    write_checkpoint(folder / "model.ckpt", ((name, names[array.dtype], array) for name, array in _arrays().items()))
+    write_checkpoint(
+        folder / "model.ckpt", ((name, names[array.dtype], array) for name, array in _arrays().items())
+    )
     return folder / "model.ckpt"
 
 
 def _read_ckpt(path):
     from mindblip2.checkpoint.ckpt import Checkpoint
+
     stored = Checkpoint(path)
     return {name: (stored.types[name], stored[name]) for name in stored}
 
 
 def _tensors():
     import torch
+
     return {name: torch.from_numpy(np.array(array)) for name, array in _arrays().items()}
 
 
 def _make_torch(name, **options):
     def make(folder):
         import torch
+
         torch.save(_tensors(), folder / name, **options)
         return folder / name
+
     return make
 
 
 def _make_safetensors(folder):
     from safetensors.torch import save_file
+
     save_file(_tensors(), folder / "model.safetensors")
     return folder / "model.safetensors"
 
 
 def _make_index(folder):
     from safetensors.torch import save_file
+
     weights = {}
     for number, (name, tensor) in enumerate(_tensors().items(), 1):
         file = f"model-{number:05d}-of-00004.safetensors"
@@ -74,59 +91,113 @@ def _make_index(folder):
 
 def _read_torch(path):
     from mindblip2.convert.readers.files import read
+
     state = read(path)
     return {name: state[name].numpy() for name in state}
 
 
-# ------------------------------------------------------------------------------------------------ Hugging Face's configurations
+# ------------------------------------------------------------------------------------------------ Hugging Fac
 HF_CONFIG = {
-    "model_type": "blip-2", "image_token_index": 39, "num_query_tokens": 2,
-    "vision_config": {"model_type": "blip_2_vision_model", "image_size": 28, "patch_size": 14, "hidden_size": 8, "num_hidden_layers": 1,
-                      "num_attention_heads": 2, "intermediate_size": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True},
-    "qformer_config": {"model_type": "blip_2_qformer", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40,
-                       "intermediate_size": 12, "encoder_hidden_size": 8, "hidden_act": "gelu", "cross_attention_frequency": 2},
-    "text_config": {"model_type": "opt", "vocab_size": 40, "hidden_size": 8, "ffn_dim": 12, "num_hidden_layers": 1,
-                    "num_attention_heads": 2, "max_position_embeddings": 20, "bos_token_id": 2, "eos_token_id": 2,
-                    "pad_token_id": 1, "activation_function": "relu",
-                    "do_layer_norm_before": True, "tie_word_embeddings": True}}
-HF_GENERATION = {"bos_token_id": 2, "eos_token_id": [2, 9], "pad_token_id": 1, "transformers_version": "5.23.0"}
+    "model_type": "blip-2",
+    "image_token_index": 39,
+    "num_query_tokens": 2,
+    "vision_config": {
+        "model_type": "blip_2_vision_model",
+        "image_size": 28,
+        "patch_size": 14,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 12,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "qkv_bias": True,
+    },
+    "qformer_config": {
+        "model_type": "blip_2_qformer",
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 40,
+        "intermediate_size": 12,
+        "encoder_hidden_size": 8,
+        "hidden_act": "gelu",
+        "cross_attention_frequency": 2,
+    },
+    "text_config": {
+        "model_type": "opt",
+        "vocab_size": 40,
+        "hidden_size": 8,
+        "ffn_dim": 12,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 20,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+        "activation_function": "relu",
+        "do_layer_norm_before": True,
+        "tie_word_embeddings": True,
+    },
+}
+HF_GENERATION = {
+    "bos_token_id": 2,
+    "eos_token_id": [2, 9],
+    "pad_token_id": 1,
+    "transformers_version": "5.23.0",
+}
 
 
 def _make_hf(which):
     def make(folder):
-        config = HF_CONFIG if which == "config.json" else HF_CONFIG["text_config"]      # a language model has both files
+        # a language model has both files
+        config = HF_CONFIG if which == "config.json" else HF_CONFIG["text_config"]
         for name, content in (("config.json", config), ("generation_config.json", HF_GENERATION)):
             (folder / name).write_text(json.dumps(content))
         return folder / which
+
     return make
 
 
 def _read_hf(path):
     from mindblip2.config import OPTConfig
     from mindblip2.convert.hf_config import read_said, refuse_unbuilt
+
     refuse_unbuilt(path.parent)
     said = read_said(path.parent, OPTConfig)
     return said.sections, said.tied
 
 
-# ------------------------------------------------------------------------------------------------ annotations and configurations
+# ------------------------------------------------------------------------------------------------ annotations
 def _make_json(name, content):
     def make(folder):
         (folder / name).write_text(json.dumps(content))
         return folder / name
+
     return make
 
 
 CAPTIONS = [{"image": f"{i // 2}.jpg", "caption": f"caption {i}", "image_id": i // 2} for i in range(6)]
-COCO = {"images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(3)],
-        "annotations": [{"image_id": i, "caption": f"caption {i}"} for i in range(3)]}
-QUESTIONS = {"data_type": "mscoco", "data_subtype": "val2014",
-             "questions": [{"image_id": i, "question": f"question {i}?", "question_id": 10 + i} for i in range(3)]}
-ANSWERS = {"annotations": [{"question_id": 10 + i, "image_id": i, "answers": [{"answer": "yes"}, {"answer": "no"}]} for i in range(3)]}
+COCO = {
+    "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(3)],
+    "annotations": [{"image_id": i, "caption": f"caption {i}"} for i in range(3)],
+}
+QUESTIONS = {
+    "data_type": "mscoco",
+    "data_subtype": "val2014",
+    "questions": [{"image_id": i, "question": f"question {i}?", "question_id": 10 + i} for i in range(3)],
+}
+ANSWERS = {
+    "annotations": [
+        {"question_id": 10 + i, "image_id": i, "answers": [{"answer": "yes"}, {"answer": "no"}]}
+        for i in range(3)
+    ]
+}
 
 
 def _read_annotations(path):
     from mindblip2.data.datasets.annotations import read_annotations
+
     return [tuple(one[:3]) for one in read_annotations([path], [path.parent / "pictures"])]
 
 
@@ -136,7 +207,9 @@ def _make_lines(folder):
 
 
 def _make_table(folder):
-    (folder / "captions.csv").write_text("image,caption\n" + "".join(f'{row["image"]},"{row["caption"]}, a"\n' for row in CAPTIONS))
+    (folder / "captions.csv").write_text(
+        "image,caption\n" + "".join(f'{row["image"]},"{row["caption"]}, a"\n' for row in CAPTIONS)
+    )
     return folder / "captions.csv"
 
 
@@ -147,6 +220,7 @@ def _make_questions(folder):
 
 def _read_questions(path):
     from mindblip2.data.datasets.questions import read_questions
+
     return read_questions([path, path.parent / "answers.json"], [path.parent])
 
 
@@ -157,18 +231,22 @@ def _make_answers(folder):
 
 def _read_answers(path):
     from mindblip2.data.datasets.questions import read_questions
+
     return read_questions([path.parent / "questions.json", path], [path.parent])
 
 
 def _make_flickr(folder):
     (folder / "Flicker8k_Dataset").mkdir()
     (folder / "Flickr_8k.trainImages.txt").write_text("1.jpg\n2.jpg\n")
-    (folder / "Flickr8k.token.txt").write_text("".join(f"{i}.jpg#{k}\tcaption {k} of {i}\n" for i in (1, 2) for k in range(3)))
+    (folder / "Flickr8k.token.txt").write_text(
+        "".join(f"{i}.jpg#{k}\tcaption {k} of {i}\n" for i in (1, 2) for k in range(3))
+    )
     return folder / "Flickr8k.token.txt"
 
 
 def _read_flickr(path):
     from mindblip2.data.datasets.pairs import Flickr8kDataLoader
+
     return list(Flickr8kDataLoader(path.parent, "train"))
 
 
@@ -192,22 +270,35 @@ def _make_config(folder):
 
 def _read_config(path):
     from mindblip2.config import load_config
+
     return load_config(path).to_dict()
 
 
 # ------------------------------------------------------------------------------------------------ tokenizers
-LINES = ["a photo of a red cat on the table", "a dog and a cat, two birds!", "the seven is green, the three blue"]
+LINES = [
+    "a photo of a red cat on the table",
+    "a dog and a cat, two birds!",
+    "the seven is green, the three blue",
+]
 TEXT = "a red cat, two birds and an owl"
 
 
 def _make_vocabulary(folder):
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for line in LINES for word in line.replace(",", "").split()})]
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *sorted({word for line in LINES for word in line.replace(",", "").split()}),
+    ]
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
     return folder / "vocab.txt"
 
 
 def _read_vocabulary(path):
     from mindblip2.data.text.tokenizer import BertTokenizer
+
     tokenizer = BertTokenizer(str(path))
     return len(tokenizer), tokenizer(TEXT)["input_ids"]
 
@@ -215,23 +306,40 @@ def _read_vocabulary(path):
 def _make_byte_level(which):
     def make(folder):
         from tokenizers import ByteLevelBPETokenizer
+
         (folder / "lines.txt").write_text("\n".join(LINES * 9))
         library = ByteLevelBPETokenizer()
-        library.train(str(folder / "lines.txt"), vocab_size=300, min_frequency=2, special_tokens=["<s>", "<pad>", "</s>", "<unk>"])
+        library.train(
+            str(folder / "lines.txt"),
+            vocab_size=300,
+            min_frequency=2,
+            special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        )
         if which == "tokenizer.json":
             library.save(str(folder / "tokenizer.json"))
         else:
             library.save_model(str(folder))
-        (folder / "tokenizer_config.json").write_text(json.dumps({
-            "bos_token": {"content": "</s>", "special": True}, "eos_token": "</s>", "pad_token": "<pad>", "add_bos_token": True,
-            "added_tokens_decoder": {"0": {"content": "<s>", "special": True}}, "model_max_length": 1000}))
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(
+                {
+                    "bos_token": {"content": "</s>", "special": True},
+                    "eos_token": "</s>",
+                    "pad_token": "<pad>",
+                    "add_bos_token": True,
+                    "added_tokens_decoder": {"0": {"content": "<s>", "special": True}},
+                    "model_max_length": 1000,
+                }
+            )
+        )
         (folder / "added_tokens.json").write_text(json.dumps({"<extra>": 300}))
         return folder / which
+
     return make
 
 
 def _read_language_tokenizer(path):
     from mindblip2.data.text.language_tokenizer import LanguageTokenizer
+
     tokenizer = LanguageTokenizer(str(path.parent), "GPT2Tokenizer")
     ids = tokenizer(TEXT)["input_ids"]
     return len(tokenizer), ids, tokenizer.decode(ids), tokenizer.eos_token
@@ -239,15 +347,24 @@ def _read_language_tokenizer(path):
 
 def _make_sentencepiece(folder):
     import sentencepiece
+
     (folder / "lines.txt").write_text("\n".join(LINES * 9))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "lines.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=320, model_type="bpe", byte_fallback=True,
-        hard_vocab_limit=False, minloglevel=2, num_threads=1)
+        input=str(folder / "lines.txt"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        num_threads=1,
+    )
     return folder / "tokenizer.model"
 
 
 def _read_sentencepiece(path):
     from mindblip2.data.text.language_tokenizer import LanguageTokenizer
+
     tokenizer = LanguageTokenizer(str(path.parent))
     ids = tokenizer(TEXT)["input_ids"]
     return len(tokenizer), ids, tokenizer.decode(ids)
@@ -260,19 +377,26 @@ def _make_picture(kind, **options):
         path = folder / f"picture.{kind}"
         Image.fromarray(pixels).save(path, **options)
         return path
+
     return make
 
 
 def _read_picture(path):
     from mindblip2.data.images.load import load_image
+
     return np.asarray(load_image(str(path)))
 
 
 def _make_cifar(folder):
     import pickle
+
     names = {"fine_label_names": ["apple", "fish"], "coarse_label_names": ["fruit", "animal"]}
-    rows = {"data": np.zeros((4, 3072), np.uint8), "fine_labels": [0, 1, 1, 0], "coarse_labels": [0, 1, 1, 0],
-            "filenames": ["a", "b", "c", "d"]}
+    rows = {
+        "data": np.zeros((4, 3072), np.uint8),
+        "fine_labels": [0, 1, 1, 0],
+        "coarse_labels": [0, 1, 1, 0],
+        "filenames": ["a", "b", "c", "d"],
+    }
     for name, content in (("meta", names), ("train", rows), ("test", rows)):
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
     return folder / "test"
@@ -280,22 +404,35 @@ def _make_cifar(folder):
 
 def _read_cifar(path):
     from mindblip2.data.datasets.cifar import Cifar100DataLoader
+
     data = Cifar100DataLoader(str(path.parent), stage="test")
     return [np.asarray(data.pictures[i]) for i in range(len(data))], list(data.truths), list(data.labels)
 
 
-# ------------------------------------------------------------------------------------------------ our own files, damaged
+# ------------------------------------------------------------------------------------------------ our own fil
 def _make_state(folder):
     inside = folder / "step_0000012"
     inside.mkdir()
-    (inside / "state.json").write_text(json.dumps({
-        "step": 12, "loss": 2.5, "loss_scale": {"value": 1.0, "good": 3}, "frozen": {"path": "start.ckpt", "crc32": 7}, "window": [5.0, 2],
-        "judged": {"loss": 2.5}, "unreadable": [0, 48], "run": {"seed": 7}}))
+    (inside / "state.json").write_text(
+        json.dumps(
+            {
+                "step": 12,
+                "loss": 2.5,
+                "loss_scale": {"value": 1.0, "good": 3},
+                "frozen": {"path": "start.ckpt", "crc32": 7},
+                "window": [5.0, 2],
+                "judged": {"loss": 2.5},
+                "unreadable": [0, 48],
+                "run": {"seed": 7},
+            }
+        )
+    )
     return inside / "state.json"
 
 
 def _read_state(path):
     from mindblip2.checkpoint.training_state import read_state
+
     return read_state(path.parent)
 
 
@@ -306,22 +443,39 @@ def _make_best(folder):
 
 def _read_best(path):
     from mindblip2.checkpoint.training_state import best
+
     return best(path.parent)
 
 
 def _make_dump(folder):
     from mindblip2.parity.dump_file import Writer
+
     arrays, truth = {"x": np.arange(6, dtype=np.float32)}, {"x": np.arange(6, dtype=np.float64)}
     with Writer(folder / "dump.npz") as writer:
-        writer.add("case", "layer", arrays, truth, arrays, weights=[], backward=True, fixed=[], stacked=[], values=True)
+        writer.add(
+            "case",
+            "layer",
+            arrays,
+            truth,
+            arrays,
+            weights=[],
+            backward=True,
+            fixed=[],
+            stacked=[],
+            values=True,
+        )
         writer.close(config={}, seed=1, dtype="float32", fingerprints={}, weights="seeded 1")
     return folder / "dump.npz"
 
 
 def _read_dump(path):
     from mindblip2.parity.dump_file import DumpFile
+
     dump = DumpFile(path)
-    return [(entry["name"], {group: dump.group(entry, group) for group in ("inputs", "torch32", "truth")}) for entry in dump.entries]
+    return [
+        (entry["name"], {group: dump.group(entry, group) for group in ("inputs", "torch32", "truth")})
+        for entry in dump.entries
+    ]
 
 
 FORMATS = [
@@ -343,11 +497,20 @@ FORMATS = [
     Format("yaml", _make_config, _read_config),
     Format("vocab_txt", _make_vocabulary, _read_vocabulary),
     Format("tokenizer_json", _make_byte_level("tokenizer.json"), _read_language_tokenizer),
-    Format("tokenizer_json_values", _make_byte_level("tokenizer.json"), _read_language_tokenizer, mutated_json),
+    Format(
+        "tokenizer_json_values", _make_byte_level("tokenizer.json"), _read_language_tokenizer, mutated_json
+    ),
     Format("vocab_json", _make_byte_level("vocab.json"), _read_language_tokenizer),
     Format("merges_txt", _make_byte_level("merges.txt"), _read_language_tokenizer),
-    Format("tokenizer_config_json", _make_byte_level("tokenizer_config.json"), _read_language_tokenizer, mutated_json),
-    Format("added_tokens_json", _make_byte_level("added_tokens.json"), _read_language_tokenizer, mutated_json),
+    Format(
+        "tokenizer_config_json",
+        _make_byte_level("tokenizer_config.json"),
+        _read_language_tokenizer,
+        mutated_json,
+    ),
+    Format(
+        "added_tokens_json", _make_byte_level("added_tokens.json"), _read_language_tokenizer, mutated_json
+    ),
     Format("sentencepiece", _make_sentencepiece, _read_sentencepiece),
     Format("png", _make_picture("png"), _read_picture),
     Format("jpeg", _make_picture("jpg", quality=90), _read_picture),

@@ -1,4 +1,6 @@
-"""What a reader may use while it reads a damaged file: two seconds, one gigabyte, no program, no connection, no file."""
+"""What a reader may use while it reads a damaged file: two seconds, one gigabyte, no program, no connection,
+no file."""
+
 import contextlib
 import os
 import resource
@@ -6,13 +8,24 @@ import signal
 import sys
 
 SECONDS, BYTES = 2, 1 << 30
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "os.remove", "os.rename",
-             "os.rmdir", "shutil.rmtree")
-_seen = None      # the forbidden events of the block; None outside of one
+FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "subprocess.Popen",
+    "socket.connect",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "shutil.rmtree",
+)
+_seen = None  # the forbidden events of the block; None outside of one
 
 
 class TookTooLong(BaseException):
-    """The reader did not end in time.  No Exception, so that a reader that catches all of these does not catch it."""
+    """The reader did not end in time.  No Exception, so that a reader that catches all of these does not
+    catch it."""
 
 
 def _watch(event, args):
@@ -23,7 +36,7 @@ def _watch(event, args):
         _seen.append(f"{event} {args!r}"[:200])
 
 
-sys.addaudithook(_watch)        # cannot be taken away again; without a block it does nothing
+sys.addaudithook(_watch)  # cannot be taken away again; without a block it does nothing
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
-"""Readers of foreign bytes meet damaged files: the same content, one line that names the file, or, where a format has no checksum, other
-content, which is counted.  Never a raw traceback, a hang, a gigabyte, a program that is run or a file that is written."""
+"""Readers of foreign bytes meet damaged files: the same content, one line that names the file, or, where a
+format has no checksum, other content, which is counted.  Never a raw traceback, a hang, a gigabyte, a program
+that is run or a file that is written."""
+
 import hashlib
 import json
 import os
@@ -14,20 +16,45 @@ from tests.fuzz.limits import BYTES, TookTooLong, limited
 from tests.fuzz.mutate import mutated_bytes, mutated_json
 
 MANY = {"quick": 300, "slow": 5000}
-# How many mutations of a format gave other content.  A format with checksums has none; for the others the figure may fall, not grow.
-OTHER_CONTENT = {   # format → of 300 mutations, of 5,000
-    "ckpt": (22, 442), "torch_zip": (0, 0), "torch_legacy": (14, 165), "safetensors": (29, 373),
-    "shard_index": (24, 406), "hf_config_json": (56, 1013), "hf_generation_config_json": (54, 1067),
-    "captions": (14, 264), "captions_json": (35, 583), "captions_jsonl": (24, 247),
-    "captions_csv": (107, 1801), "coco_json": (21, 325), "questions_json": (94, 1438),
-    "answers_json": (45, 648), "flickr8k": (170, 2740), "yaml": (4, 42), "vocab_txt": (73, 1313),
-    "tokenizer_json": (1, 15), "tokenizer_json_values": (3, 24), "vocab_json": (7, 57),
-    "merges_txt": (7, 208), "tokenizer_config_json": (3, 69), "added_tokens_json": (75, 1239),
-    "sentencepiece": (0, 1), "png": (0, 0), "jpeg": (110, 1670), "gif": (129, 2257), "webp": (74, 1026),
-    "tiff": (58, 760), "bmp": (207, 3282), "cifar_pickle": (29, 490), "training_state_json": (62, 1019),
-    "best_json": (300, 5000), "parity_dump": (0, 0),
+# How many mutations of a format gave other content. A format with checksums has none; for the others the
+# figure may fall, not grow.
+OTHER_CONTENT = {  # format → of 300 mutations, of 5,000
+    "ckpt": (22, 442),
+    "torch_zip": (0, 0),
+    "torch_legacy": (14, 165),
+    "safetensors": (29, 373),
+    "shard_index": (24, 406),
+    "hf_config_json": (56, 1013),
+    "hf_generation_config_json": (54, 1067),
+    "captions": (14, 264),
+    "captions_json": (35, 583),
+    "captions_jsonl": (24, 247),
+    "captions_csv": (107, 1801),
+    "coco_json": (21, 325),
+    "questions_json": (94, 1438),
+    "answers_json": (45, 648),
+    "flickr8k": (170, 2740),
+    "yaml": (4, 42),
+    "vocab_txt": (73, 1313),
+    "tokenizer_json": (1, 15),
+    "tokenizer_json_values": (3, 24),
+    "vocab_json": (7, 57),
+    "merges_txt": (7, 208),
+    "tokenizer_config_json": (3, 69),
+    "added_tokens_json": (75, 1239),
+    "sentencepiece": (0, 1),
+    "png": (0, 0),
+    "jpeg": (110, 1670),
+    "gif": (129, 2257),
+    "webp": (74, 1026),
+    "tiff": (58, 760),
+    "bmp": (207, 3282),
+    "cifar_pickle": (29, 490),
+    "training_state_json": (62, 1019),
+    "best_json": (300, 5000),
+    "parity_dump": (0, 0),
 }
-RAW = (UnicodeError, json.JSONDecodeError)      # ValueErrors of libraries that name no file
+RAW = (UnicodeError, json.JSONDecodeError)  # ValueErrors of libraries that name no file
 
 
 def digest(value) -> str:
@@ -46,6 +73,7 @@ def digest(value) -> str:
                 add(inner)
         else:
             sha.update(f"{type(one).__name__}{one!r}".encode("utf-8", "surrogatepass"))
+
     add(value)
     return sha.hexdigest()
 
@@ -85,7 +113,8 @@ def outcome(one, path, expected) -> tuple[str, str | None]:
 
 
 def run(one, folder, count):
-    """Counts of the outcomes of ``count`` seeded mutations; the complaints as {line: number of the first mutation}."""
+    """Counts of the outcomes of ``count`` seeded mutations; the complaints as {line: number of the first
+    mutation}."""
     path = one.make(folder)
     sound = path.read_bytes()
     expected = digest(one.read(path))
@@ -111,7 +140,7 @@ def test_damage_is_the_same_content_or_a_clear_error(one, extent, tmp_path):
     assert counts["other"] <= OTHER_CONTENT[one.name][extent == "slow"], counts
 
 
-# ------------------------------------------------------------------------------------------------ negative controls
+# ------------------------------------------------------------------------------------------------ negative co
 class Reader:
     name = "control"
     mutate = staticmethod(mutated_bytes)
@@ -147,11 +176,18 @@ def _writes(path):
         path.with_name("other").write_text("x")
 
 
-@pytest.mark.parametrize("read, expected", [
-    (lambda path: {b"content": 1}[path.read_bytes()], "raw KeyError"),
-    (lambda path: path.read_bytes().decode("ascii"), "raw UnicodeDecodeError"),
-    (lambda path: path.read_bytes().index(b"content"), "does not name the file"),
-    (_forever, "took too long"), (_large, "asked for more"), (_caught_large, "asked for more"), (_writes, "did open")])
+@pytest.mark.parametrize(
+    "read, expected",
+    [
+        (lambda path: {b"content": 1}[path.read_bytes()], "raw KeyError"),
+        (lambda path: path.read_bytes().decode("ascii"), "raw UnicodeDecodeError"),
+        (lambda path: path.read_bytes().index(b"content"), "does not name the file"),
+        (_forever, "took too long"),
+        (_large, "asked for more"),
+        (_caught_large, "asked for more"),
+        (_writes, "did open"),
+    ],
+)
 def test_a_careless_reader_is_noticed(read, expected, tmp_path, monkeypatch):
     monkeypatch.setattr("tests.fuzz.limits.SECONDS", 0.5)
     _, complaints = run(Reader(read), tmp_path, 8)

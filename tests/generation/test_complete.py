@@ -1,4 +1,6 @@
-"""What a language model writes after prompts of embeddings: the ids of transformers' generate on the same logits."""
+"""What a language model writes after prompts of embeddings: the ids of transformers' generate on the same
+logits."""
+
 import numpy as np
 import pytest
 
@@ -12,14 +14,24 @@ FULL = (LENGTH,) * BATCH
 
 @pytest.fixture(scope="module", params=["llama", "opt"])
 def model(request):
-    """A random language model of transformers in float64: what is computed with a cache equals what is computed without."""
+    """A random language model of transformers in float64: what is computed with a cache equals what is
+    computed without."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)            # the model is too small to share
+    torch.set_num_threads(1)  # the model is too small to share
     torch.manual_seed(2)
-    size = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": PAD,
-            "bos_token_id": 1, "eos_token_id": EOS, "init_std": 0.6, "initializer_range": 0.6}
+    size = {
+        "vocab_size": VOCAB,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "pad_token_id": PAD,
+        "bos_token_id": 1,
+        "eos_token_id": EOS,
+        "init_std": 0.6,
+        "initializer_range": 0.6,
+    }
     if request.param == "llama":
         made = transformers.LlamaForCausalLM(transformers.LlamaConfig(intermediate_size=24, **size))
     else:
@@ -29,10 +41,12 @@ def model(request):
 
 
 class Prompts:
-    """Embeddings of prompts of unequal length, padded on the left; logits of the first token, and the step function."""
+    """Embeddings of prompts of unequal length, padded on the left; logits of the first token, and the step
+    function."""
 
     def __init__(self, model, rows=range(BATCH), lengths=(5, 3, 1, 4, 2, 5)):
         import torch
+
         self.torch, self.model = torch, model
         noise = torch.from_numpy(np.random.default_rng(1).standard_normal((BATCH, LENGTH, 16)))
         mask = torch.tensor([[0] * (LENGTH - lengths[i]) + [1] * lengths[i] for i in range(BATCH)])
@@ -55,19 +69,37 @@ class Prompts:
     def _logits(self, x, mask):
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         with self.torch.no_grad():
-            return self.model(inputs_embeds=x, attention_mask=mask, position_ids=positions).logits[:, -1].numpy()
+            return (
+                self.model(inputs_embeds=x, attention_mask=mask, position_ids=positions).logits[:, -1].numpy()
+            )
 
     def ours(self, prompt_BT=None, **how):
         return complete(self, self.logits(), decoding(**how), prompt_BT)
 
     def theirs(self, **how):
         """Without ``num_beams`` transformers' default is 1, ours LAVIS's 5."""
-        how = {"num_beams": 5, "max_new_tokens": 12, "min_new_tokens": 0, "do_sample": False, "top_k": 0, **how}
+        how = {
+            "num_beams": 5,
+            "max_new_tokens": 12,
+            "min_new_tokens": 0,
+            "do_sample": False,
+            "top_k": 0,
+            **how,
+        }
         return self.model.generate(inputs_embeds=self.x_BTD, attention_mask=self.mask_BT, **how).numpy()
 
 
 def decoding(**how):
-    return LanguageDecoding(**{"max_new_tokens": 12, "min_new_tokens": 0, "num_beams": 5, "eos_token_id": EOS, "pad_token_id": PAD, **how})
+    return LanguageDecoding(
+        **{
+            "max_new_tokens": 12,
+            "min_new_tokens": 0,
+            "num_beams": 5,
+            "eos_token_id": EOS,
+            "pad_token_id": PAD,
+            **how,
+        }
+    )
 
 
 def texts(ids, ends=(EOS,)):
@@ -77,25 +109,55 @@ def texts(ids, ends=(EOS,)):
     return [row[:stop] for row, stop in zip(rows, stops)]
 
 
-# ------------------------------------------------------------------------------------------------ transformers
-@pytest.mark.parametrize("how", [
-    {"num_beams": 1}, {"num_beams": 1, "repetition_penalty": 1.6}, {"num_beams": 1, "no_repeat_ngram_size": 2},
-    {"num_beams": 1, "no_repeat_ngram_size": 1}, {"num_beams": 1, "min_new_tokens": 6}, {}, {"num_beams": 2}, {"num_beams": 9},
-    {"length_penalty": 0.0}, {"length_penalty": 3.0}, {"length_penalty": -2.0}, {"min_new_tokens": 1}, {"min_new_tokens": 9},
-    {"repetition_penalty": 1.6}, {"repetition_penalty": 0.7}, {"no_repeat_ngram_size": 2}, {"no_repeat_ngram_size": 3},
-    {"max_new_tokens": 1}, {"max_new_tokens": 25}, {"num_return_sequences": 5}, {"num_beams": 3, "num_return_sequences": 2},
-    {"eos_token_id": (EOS, 3, 11)}, {"eos_token_id": (EOS, 3), "num_beams": 1},
-    {"num_beams": 4, "repetition_penalty": 1.3, "length_penalty": 2.0, "no_repeat_ngram_size": 3, "min_new_tokens": 3,
-     "num_return_sequences": 3}], ids=str)
+# ------------------------------------------------------------------------------------------------ transformer
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"num_beams": 1},
+        {"num_beams": 1, "repetition_penalty": 1.6},
+        {"num_beams": 1, "no_repeat_ngram_size": 2},
+        {"num_beams": 1, "no_repeat_ngram_size": 1},
+        {"num_beams": 1, "min_new_tokens": 6},
+        {},
+        {"num_beams": 2},
+        {"num_beams": 9},
+        {"length_penalty": 0.0},
+        {"length_penalty": 3.0},
+        {"length_penalty": -2.0},
+        {"min_new_tokens": 1},
+        {"min_new_tokens": 9},
+        {"repetition_penalty": 1.6},
+        {"repetition_penalty": 0.7},
+        {"no_repeat_ngram_size": 2},
+        {"no_repeat_ngram_size": 3},
+        {"max_new_tokens": 1},
+        {"max_new_tokens": 25},
+        {"num_return_sequences": 5},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"eos_token_id": (EOS, 3, 11)},
+        {"eos_token_id": (EOS, 3), "num_beams": 1},
+        {
+            "num_beams": 4,
+            "repetition_penalty": 1.3,
+            "length_penalty": 2.0,
+            "no_repeat_ngram_size": 3,
+            "min_new_tokens": 3,
+            "num_return_sequences": 3,
+        },
+    ],
+    ids=str,
+)
 def test_the_ids_are_those_of_transformers(model, how):
     theirs = dict(how, eos_token_id=list(how["eos_token_id"])) if "eos_token_id" in how else how
     prompts = Prompts(model, lengths=FULL) if "repetition_penalty" in how else Prompts(model)
     assert texts(prompts.ours(**how), how.get("eos_token_id", (EOS,))) == texts(
-        prompts.theirs(**theirs), how.get("eos_token_id", (EOS,)))
+        prompts.theirs(**theirs), how.get("eos_token_id", (EOS,))
+    )
 
 
 def test_padding_on_the_left_leaves_no_token_out_of_the_penalty(model, monkeypatch):
-    """transformers 5.23 takes padding of prompt embeddings for padding of ids, so the first generated tokens are not penalised."""
+    """transformers 5.23 takes padding of prompt embeddings for padding of ids, so the first generated tokens
+    are not penalised."""
     how = {"num_beams": 1, "repetition_penalty": 1.6}
     theirs, marked = texts(Prompts(model).theirs(**how)), logits_processors._marked
     assert texts(Prompts(model).ours(**how)) != theirs
@@ -103,12 +165,14 @@ def test_padding_on_the_left_leaves_no_token_out_of_the_penalty(model, monkeypat
     def without_the_first(shape, ids_NT):
         padding_B1 = (Prompts(model).mask_BT == 0).sum(1, keepdim=True).numpy()
         return marked(shape, np.where(np.arange(ids_NT.shape[1]) < padding_B1, -1, ids_NT))
+
     monkeypatch.setattr(logits_processors, "_marked", without_the_first)
     assert texts(Prompts(model).ours(**how)) == theirs
 
 
 def test_other_scores_would_be_noticed(model):
-    """Negative control: the scorer of the old releases, and a length that counts a little more, give other captions."""
+    """Negative control: the scorer of the old releases, and a length that counts a little more, give other
+    captions."""
     how = {"max_new_tokens": 25, "num_return_sequences": 4}
     right = texts(Prompts(model).theirs(**how))
     assert texts(Prompts(model).ours(**how)) == right
@@ -116,12 +180,24 @@ def test_other_scores_would_be_noticed(model):
         assert texts(Prompts(model).ours(**{**how, **wrong})) != right
 
 
-@pytest.mark.parametrize("how", [
-    {}, {"top_k": 4}, {"top_p": 0.6}, {"top_k": 6, "top_p": 0.7, "temperature": 1.7}, {"temperature": 0.4},
-    {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2}, {"num_return_sequences": 3}, {"min_new_tokens": 7}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"top_k": 4},
+        {"top_p": 0.6},
+        {"top_k": 6, "top_p": 0.7, "temperature": 1.7},
+        {"temperature": 0.4},
+        {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+        {"num_return_sequences": 3},
+        {"min_new_tokens": 7},
+    ],
+    ids=str,
+)
 def test_drawn_tokens_are_those_of_transformers(model, how, monkeypatch):
     """torch.multinomial takes our draws; everything else is transformers'."""
     import torch
+
     how = {"num_beams": 1, "do_sample": True, "top_p": 1.0, **how}
     generators = logits_processors.generators(decoding(**how))
 
@@ -129,6 +205,7 @@ def test_drawn_tokens_are_those_of_transformers(model, how, monkeypatch):
         uniform_N = np.tile([random.random() for random in generators], len(probs) // len(generators))
         with np.errstate(divide="ignore"):
             return torch.from_numpy(logits_processors.draw(np.log(probs.numpy()), uniform_N))[:, None]
+
     monkeypatch.setattr(torch, "multinomial", multinomial)
     prompts = Prompts(model, lengths=FULL)
     theirs = texts(prompts.theirs(**how))
@@ -136,28 +213,45 @@ def test_drawn_tokens_are_those_of_transformers(model, how, monkeypatch):
     assert texts(prompts.ours(**how, seed=1)) != theirs
 
 
-@pytest.mark.parametrize("how", [{"num_beams": 3}, {"num_beams": 3, "top_k": 1, "temperature": 2.0}, {"top_p": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"num_beams": 3}, {"num_beams": 3, "top_k": 1, "temperature": 2.0}, {"top_p": 0.5}], ids=str
+)
 def test_drawn_beams_are_those_of_transformers(model, how, monkeypatch):
     import torch
+
     random = logits_processors.generators(decoding())[0]
 
     def multinomial(probs, num_samples):
         with np.errstate(divide="ignore"):
-            return torch.from_numpy(logits_processors.draw_several(np.log(probs.numpy()), num_samples, random))
+            return torch.from_numpy(
+                logits_processors.draw_several(np.log(probs.numpy()), num_samples, random)
+            )
+
     monkeypatch.setattr(torch, "multinomial", multinomial)
     how = {"do_sample": True, "top_p": 1.0, **how}
     assert texts(Prompts(model).ours(**how)) == texts(Prompts(model).theirs(**how))
 
 
-@pytest.mark.parametrize("how", [{"top_k": 3}, {"top_p": 0.7}, {"top_k": 5, "top_p": 0.4, "temperature": 0.7}, {"top_p": 1e-6},
-                                 {"top_k": 2, "temperature": 3.0}, {"top_k": 1, "num_beams": 4}, {"top_p": 0.01, "num_beams": 4}],
-                         ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"top_k": 3},
+        {"top_p": 0.7},
+        {"top_k": 5, "top_p": 0.4, "temperature": 0.7},
+        {"top_p": 1e-6},
+        {"top_k": 2, "temperature": 3.0},
+        {"top_k": 1, "num_beams": 4},
+        {"top_p": 0.01, "num_beams": 4},
+    ],
+    ids=str,
+)
 def test_what_may_be_drawn_is_what_the_warpers_of_transformers_leave(how):
     torch = pytest.importorskip("torch")
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
     logits = np.random.default_rng(4).standard_normal((200, 40)).astype(np.float32) * 2
     if "top_p" not in how:
-        logits[:, 5] = logits[:, 9]     # equally likely tokens stay together at top-k
+        logits[:, 5] = logits[:, 9]  # equally likely tokens stay together at top-k
     keep = 2 if how.get("num_beams", 1) > 1 else 1
     expected = TemperatureLogitsWarper(how.get("temperature", 1.0))(None, torch.from_numpy(logits))
     if "top_k" in how:
@@ -169,8 +263,11 @@ def test_what_may_be_drawn_is_what_the_warpers_of_transformers_leave(how):
 
 
 # ------------------------------------------------------------------------------------------------ prompts
-SAMPLED = ({"do_sample": True, "num_beams": 1, "temperature": 2.0}, {"do_sample": True, "num_beams": 1, "num_return_sequences": 3},
-           {"do_sample": True, "num_beams": 3, "temperature": 2.0})
+SAMPLED = (
+    {"do_sample": True, "num_beams": 1, "temperature": 2.0},
+    {"do_sample": True, "num_beams": 1, "num_return_sequences": 3},
+    {"do_sample": True, "num_beams": 3, "temperature": 2.0},
+)
 
 
 @pytest.mark.parametrize("how", SAMPLED, ids=str)
@@ -178,12 +275,15 @@ def test_a19_what_is_drawn_for_a_prompt_does_not_depend_on_its_batch(model, how)
     """Neither on its place nor on the others: the draws come from the seed and the number of the caption."""
     captions = how.get("num_return_sequences", 1)
     batch, back = (texts(Prompts(model, rows).ours(**how)) for rows in (range(BATCH), range(BATCH)[::-1]))
-    assert batch == [text for row in range(BATCH)[::-1] for text in back[row * captions:(row + 1) * captions]]
-    assert texts(Prompts(model, [2] * 3).ours(**how)) == batch[2 * captions:3 * captions] * 3
+    assert batch == [
+        text for row in range(BATCH)[::-1] for text in back[row * captions : (row + 1) * captions]
+    ]
+    assert texts(Prompts(model, [2] * 3).ours(**how)) == batch[2 * captions : 3 * captions] * 3
     seeds = {str(texts(Prompts(model, [2]).ours(**how, seed=seed))) for seed in range(4)}
-    assert len(seeds) > 1       # control: other seeds draw other tokens
+    assert len(seeds) > 1  # control: other seeds draw other tokens
     if captions > 1:
-        assert any(len({*map(str, batch[i:i + captions])}) > 1 for i in range(0, len(batch), captions))      # and so do other captions
+        # and so do other captions
+        assert any(len({*map(str, batch[i : i + captions])}) > 1 for i in range(0, len(batch), captions))
         assert batch[::captions] == texts(Prompts(model).ours(**{**how, "num_return_sequences": 1}))
 
 
@@ -195,15 +295,23 @@ def test_different_prompts_in_one_batch_give_what_each_gives_alone(model):
 
 
 def test_the_ids_of_a_prompt_count_only_where_they_are_given(model):
-    """As input_ids in transformers: there the penalty and the n-grams see the prompt, with inputs_embeds they do not."""
+    """As input_ids in transformers: there the penalty and the n-grams see the prompt, with inputs_embeds they
+    do not."""
     import torch
+
     ids = torch.from_numpy(np.random.default_rng(1).integers(1, 6, (BATCH, LENGTH)))
     prompts = Prompts(model, lengths=FULL)
     prompts.x_BTD = model.get_input_embeddings()(ids).detach()
     same = []
-    for how in ({"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}, {"no_repeat_ngram_size": 2, "num_beams": 1},
-                {"repetition_penalty": 1.5, "num_beams": 1}):
-        theirs = model.generate(ids, **{"num_beams": 5, "max_new_tokens": 12, "do_sample": False, **how})[:, 5:]
+    for how in (
+        {"repetition_penalty": 1.5},
+        {"no_repeat_ngram_size": 2},
+        {"no_repeat_ngram_size": 2, "num_beams": 1},
+        {"repetition_penalty": 1.5, "num_beams": 1},
+    ):
+        theirs = model.generate(ids, **{"num_beams": 5, "max_new_tokens": 12, "do_sample": False, **how})[
+            :, 5:
+        ]
         assert texts(prompts.ours(prompt_BT=ids.numpy(), **how)) == texts(theirs)
         assert texts(prompts.ours(**how)) == texts(prompts.theirs(**how))
         same.append(texts(theirs) == texts(prompts.theirs(**how)))
@@ -220,12 +328,16 @@ def test_padding_of_a_prompt_is_no_token(model):
 
 
 # ------------------------------------------------------------------------------------------------ streaming
-@pytest.mark.parametrize("how", [{"num_beams": 1}, {"num_beams": None, "do_sample": True, "num_return_sequences": 2}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"num_beams": 1}, {"num_beams": None, "do_sample": True, "num_return_sequences": 2}], ids=str
+)
 def test_a_stream_gives_the_ids_of_complete_one_step_at_a_time(model, how):
     whole, told = Prompts(model).ours(**how), []
     prompts = Prompts(model)
     assert np.stack(list(stream(prompts, prompts.logits(), decoding(**how))), 1).tolist() == whole.tolist()
-    complete(prompts, prompts.logits(), decoding(**how), on_token=lambda token_N: told.append(token_N.tolist()))
+    complete(
+        prompts, prompts.logits(), decoding(**how), on_token=lambda token_N: told.append(token_N.tolist())
+    )
     assert np.array(told).T.tolist() == whole.tolist()
     assert whole.dtype == np.int32
 
@@ -236,6 +348,7 @@ def test_a_stream_computes_only_what_is_asked_for(model):
     def step(*inputs):
         calls.append(inputs[1])
         return prompts(*inputs)
+
     tokens = stream(step, prompts.logits(), decoding(num_beams=1))
     next(tokens)
     assert calls == []
@@ -245,7 +358,9 @@ def test_a_stream_computes_only_what_is_asked_for(model):
 
 def test_beams_cannot_be_streamed(model):
     prompts = Prompts(model)
-    for call in (lambda: stream(prompts, prompts.logits(), decoding()),
-                 lambda: complete(prompts, prompts.logits(), decoding(), on_token=print)):
+    for call in (
+        lambda: stream(prompts, prompts.logits(), decoding()),
+        lambda: complete(prompts, prompts.logits(), decoding(), on_token=print),
+    ):
         with pytest.raises(ValueError, match="no streaming with num_beams = 5: .*use num_beams=1"):
             call()

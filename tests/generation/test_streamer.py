@@ -1,10 +1,20 @@
 """What a stream of ids shows adds up to the decoded text, and nothing is taken back."""
+
 import pytest
 
 from mindblip2.generation.streamer import TextStream
 
-TEXTS = ["a red cat on the table", "一只红色的猫坐在桌子上", "a dog, two birds !", "rock ' n ' roll isn't", "a 🐟 and 鱼 a",
-         "a\nb  c", "word", "", "it's the dog 's ball . It is red ."]
+TEXTS = [
+    "a red cat on the table",
+    "一只红色的猫坐在桌子上",
+    "a dog, two birds !",
+    "rock ' n ' roll isn't",
+    "a 🐟 and 鱼 a",
+    "a\nb  c",
+    "word",
+    "",
+    "it's the dog 's ball . It is red .",
+]
 
 
 def shown(tokenizer, text):
@@ -32,8 +42,9 @@ def test_a5_an_end_token_ends_what_is_shown_and_padding_within_a_text_does_not(n
     for one in row:
         parts += stream.put([one])
     text = tokenizer.decode([*red, *cat])
-    assert "".join(parts) == "".join(parts + stream.end()) == text      # all is shown as soon as the text has ended
-    other = TextStream(tokenizer)       # control: without the end token the rest is text
+    # all is shown as soon as the text has ended
+    assert "".join(parts) == "".join(parts + stream.end()) == text
+    other = TextStream(tokenizer)  # control: without the end token the rest is text
     assert "".join([other.put([one])[0] for one in row] + other.end()) == tokenizer.decode(row) != text
 
 
@@ -65,10 +76,14 @@ def test_it_takes_what_generation_gives(llama):
     import numpy as np
 
     from mindblip2.generation.generate import LanguageDecoding, stream
+
     ids = [*llama.encode("a red cat", add_special_tokens=False), llama.eos_token_id]
 
     def step(tokens_N, position, order_N):
         return np.eye(len(llama))[[ids[position + 1]] * len(tokens_N)]
-    tokens = stream(step, np.eye(len(llama))[[ids[0]]], LanguageDecoding(num_beams=1, eos_token_id=llama.eos_token_id))
+
+    tokens = stream(
+        step, np.eye(len(llama))[[ids[0]]], LanguageDecoding(num_beams=1, eos_token_id=llama.eos_token_id)
+    )
     text = TextStream(llama)
     assert "".join([*(part for token_N in tokens for part in text.put(token_N)), *text.end()]) == "a red cat"

@@ -1,7 +1,9 @@
-"""The program of a mesh's processes: what the embedded models find, write and answer, and a training with its checkpoint, into one file.
+"""The program of a mesh's processes: what the embedded models find, write and answer, and a training with its
+checkpoint, into one file.
 
     python tests/mesh/entry_points.py DATA MODEL FILE
 """
+
 import json
 import os
 import sys
@@ -14,7 +16,7 @@ from mindblip2.demo import digits, scenes
 from mindblip2.demo.scenes import LabelledSet
 from mindblip2.distributed import comm
 
-FEW = 7     # no mesh of two divides it
+FEW = 7  # no mesh of two divides it
 
 
 def trainer(name, data, model, task=None, **overrides):
@@ -25,8 +27,14 @@ def trainer(name, data, model, task=None, **overrides):
 
 def found(mesh):
     chosen = list({scene.digits[0]: scene for scene in digits.held_out("digits")}.values())[:FEW]
-    samples = [{"image": digits.render(scene), "captions": [digits.caption(scene, detail) for detail in ("all", "digit")], "image_id": i}
-               for i, scene in enumerate(chosen)]
+    samples = [
+        {
+            "image": digits.render(scene),
+            "captions": [digits.caption(scene, detail) for detail in ("all", "digit")],
+            "image_id": i,
+        }
+        for i, scene in enumerate(chosen)
+    ]
     retrieval = trainer("blip2_digits", *mesh, "image_to_text_retrieval")
     retrieval.eval_dataset = samples
     figures = retrieval.evaluate(k_test=3)
@@ -34,8 +42,14 @@ def found(mesh):
         figures["recipe"].pop(name)
     classes = trainer("blip2_digits", *mesh)
     labels = sorted({digits.caption(scene, "digit") for scene in chosen})
-    classes.eval_dataset = LabelledSet("few", [one["image"] for one in samples], [one["captions"][1] for one in samples], labels, "{}")
-    return {"retrieval": figures, "classes": classes.evaluate(), "wrong order": [one["captions"][0] for one in samples]}
+    classes.eval_dataset = LabelledSet(
+        "few", [one["image"] for one in samples], [one["captions"][1] for one in samples], labels, "{}"
+    )
+    return {
+        "retrieval": figures,
+        "classes": classes.evaluate(),
+        "wrong order": [one["captions"][0] for one in samples],
+    }
 
 
 def written(mesh):
@@ -45,10 +59,15 @@ def written(mesh):
     figures = {"captions": teller.evaluate()}
     teller.eval_dataset = scenes.questions(size)[:FEW]
     figures["answers"] = teller.evaluate()
-    beams = teller.predict([one["image"] for one in pictures[:2]], save_file="beams.txt", num_beams=3, max_new_tokens=6)
+    beams = teller.predict(
+        [one["image"] for one in pictures[:2]], save_file="beams.txt", num_beams=3, max_new_tokens=6
+    )
     figures["beams"] = beams
     if comm.first():
-        figures |= {name: json.loads(open(f"out/image_to_text_generation_{name}.json").read()) for name in ("captions", "answers")}
+        figures |= {
+            name: json.loads(open(f"out/image_to_text_generation_{name}.json").read())
+            for name in ("captions", "answers")
+        }
     return figures
 
 

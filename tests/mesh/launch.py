@@ -1,4 +1,6 @@
-"""Start a program on several processes, as a user would with msrun, and wait no longer than a bounded time."""
+"""Start a program on several processes, as a user would with msrun, and wait no longer than a bounded
+time."""
+
 import os
 import shutil
 import socket
@@ -14,23 +16,45 @@ def launch(processes, program, *arguments, logs, seconds=240):
     """Run ``program`` under msrun; returns its exit code and all that the processes have said."""
     shutil.rmtree(logs, ignore_errors=True)
     try:
-        done = subprocess.run(msrun(processes, logs, program, *arguments), cwd=logs.parent, capture_output=True, text=True, timeout=seconds,
-                              env=environment())
+        done = subprocess.run(
+            msrun(processes, logs, program, *arguments),
+            cwd=logs.parent,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            env=environment(),
+        )
         code, said = done.returncode, done.stdout + done.stderr
     except subprocess.TimeoutExpired as error:
         code, said = None, f"after {seconds} s: {error.stdout}"
-    return code, said + "".join(f"\n== {log.name}\n{log.read_text(errors='replace')[-4000:]}" for log in sorted(logs.glob("worker_*.log")))
+    return code, said + "".join(
+        f"\n== {log.name}\n{log.read_text(errors='replace')[-4000:]}"
+        for log in sorted(logs.glob("worker_*.log"))
+    )
 
 
 def msrun(processes, logs, program, *arguments):
-    return [str(BIN / "msrun"), f"--worker_num={processes}", f"--local_worker_num={processes}", f"--master_port={free_port()}",
-            f"--log_dir={logs}", "--join=True", str(program), *map(str, arguments)]
+    return [
+        str(BIN / "msrun"),
+        f"--worker_num={processes}",
+        f"--local_worker_num={processes}",
+        f"--master_port={free_port()}",
+        f"--log_dir={logs}",
+        "--join=True",
+        str(program),
+        *map(str, arguments),
+    ]
 
 
 def environment():
     """msrun starts the "python" that it finds first."""
-    return {**os.environ, "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")]), "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1", "GLOG_v": "3"}
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")]),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "GLOG_v": "3",
+    }
 
 
 def free_port():

@@ -1,7 +1,9 @@
-"""The program of a mesh's processes: what a training step of the small models moves, and what a card holds, into one .json per process.
+"""The program of a mesh's processes: what a training step of the small models moves, and what a card holds,
+into one .json per process.
 
     python tests/mesh/plan.py DATA MODEL FILE PART…     # names of tests.mesh.steps.PARTS
 """
+
 import json
 import sys
 from collections import Counter
@@ -30,9 +32,13 @@ def measured(part):
     with comm.counted() as tally:
         step([batch], RATE)
     trained = model.trainable_params()
-    return {"trained": held(trained), "frozen": held(p for p in model.get_parameters() if not p.requires_grad),
-            "gradients": held(gradients), "moments": held(step.optimizer.kept().values()),
-            "travelled": [[*what, times] for what, times in sorted(Counter(tally).items())]}
+    return {
+        "trained": held(trained),
+        "frozen": held(p for p in model.get_parameters() if not p.requires_grad),
+        "gradients": held(gradients),
+        "moments": held(step.optimizer.kept().values()),
+        "travelled": [[*what, times] for what, times in sorted(Counter(tally).items())],
+    }
 
 
 def main(data, model, file, parts):

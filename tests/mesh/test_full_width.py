@@ -1,4 +1,6 @@
-"""benchmarks/mesh_full_width.py on small layers: they pass, mistakes are caught, and what is wrong in a single array is noticed."""
+"""benchmarks/mesh_full_width.py on small layers: they pass, mistakes are caught, and what is wrong in a
+single array is noticed."""
+
 import numpy as np
 import pytest
 
@@ -23,10 +25,16 @@ def test_small_layers_pass_and_every_mistake_is_caught(found):
     figures = judged(found)
     assert full.as_it_should_be(*figures) and (len(runs), len(wrong)) == (3, 9)
     text = full.report(*figures)
-    assert text.count("| yes |") == 9 and "NO" not in text and "| llama | d llm.layers.0.ffn.down.weight |" in text
+    assert (
+        text.count("| yes |") == 9
+        and "NO" not in text
+        and "| llama | d llm.layers.0.ffn.down.weight |" in text
+    )
 
 
-@pytest.mark.parametrize("cards, name", [("1", "d qformer.memory.value.0.weight"), ("2", "d x"), ("2", "apart")])
+@pytest.mark.parametrize(
+    "cards, name", [("1", "d qformer.memory.value.0.weight"), ("2", "d x"), ("2", "apart")]
+)
 def test_a_single_wrong_array_is_noticed(found, cards, name):
     full, folder, runs, _ = found
     file = full.place(folder, cards, "qformer:pynative") / f"{name}.npy"
@@ -41,4 +49,6 @@ def test_a_mistake_that_changes_nothing_is_reported(found):
     tensors, caught, apart = judged(found)
     right = [rows[2, "vit:pynative"] for _, rows in tensors["vit"].values()]
     caught["vit:pynative:q, k and v cut as one"] = right
-    assert not full.as_it_should_be(tensors, caught, apart) and "| NO |" in full.report(tensors, caught, apart)
+    assert not full.as_it_should_be(tensors, caught, apart) and "| NO |" in full.report(
+        tensors, caught, apart
+    )

@@ -1,4 +1,6 @@
-"""A mesh of real processes makes the losses, gradients, updates and texts of one process, and no more travels than theory says."""
+"""A mesh of real processes makes the losses, gradients, updates and texts of one process, and no more travels
+than theory says."""
+
 import os
 import subprocess
 import sys
@@ -11,41 +13,72 @@ from tests.mesh.launch import ROOT, launch
 PROGRAM = ROOT / "tests" / "mesh" / "steps.py"
 MESHES = {  # (data, model) → what it runs
     (2, 1): ["stage1:pynative:sharded", "stage1:graph", "llama:graph:sharded", "opt:pynative", "counts"],
-    (1, 2): ["stage1:graph", "trained_vit:pynative", "llama:graph", "baichuan:pynative", "opt:pynative", "writes:pynative", "writes:graph",
-             "counts"],
-    (2, 2): ["stage1:graph:sharded", "trained_vit:pynative:sharded", "llama:pynative", "baichuan:pynative:sharded",
-             "accumulated:graph:sharded:recompute", "counts"],
+    (1, 2): [
+        "stage1:graph",
+        "trained_vit:pynative",
+        "llama:graph",
+        "baichuan:pynative",
+        "opt:pynative",
+        "writes:pynative",
+        "writes:graph",
+        "counts",
+    ],
+    (2, 2): [
+        "stage1:graph:sharded",
+        "trained_vit:pynative:sharded",
+        "llama:pynative",
+        "baichuan:pynative:sharded",
+        "accumulated:graph:sharded:recompute",
+        "counts",
+    ],
     (4, 1): ["stage1:pynative:sharded", "trained_vit:pynative", "llama:pynative"],
-    (1, 4): ["stage1:pynative", "llama:pynative", "opt:pynative"]}
-ALONE = sorted({":".join(part.split(":")[:2]) for parts in MESHES.values() for part in parts if part != "counts"})
+    (1, 4): ["stage1:pynative", "llama:pynative", "opt:pynative"],
+}
+ALONE = sorted(
+    {":".join(part.split(":")[:2]) for parts in MESHES.values() for part in parts if part != "counts"}
+)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """What one process makes."""
     file = tmp_path_factory.mktemp("alone") / "alone.npz"
-    subprocess.run([sys.executable, str(PROGRAM), "1", "1", str(file), *ALONE, "counts"], check=True, cwd=file.parent,
-                   env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=240)
+    subprocess.run(
+        [sys.executable, str(PROGRAM), "1", "1", str(file), *ALONE, "counts"],
+        check=True,
+        cwd=file.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=240,
+    )
     return dict(np.load(file))
 
 
 def made_by(mesh, parts, folder):
     file = folder / "mesh.npz"
-    code, said = launch(mesh[0] * mesh[1], PROGRAM, *mesh, file, *parts, logs=folder / "logs", seconds=480)   # 2 x 2 on one processor: 230
+    # 2 x 2 on one processor: 230
+    code, said = launch(mesh[0] * mesh[1], PROGRAM, *mesh, file, *parts, logs=folder / "logs", seconds=480)
     assert code == 0, said
     return dict(np.load(file))
 
 
 def differences(ours, theirs):
-    """{name: how far off, as a share of what reordered sums of float32 may change}: 2e-5 of the tensor's own largest number, and 2e-6 of
-    the largest of all gradients, parameters and so on, since what is 0 but for rounding has no size of its own."""
+    """{name: how far off, as a share of what reordered sums of float32 may change}: 2e-5 of the tensor's own
+    largest number, and 2e-6 of the largest of all gradients, parameters and so on, since what is 0 but for
+    rounding has no size of its own."""
+
     def kind(name):
         return name.split()[2]
+
     largest = {}
     for name, array in theirs.items():
         largest[kind(name)] = max(largest.get(kind(name), 0), np.abs(array).max())
-    return {name: float(np.abs(ours[name] - array).max() / (2e-5 * np.abs(array).max() + 2e-6 * largest[kind(name)] + 1e-30))
-            for name, array in theirs.items()}
+    return {
+        name: float(
+            np.abs(ours[name] - array).max()
+            / (2e-5 * np.abs(array).max() + 2e-6 * largest[kind(name)] + 1e-30)
+        )
+        for name, array in theirs.items()
+    }
 
 
 def of_parts(arrays, parts):
@@ -65,8 +98,8 @@ def test_a_mesh_trains_as_one_process(alone, mesh, tmp_path):
 
 
 def check_counts(mesh, alone, made):
-    """Two AllReduces forwards and two back per layer under model parallelism, and the bytes of the trained parameters under data
-    parallelism; nothing on one card."""
+    """Two AllReduces forwards and two back per layer under model parallelism, and the bytes of the trained
+    parameters under data parallelism; nothing on one card."""
     assert alone["both"].tolist() == alone["averaged"].tolist() == [0, 0]
     data, model = mesh
     layers, activation = 2, 2 * 6 * 32 * 4
@@ -80,7 +113,11 @@ def check_counts(mesh, alone, made):
 def test_modes_write_the_same_and_pictures_differ(alone):
     for name in ("greedy", "beams", "drawn"):
         ids = alone[f"writes graph {name}"]
-        assert np.array_equal(ids, alone[f"writes pynative {name}"]) and len(np.unique(ids, axis=0)) == 3 and len(np.unique(ids)) > 8
+        assert (
+            np.array_equal(ids, alone[f"writes pynative {name}"])
+            and len(np.unique(ids, axis=0)) == 3
+            and len(np.unique(ids)) > 8
+        )
     assert not np.array_equal(alone["writes graph greedy"], alone["writes graph beams"])
 
 

@@ -1,4 +1,5 @@
 """What the tests of Llama and OPT share: small models of random weights, and those of the reference."""
+
 from pathlib import Path
 
 import mindspore as ms
@@ -6,7 +7,7 @@ import numpy as np
 
 TINY = Path(__file__).parents[1] / "reference" / "tiny"
 SMALL = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 40}
-FULL, RIGHT, LEFT, HOLE = "........", ".....ooo", "ooo.....", "...ooo.."   # . a token, o padding
+FULL, RIGHT, LEFT, HOLE = "........", ".....ooo", "ooo.....", "...ooo.."  # . a token, o padding
 
 
 def mask_of(*rows):
@@ -14,10 +15,13 @@ def mask_of(*rows):
 
 
 def random_model(kind, config, **how):
-    """A model whose weights are far from those that training begins with, so that nothing is small by chance."""
+    """A model whose weights are far from those that training begins with, so that nothing is small by
+    chance."""
     model, random = kind(config, **how), np.random.default_rng(5)
     for parameter in model.get_parameters():
-        value = random.standard_normal(parameter.shape) * (0.3 if parameter.ndim == 2 else 0.15) + (parameter.name.endswith("gamma"))
+        value = random.standard_normal(parameter.shape) * (0.3 if parameter.ndim == 2 else 0.15) + (
+            parameter.name.endswith("gamma")
+        )
         parameter.set_data(ms.Tensor(value.astype(np.float32)).astype(parameter.dtype))
     return model.set_train(False)
 
@@ -31,6 +35,7 @@ def reference_model(kind, config, file, source):
     import torch
 
     from mindblip2.convert.name_maps.blip2 import foreign_name
+
     state = torch.load(TINY / file, weights_only=True)
     state = state.get("model", state)
     model = kind(config)
@@ -55,7 +60,7 @@ def greedy(llm, x_BTD, mask_BT, steps, end):
 def until(row, end):
     """A row up to and with the end token."""
     row = list(map(int, row))
-    return row[:row.index(end) + 1] if end in row else row
+    return row[: row.index(end) + 1] if end in row else row
 
 
 def mean_loss(logits_BLV, labels_BL):

@@ -1,4 +1,5 @@
 """The tiny stage 2 of LAVIS's runs: our model through the real converter, and what was computed."""
+
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,13 +11,35 @@ from mindblip2.convert.convert_weight import to_mindspore
 from mindblip2.models.blip2_llm import Blip2ImageToTextGeneration
 
 TINY = Path(__file__).resolve().parents[1] / "reference" / "tiny"
-SIZES = {"vision_config": {"image_size": 112, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-                           "intermediate_size": 279},
-         "qformer_config": {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96,
-                            "encoder_width": 64, "query_length": 8}}
-TEXT = {"opt": OPTConfig(vocab_size=320, hidden_size=64, num_layers=3, num_heads=4, intermediate_size=160, max_position_embeddings=128,
-                         eos_token_id=202),
-        "llama": LlamaConfig(vocab_size=320, hidden_size=64, num_layers=3, num_heads=4, intermediate_size=172)}
+SIZES = {
+    "vision_config": {
+        "image_size": 112,
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 279,
+    },
+    "qformer_config": {
+        "hidden_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+        "encoder_width": 64,
+        "query_length": 8,
+    },
+}
+TEXT = {
+    "opt": OPTConfig(
+        vocab_size=320,
+        hidden_size=64,
+        num_layers=3,
+        num_heads=4,
+        intermediate_size=160,
+        max_position_embeddings=128,
+        eos_token_id=202,
+    ),
+    "llama": LlamaConfig(vocab_size=320, hidden_size=64, num_layers=3, num_heads=4, intermediate_size=172),
+}
 
 
 def config(case, **changes):

@@ -1,4 +1,6 @@
-"""What the public calls of stage 1 take: Tensors, arrays of NumPy and torch, pictures and texts; and what they say about the rest."""
+"""What the public calls of stage 1 take: Tensors, arrays of NumPy and torch, pictures and texts; and what
+they say about the rest."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -33,17 +35,31 @@ def forms(given):
     torch = pytest.importorskip("torch")
     pixels, image, ids = given
     array, rows = image.asnumpy(), ids.asnumpy()
-    return [(array, rows), (array.astype(np.float64), rows.astype(np.int64)), (torch.from_numpy(array), torch.from_numpy(rows).long()),
-            (image, rows.tolist()), (array, TEXTS), (pixels, TEXTS)]
+    return [
+        (array, rows),
+        (array.astype(np.float64), rows.astype(np.int64)),
+        (torch.from_numpy(array), torch.from_numpy(rows).long()),
+        (image, rows.tolist()),
+        (array, TEXTS),
+        (pixels, TEXTS),
+    ]
 
 
 def call(name, model, image, ids):
     if name == "call":
         zeros = np.array([1, 0], np.int32)
-        return [float(one) for one in model(image, ids, image_id=np.array([3, 8]), negatives=(zeros, zeros), return_tuple=True)]
+        return [
+            float(one)
+            for one in model(
+                image, ids, image_id=np.array([3, 8]), negatives=(zeros, zeros), return_tuple=True
+            )
+        ]
     if name == "extract_features":
-        made = [model.extract_features({"image": image, key: ids}, mode) for mode in ("image", "text", "multimodal")
-                for key in ("text_input", "input_ids")]
+        made = [
+            model.extract_features({"image": image, key: ids}, mode)
+            for mode in ("image", "text", "multimodal")
+            for key in ("text_input", "input_ids")
+        ]
         return [array.asnumpy() for features in made for array in features if array is not None]
     return [getattr(model, name)(image, ids).asnumpy()]
 
@@ -54,7 +70,7 @@ def test_b13_the_same_input_in_another_form_gives_the_same(model, given, name):
     for image, ids in forms(given):
         for found, right in zip(call(name, model, image, ids), wanted, strict=True):
             np.testing.assert_array_equal(found, right)
-    other = call(name, model, given[1], ["a blue two", TEXTS[1]])       # control
+    other = call(name, model, given[1], ["a blue two", TEXTS[1]])  # control
     assert any(not np.array_equal(found, right) for found, right in zip(other, wanted))
 
 
@@ -72,28 +88,61 @@ def test_b13_a_classifier_takes_label_texts(given):
     wanted = model(image, ids).asnumpy()
     for form in ((image.asnumpy(), ids.asnumpy()), (given[0], TEXTS)):
         np.testing.assert_array_equal(model(*form).asnumpy(), wanted)
-        np.testing.assert_array_equal(model.match_probabilities(*form).asnumpy(), model.match_probabilities(image, ids).asnumpy())
+        np.testing.assert_array_equal(
+            model.match_probabilities(*form).asnumpy(), model.match_probabilities(image, ids).asnumpy()
+        )
     np.testing.assert_array_equal(model(image, label_ids=TEXTS).asnumpy(), wanted)
     assert not np.array_equal(model(image, TEXTS[::-1]).asnumpy(), wanted)
 
 
-@pytest.mark.parametrize("ask, complaint", [
-    (lambda model, image, ids: model.generate(image, "a photo of"),
-     "use_cache = 'a photo of': .*stage 1 writes captions without a prompt"),
-    (lambda model, image, ids: model.generate({"image": image, "prompt": "a"}),
-     "samples has the keys 'image', 'prompt': expected 'image'$"),
-    (lambda model, image, ids: model.generate({}), "samples has the keys none: expected 'image'"),
-    (lambda model, image, ids: model.itm_logits(image.asnumpy()[0], ids), r"image is float32 \(3, .*: expected float32 \(B, 3, S, S\)"),
-    (lambda model, image, ids: model.itm_logits(image, ids.asnumpy()[0]),
-     r"input_ids is int32 \(\d+,\): expected token ids \(B, T\) int32"),
-    (lambda model, image, ids: model.itc_similarity(image, [[1, 2], [3]]), "input_ids is a list: expected token ids"),
-    (lambda model, image, ids: model.itc_similarity(image, np.ones((2, 3), np.float32)), "input_ids is float32 .*: expected token ids"),
-    (lambda model, image, ids: model.itm_logits(image, {"input_ids": ids}), "input_ids is a dict: expected token ids"),
-    (lambda model, image, ids: model.itm_logits({"image": image}, ids), "image is a dict: expected float32"),
-    (lambda model, image, ids: model.itm_logits(image, None), "input_ids is None: expected token ids"),
-    (lambda model, image, ids: model.extract_features(image), "samples is a .*Tensor: expected a dict"),
-    (lambda model, image, ids: model.extract_features({"image": image}), r"needs samples\['text_input'\], got \['image'\]"),
-    (lambda model, image, ids: model.itm_logits(image, TEXTS[:1]), "2 images and 1 texts: one text belongs to each image")])
+@pytest.mark.parametrize(
+    "ask, complaint",
+    [
+        (
+            lambda model, image, ids: model.generate(image, "a photo of"),
+            "use_cache = 'a photo of': .*stage 1 writes captions without a prompt",
+        ),
+        (
+            lambda model, image, ids: model.generate({"image": image, "prompt": "a"}),
+            "samples has the keys 'image', 'prompt': expected 'image'$",
+        ),
+        (lambda model, image, ids: model.generate({}), "samples has the keys none: expected 'image'"),
+        (
+            lambda model, image, ids: model.itm_logits(image.asnumpy()[0], ids),
+            r"image is float32 \(3, .*: expected float32 \(B, 3, S, S\)",
+        ),
+        (
+            lambda model, image, ids: model.itm_logits(image, ids.asnumpy()[0]),
+            r"input_ids is int32 \(\d+,\): expected token ids \(B, T\) int32",
+        ),
+        (
+            lambda model, image, ids: model.itc_similarity(image, [[1, 2], [3]]),
+            "input_ids is a list: expected token ids",
+        ),
+        (
+            lambda model, image, ids: model.itc_similarity(image, np.ones((2, 3), np.float32)),
+            "input_ids is float32 .*: expected token ids",
+        ),
+        (
+            lambda model, image, ids: model.itm_logits(image, {"input_ids": ids}),
+            "input_ids is a dict: expected token ids",
+        ),
+        (
+            lambda model, image, ids: model.itm_logits({"image": image}, ids),
+            "image is a dict: expected float32",
+        ),
+        (lambda model, image, ids: model.itm_logits(image, None), "input_ids is None: expected token ids"),
+        (lambda model, image, ids: model.extract_features(image), "samples is a .*Tensor: expected a dict"),
+        (
+            lambda model, image, ids: model.extract_features({"image": image}),
+            r"needs samples\['text_input'\], got \['image'\]",
+        ),
+        (
+            lambda model, image, ids: model.itm_logits(image, TEXTS[:1]),
+            "2 images and 1 texts: one text belongs to each image",
+        ),
+    ],
+)
 def test_b13_what_stage_1_cannot_take_is_one_line(model, given, ask, complaint):
     with pytest.raises(ValueError, match=complaint) as error:
         ask(model, *given[1:])
@@ -103,9 +152,12 @@ def test_b13_what_stage_1_cannot_take_is_one_line(model, given, ask, complaint):
 def test_b13_texts_without_a_known_tokenizer_are_an_error(model, given):
     config = model.config
     bare = Blip2Qformer(type(config)(**{**config.to_dict(), "checkpoint_name_or_path": ""})).set_train(False)
-    with pytest.raises(ValueError, match="texts were given, but this model's configuration was made in Python, .* token ids .B, T. int32"):
+    with pytest.raises(
+        ValueError,
+        match="texts were given, but this model's configuration was made in Python, .* token ids .B, T. int32",
+    ):
         bare.itm_logits(given[1], TEXTS)
-    assert bare.itm_logits(*(one.asnumpy() for one in given[1:])).shape == (2, 2)       # control
+    assert bare.itm_logits(*(one.asnumpy() for one in given[1:])).shape == (2, 2)  # control
 
 
 def test_b13_arrays_keep_their_values_and_tensors_are_not_copied():

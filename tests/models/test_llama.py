@@ -1,4 +1,6 @@
-"""Llama: what transformers computed on the reference checkpoint, and what no padding, cache, order or mode may change."""
+"""Llama: what transformers computed on the reference checkpoint, and what no padding, cache, order or mode
+may change."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -23,10 +25,13 @@ from tests.models.language import (
     until,
 )
 
-KINDS = {"llama": (Llama, LlamaConfig(**SMALL)), "grouped": (Llama, LlamaConfig(**SMALL, n_kv_heads=2)),
-         "alibi": (Llama, LlamaConfig(**SMALL, position_embedding="alibi", normalized_head=True)),
-         "grouped alibi": (Llama, LlamaConfig(**SMALL, position_embedding="alibi", n_kv_heads=1)),
-         "opt": (OPT, OPTConfig(**SMALL, intermediate_size=48, max_position_embeddings=20))}
+KINDS = {
+    "llama": (Llama, LlamaConfig(**SMALL)),
+    "grouped": (Llama, LlamaConfig(**SMALL, n_kv_heads=2)),
+    "alibi": (Llama, LlamaConfig(**SMALL, position_embedding="alibi", normalized_head=True)),
+    "grouped alibi": (Llama, LlamaConfig(**SMALL, position_embedding="alibi", n_kv_heads=1)),
+    "opt": (OPT, OPTConfig(**SMALL, intermediate_size=48, max_position_embeddings=20)),
+}
 REFERENCE = LlamaConfig(hidden_size=64, num_layers=3, num_heads=4, intermediate_size=172, vocab_size=320)
 
 
@@ -45,8 +50,12 @@ def logits_of(llm, ids_BT, mask_BT):
     return llm.head(llm(llm.embed(ms.Tensor(ids_BT)), mask_BT)).asnumpy()
 
 
-# ------------------------------------------------------------------------------------------------ all language models
-@pytest.mark.parametrize("row, kept", [(RIGHT, slice(0, 5)), (LEFT, slice(3, 8)), (HOLE, [0, 1, 2, 6, 7])], ids=["right", "left", "hole"])
+# ------------------------------------------------------------------------------------------------ all languag
+@pytest.mark.parametrize(
+    "row, kept",
+    [(RIGHT, slice(0, 5)), (LEFT, slice(3, 8)), (HOLE, [0, 1, 2, 6, 7])],
+    ids=["right", "left", "hole"],
+)
 def test_padding_changes_nothing(llm, row, kept):
     """The tokens of a padded row have the logits that they have alone."""
     ids = ids_of((2, 8))
@@ -54,13 +63,16 @@ def test_padding_changes_nothing(llm, row, kept):
     alone = logits_of(llm, ids[:1, kept], mask_of("....."))[0]
     assert np.abs(padded - alone).max() < 1e-5 < np.abs(padded).mean()
     seen = logits_of(llm, ids[:1], mask_of(FULL))[0][kept]
-    assert row == RIGHT or np.abs(padded[-1] - seen[-1]).max() > 1e-3     # padding that is seen would be noticed
+    # padding that is seen would be noticed
+    assert row == RIGHT or np.abs(padded[-1] - seen[-1]).max() > 1e-3
 
 
 def test_no_token_sees_what_follows(llm):
     """By the gradient of the logits at position 4."""
+
     def fourth(x):
         return llm.head(llm(x, mask_of(FULL)))[:, 4].sum()
+
     grad = ms.grad(fourth)(llm.embed(ms.Tensor(ids_of((1, 8))))).asnumpy()[0]
     assert not grad[5:].any() and all(np.abs(grad[t]).max() > 1e-4 for t in range(5))
 
@@ -78,16 +90,19 @@ def test_the_cache_changes_nothing(llm, row):
     assert np.abs(np.stack(found, 1) - whole[:, 7:]).max() < 1e-5 * np.abs(whole).max()
     other = ids.copy()
     other[:, 9] = (other[:, 9] + 1) % SMALL["vocab_size"]
-    assert np.abs(logits_of(llm, other, mask_of(row + ".....", FULL + "....."))[:, -1] - found[-1]).max() > 1e-3
+    assert (
+        np.abs(logits_of(llm, other, mask_of(row + ".....", FULL + "....."))[:, -1] - found[-1]).max() > 1e-3
+    )
 
 
 def test_rows_are_put_into_the_order_of_the_beams(llm):
-    """Each row goes on from the row that it was made of: two prompts become four rows, which then change places."""
+    """Each row goes on from the row that it was made of: two prompts become four rows, which then change
+    places."""
     ids = ids_of((2, 4))
     _, state = llm.prefill(llm.embed(ms.Tensor(ids)), mask_of("....", "oo.."), 3)
     text, order = [ids[0], ids[0], ids[1], ids[1]], [0, 0, 1, 1]
     for step, moved in enumerate(([0, 1, 2, 3], [1, 1, 2, 3], [3, 2, 1, 0])):
-        token = (ids_of(1, seed=9 + step) + np.arange(4)) % SMALL["vocab_size"]     # different for each row
+        token = (ids_of(1, seed=9 + step) + np.arange(4)) % SMALL["vocab_size"]  # different for each row
         logits, state = llm.decode(token, np.array(order), state)
         text = [np.append(row, one) for row, one in zip(text, token)]
         order = moved
@@ -109,11 +124,16 @@ def test_a_state_without_room_is_an_error(llm):
 
 def test_the_names_of_parameters(llm):
     names = {parameter.name for parameter in llm.get_parameters()}
-    layer = {f"layers.1.{part}" for part in ("norm1.gamma", "norm2.gamma", "ffn.up.weight", "ffn.down.weight")}
+    layer = {
+        f"layers.1.{part}" for part in ("norm1.gamma", "norm2.gamma", "ffn.up.weight", "ffn.down.weight")
+    }
     layer |= {f"layers.1.attention.{part}.weight" for part in ("query", "key", "value", "output")}
     assert layer | {"word.embedding_table", "norm.gamma"} <= names
-    own = {"position.embedding_table", "norm.beta", "layers.0.attention.query.bias"} if isinstance(llm, OPT) else {
-        "lm_head.weight", "layers.0.ffn.gate.weight"}
+    own = (
+        {"position.embedding_table", "norm.beta", "layers.0.attention.query.bias"}
+        if isinstance(llm, OPT)
+        else {"lm_head.weight", "layers.0.ffn.gate.weight"}
+    )
     assert own <= names and not any("_graphs" in name for name in names)
 
 
@@ -137,12 +157,24 @@ def test_graph_mode_computes_the_same_and_compiles_a_shape_once(kind, large, mon
         llm = random_model(*KINDS[kind])
         first, compiled = decoded(llm, ids), graphs_of(llm)
         assert {kind: len(graphs) for kind, graphs in compiled.items()} == {
-            "_Begin": 1, "Frame": 2, "_End": 1, "_Step": 1, "_Reorder": 1}      # a layer for a prompt and for a token
-        assert all((cell.never[0] is None) == (large > 0) for cell in llm._graphs.values() if hasattr(cell, "never"))
+            # a layer for a prompt and for a token
+            "_Begin": 1,
+            "Frame": 2,
+            "_End": 1,
+            "_Step": 1,
+            "_Reorder": 1,
+        }
+        assert all(
+            (cell.never[0] is None) == (large > 0) for cell in llm._graphs.values() if hasattr(cell, "never")
+        )
         second = decoded(llm, ids[:, ::-1].copy())
         assert graphs_of(llm) == compiled
-        llm.prefill(llm.embed(ms.Tensor(ids[:, :2])), mask_of("..", "o."), 1)       # the control: a prompt of another length
-        assert {kind for kind, graphs in graphs_of(llm).items() if graphs != compiled[kind]} == {"_Begin", "Frame"}
+        # the control: a prompt of another length
+        llm.prefill(llm.embed(ms.Tensor(ids[:, :2])), mask_of("..", "o."), 1)
+        assert {kind for kind, graphs in graphs_of(llm).items() if graphs != compiled[kind]} == {
+            "_Begin",
+            "Frame",
+        }
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
     assert max(np.abs(first - expected[0]).max(), np.abs(second - expected[1]).max()) < 1e-5
@@ -156,25 +188,35 @@ def graphs_of(llm):
 
 def test_weights_can_be_held_in_half_precision():
     """As an accelerator holds a frozen model; what is sensitive stays float32."""
-    wide, narrow = random_model(*KINDS["llama"]), random_model(*KINDS["llama"], dtype="float16", held="float16")
+    wide, narrow = (
+        random_model(*KINDS["llama"]),
+        random_model(*KINDS["llama"], dtype="float16", held="float16"),
+    )
     held = {parameter.name: str(parameter.dtype) for parameter in narrow.get_parameters()}
-    assert {name for name, dtype in held.items() if dtype == "Float32"} == {name for name in held if name.endswith("gamma")}
+    assert {name for name, dtype in held.items() if dtype == "Float32"} == {
+        name for name in held if name.endswith("gamma")
+    }
     ids, mask = ids_of((2, 8)), mask_of(LEFT, FULL)
-    assert narrow.embed(ms.Tensor(ids)).dtype == ms.float16 and narrow.head(narrow(narrow.embed(ms.Tensor(ids)), mask)).dtype == ms.float32
+    assert (
+        narrow.embed(ms.Tensor(ids)).dtype == ms.float16
+        and narrow.head(narrow(narrow.embed(ms.Tensor(ids)), mask)).dtype == ms.float32
+    )
     found, expected = logits_of(narrow, ids, mask)[:, 3:], logits_of(wide, ids, mask)[:, 3:]
-    assert 1e-6 < np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected ** 2)) < 5e-3
+    assert 1e-6 < np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < 5e-3
     logits, state = narrow.prefill(narrow.embed(ms.Tensor(ids)), mask, 1)
     assert state[0][0][0].dtype == ms.float16
     assert np.isfinite(narrow.decode(ids[:, 0], [0, 1], state)[0].asnumpy()).all()
 
 
-# ------------------------------------------------------------------------------------------------ the relatives
+# ------------------------------------------------------------------------------------------------ the relativ
 def test_the_head_of_baichuan2_knows_only_directions():
     llm = random_model(Llama, LlamaConfig(**SMALL, normalized_head=True))
     hidden = ms.Tensor(np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32))
     before = llm.head(hidden).asnumpy()
     weight = llm.lm_head.weight.asnumpy()
-    assert np.allclose(before, hidden.asnumpy() @ (weight / np.linalg.norm(weight, axis=1, keepdims=True)).T, atol=1e-5)
+    assert np.allclose(
+        before, hidden.asnumpy() @ (weight / np.linalg.norm(weight, axis=1, keepdims=True)).T, atol=1e-5
+    )
     llm.lm_head.weight.set_data(llm.lm_head.weight * ms.Tensor(np.linspace(0.1, 9, 40)[:, None], ms.float32))
     assert np.allclose(llm.head(hidden).asnumpy(), before, atol=1e-5)
 
@@ -182,15 +224,18 @@ def test_the_head_of_baichuan2_knows_only_directions():
 def test_alibi_of_forty_heads_is_that_of_baichuan_13b():
     """Published: the first 32 are 2^(-1/4) … 2^-8, the other 8 lie between."""
     found = slopes(40)
-    assert np.allclose(found[:32], 2.0 ** (-np.arange(1, 33) / 4)) and np.allclose(found[32:], 2.0 ** (-np.arange(1, 17, 2) / 8))
+    assert np.allclose(found[:32], 2.0 ** (-np.arange(1, 33) / 4)) and np.allclose(
+        found[32:], 2.0 ** (-np.arange(1, 17, 2) / 8)
+    )
 
 
-# ------------------------------------------------------------------------------------------------ the reference
+# ------------------------------------------------------------------------------------------------ the referen
 @pytest.fixture(scope="module")
 def reference():
     """(model, state dict, arrays) of what transformers 4.28.1 computed."""
     pytest.importorskip("torch")
     from mindblip2.convert.name_maps.language_models import llama
+
     model, state = reference_model(Llama, REFERENCE, "llama_tiny.pth", llama("llm_model."))
     return model, state, np.load(TINY / "stage2_llama.npz")
 
@@ -210,7 +255,8 @@ def test_hidden_states_logits_and_loss_are_those_of_the_reference(reference, cas
     assert np.abs(logits.asnumpy() - arrays[f"{case}.logits"])[real].max() < 1e-4
     assert abs(float(mean_loss(logits, arrays[f"{case}.labels"])) - float(arrays[f"{case}.loss"])) < 1e-5
     shifted = np.roll(arrays[f"{case}.labels"], 1, axis=1)
-    assert abs(float(mean_loss(logits, shifted)) - float(arrays[f"{case}.loss"])) > 1e-2     # the comparison can fail
+    # the comparison can fail
+    assert abs(float(mean_loss(logits, shifted)) - float(arrays[f"{case}.loss"])) > 1e-2
 
 
 @pytest.mark.parametrize("case", ["noprompt", "prompt"])
@@ -218,17 +264,23 @@ def test_the_projection_learns_as_in_the_reference(reference, case):
     """Gradients of the loss by the bridge's projection, through the frozen model."""
     llm, state, arrays = reference
     query = ms.Tensor(arrays["qformer_output"])
-    text = ms.Tensor(arrays[f"{case}.inputs_embeds"][:, query.shape[1]:])
+    text = ms.Tensor(arrays[f"{case}.inputs_embeds"][:, query.shape[1] :])
     mask = ms.Tensor(arrays[f"{case}.attention_mask"].astype(np.int32))
 
     def loss(weight, bias):
         x = ms.ops.cat((ms.ops.matmul(query, weight.T) + bias, text), 1)
         return mean_loss(llm.head(llm(x, mask)), arrays[f"{case}.labels"])
 
-    grads = ms.grad(loss, (0, 1))(*(ms.Tensor(state[f"llm_proj.{leaf}"].numpy()) for leaf in ("weight", "bias")))
+    grads = ms.grad(loss, (0, 1))(
+        *(ms.Tensor(state[f"llm_proj.{leaf}"].numpy()) for leaf in ("weight", "bias"))
+    )
     for grad, leaf in zip(grads, ("weight", "bias")):
         expected = arrays[f"{case}.grad.llm_proj.{leaf}"]
-        assert np.abs(grad.asnumpy() - expected).max() < 2e-5 + 1e-4 * np.abs(expected).max() < 0.1 * np.abs(expected).max()
+        assert (
+            np.abs(grad.asnumpy() - expected).max()
+            < 2e-5 + 1e-4 * np.abs(expected).max()
+            < 0.1 * np.abs(expected).max()
+        )
 
 
 @pytest.mark.parametrize("case", ["noprompt", "prompt", "leftpad"])
@@ -237,8 +289,11 @@ def test_greedy_captions_are_those_of_the_reference(reference, case):
     llm, _, arrays = reference
     queries, ids = arrays["queries"], arrays[f"{case}.generate.prompt_ids"].astype(np.int32)
     x = ms.ops.cat((ms.Tensor(queries), llm.embed(ms.Tensor(ids))), 1)
-    mask = np.concatenate([np.ones(queries.shape[:2]), arrays[f"{case}.generate.prompt_attention_mask"]], 1).astype(np.int32)
+    mask = np.concatenate(
+        [np.ones(queries.shape[:2]), arrays[f"{case}.generate.prompt_attention_mask"]], 1
+    ).astype(np.int32)
     found = greedy(llm, x, ms.Tensor(mask), 20, end=2)
     expected = [until(row, 2) for row in arrays[f"{case}.greedy_loop.ids"]]
     assert [until(row, 2) for row in found] == expected
-    assert [until(row[1:], 2) for row in arrays[f"{case}.generate.beam1.ids"]] == expected   # with transformers' own cache
+    # with transformers' own cache
+    assert [until(row[1:], 2) for row in arrays[f"{case}.generate.beam1.ids"]] == expected

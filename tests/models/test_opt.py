@@ -1,4 +1,6 @@
-"""OPT: what LAVIS's own Blip2OPT computed on the reference checkpoint.  What all language models must do is in test_llama.py."""
+"""OPT: what LAVIS's own Blip2OPT computed on the reference checkpoint.  What all language models must do is
+in test_llama.py."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -18,8 +20,15 @@ from tests.models.language import (
     until,
 )
 
-REFERENCE = OPTConfig(hidden_size=64, num_layers=3, num_heads=4, intermediate_size=160, vocab_size=320, max_position_embeddings=128)
-END = 202   # "\n" of the reference's tokenizer
+REFERENCE = OPTConfig(
+    hidden_size=64,
+    num_layers=3,
+    num_heads=4,
+    intermediate_size=160,
+    vocab_size=320,
+    max_position_embeddings=128,
+)
+END = 202  # "\n" of the reference's tokenizer
 CASES = ["noprompt", "prompt"]
 
 
@@ -34,6 +43,7 @@ def reference():
     """(model, state dict, arrays)."""
     pytest.importorskip("torch")
     from mindblip2.convert.name_maps.language_models import opt as source
+
     model, state = reference_model(OPT, REFERENCE, "blip2opt_tiny.pth", source("opt_model."))
     return model, state, np.load(TINY / "stage2_opt.npz")
 
@@ -63,20 +73,27 @@ def test_positions_without_their_offset_would_be_noticed(reference, monkeypatch)
 
 
 def test_the_projection_learns_as_in_lavis(reference):
-    """Gradients of the loss by ``opt_proj``, through the frozen model; without a prompt, as LAVIS's file has them."""
+    """Gradients of the loss by ``opt_proj``, through the frozen model; without a prompt, as LAVIS's file has
+    them."""
     llm, state, arrays = reference
     query = ms.Tensor(np.load(TINY / "outputs.npz")["image_branch.last_hidden"])
-    text = ms.Tensor(arrays["noprompt.inputs_embeds"][:, query.shape[1]:])
+    text = ms.Tensor(arrays["noprompt.inputs_embeds"][:, query.shape[1] :])
     mask = ms.Tensor(arrays["noprompt.attention_mask"].astype(np.int32))
 
     def loss(weight, bias):
         x = ms.ops.cat((ms.ops.matmul(query, weight.T) + bias, text), 1)
         return mean_loss(llm.head(llm(x, mask)), arrays["noprompt.labels"])
 
-    grads = ms.grad(loss, (0, 1))(*(ms.Tensor(state[f"opt_proj.{leaf}"].float().numpy()) for leaf in ("weight", "bias")))
+    grads = ms.grad(loss, (0, 1))(
+        *(ms.Tensor(state[f"opt_proj.{leaf}"].float().numpy()) for leaf in ("weight", "bias"))
+    )
     for grad, leaf in zip(grads, ("weight", "bias")):
         expected = arrays[f"noprompt.grad.opt_proj.{leaf}"]
-        assert np.abs(grad.asnumpy() - expected).max() < 2e-5 + 1e-4 * np.abs(expected).max() < 0.1 * np.abs(expected).max()
+        assert (
+            np.abs(grad.asnumpy() - expected).max()
+            < 2e-5 + 1e-4 * np.abs(expected).max()
+            < 0.1 * np.abs(expected).max()
+        )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -86,14 +103,16 @@ def test_greedy_captions_are_those_of_lavis(reference, case):
     queries = arrays[f"{case}.inputs_embeds"].shape[1] - arrays[f"{case}.input_ids"].shape[1]
     x = ms.ops.cat((ms.Tensor(arrays[f"{case}.inputs_embeds"][:, :queries]), llm.embed(ms.Tensor(ids))), 1)
     found = greedy(llm, x, ms.Tensor(np.ones(x.shape[:2], np.int32)), 20, END)
-    expected = arrays[f"{case}.generate.beam1.ids"][:, ids.shape[1]:]
-    assert [until(row, END) for row in found] == [until(row, END)[:found.shape[1]] for row in expected]
+    expected = arrays[f"{case}.generate.beam1.ids"][:, ids.shape[1] :]
+    assert [until(row, END) for row in found] == [until(row, END)[: found.shape[1]] for row in expected]
 
 
 def test_the_head_is_the_word_embedding():
     llm = random_model(OPT, OPTConfig(**SMALL, intermediate_size=48, max_position_embeddings=20))
     hidden = np.random.default_rng(0).standard_normal((2, 32)).astype(np.float32)
-    assert np.allclose(llm.head(ms.Tensor(hidden)).asnumpy(), hidden @ llm.word.embedding_table.asnumpy().T, atol=1e-5)
+    assert np.allclose(
+        llm.head(ms.Tensor(hidden)).asnumpy(), hidden @ llm.word.embedding_table.asnumpy().T, atol=1e-5
+    )
     assert not any("lm_head" in parameter.name for parameter in llm.get_parameters())
 
 
@@ -104,10 +123,10 @@ def test_the_last_position_is_reached():
     x, mask = llm.embed(ms.Tensor(ids_of((1, 6)))), mask_of("......")
     before = llm(x, mask).asnumpy()
     table = llm.position.embedding_table.asnumpy().copy()
-    table[:2] += 1      # belong to no position
+    table[:2] += 1  # belong to no position
     llm.position.embedding_table.set_data(ms.Tensor(table))
     assert np.array_equal(llm(x, mask).asnumpy(), before)
-    table[7, 0] += 1    # belongs to the last; a norm would not see a shift of the whole row
+    table[7, 0] += 1  # belongs to the last; a norm would not see a shift of the whole row
     llm.position.embedding_table.set_data(ms.Tensor(table))
     changed = np.abs(llm(x, mask).asnumpy() - before).max((0, 2))
     assert not changed[:5].any() and changed[5] > 1e-3

@@ -1,4 +1,5 @@
 """Draws: the right share, independent of each other, a function of the key, and the same in both modes."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -88,8 +89,12 @@ def test_the_gradient_goes_through_what_was_kept():
 
     def kept(x):
         return cell(x)[0].sum()
+
     value, slope = ops.value_and_grad(kept)(Tensor(np.ones(100, np.float32)))
-    assert np.isclose(slope.asnumpy().sum(), value.asnumpy()) and set(np.unique(slope.asnumpy())) == {0, np.float32(1 / 0.7)}
+    assert np.isclose(slope.asnumpy().sum(), value.asnumpy()) and set(np.unique(slope.asnumpy())) == {
+        0,
+        np.float32(1 / 0.7),
+    }
 
 
 def test_without_a_key_training_says_what_to_do():
@@ -108,22 +113,45 @@ def test_drop_path_takes_or_leaves_whole_samples():
 def test_a_blocks_two_branches_are_dropped_apart():
     from mindblip2.config import ViTConfig
     from mindblip2.models.vit import ViTBlock
+
     block = ViTBlock(ViTConfig(hidden_size=8, num_attention_heads=2, intermediate_size=8), drop_path=0.5)
     rng.bind(block)
     block.set_train()
     ones = Tensor(np.ones((64, 2, 8), np.float32))
     first, second = (drop(ones).asnumpy()[:, 0, 0] for drop in (block.attn_drop, block.mlp_drop))
-    assert not np.array_equal(first, second) and np.array_equal(first, block.attn_drop(ones).asnumpy()[:, 0, 0])
+    assert not np.array_equal(first, second) and np.array_equal(
+        first, block.attn_drop(ones).asnumpy()[:, 0, 0]
+    )
 
 
 def tiny_model():
     ms.set_seed(1)
-    return Blip2Qformer(Blip2Config(
-        max_txt_len=8, vision_config=dict(image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                          intermediate_size=32),
-        qformer_config=dict(vocab_size=30, bos_token_id=29, sep_token_id=3, hidden_size=16, num_hidden_layers=2, query_length=4,
-                            num_attention_heads=2, intermediate_size=32, encoder_width=16, head_embed_dim=8,
-                            max_position_embeddings=16)))
+    return Blip2Qformer(
+        Blip2Config(
+            max_txt_len=8,
+            vision_config=dict(
+                image_size=16,
+                patch_size=8,
+                hidden_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=32,
+            ),
+            qformer_config=dict(
+                vocab_size=30,
+                bos_token_id=29,
+                sep_token_id=3,
+                hidden_size=16,
+                num_hidden_layers=2,
+                query_length=4,
+                num_attention_heads=2,
+                intermediate_size=32,
+                encoder_width=16,
+                head_embed_dim=8,
+                max_position_embeddings=16,
+            ),
+        )
+    )
 
 
 def test_a_models_losses_depend_on_the_key_only():
@@ -134,6 +162,7 @@ def test_a_models_losses_depend_on_the_key_only():
     def losses(*seeds):
         model.noise.set(*seeds)
         return [float(part) for part in model(image, ids, return_tuple=True)]
+
     first, second = losses(1, 1), [float(part) for part in model(image, ids, return_tuple=True)]
     assert first == losses(1, 1) != second and first != losses(1, 2)
     model.set_train(False)

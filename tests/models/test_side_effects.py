@@ -1,4 +1,6 @@
-"""Assignments in graph mode: a forward pass of stage 1 moves its random state on as PyNative does, and MindSpore drops none of them."""
+"""Assignments in graph mode: a forward pass of stage 1 moves its random state on as PyNative does, and
+MindSpore drops none of them."""
+
 import ast
 import os
 import subprocess
@@ -46,38 +48,69 @@ for _ in range(steps):
 def run(mode, steps, kind="model"):
     """(rows of printed numbers, what MindSpore warned of)."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "2", "GLOG_logtostderr": "1"}
-    with tempfile.TemporaryDirectory() as folder:       # MindSpore compiles classes that are in a file only
+    with tempfile.TemporaryDirectory() as folder:  # MindSpore compiles classes that are in a file only
         path = Path(folder) / "program.py"
         path.write_text(PROGRAM, encoding="utf-8")
-        ended = subprocess.run([sys.executable, str(path), str(mode), str(steps), kind], env=environment, capture_output=True, text=True,
-                               timeout=400)
+        ended = subprocess.run(
+            [sys.executable, str(path), str(mode), str(steps), kind],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
     assert ended.returncode == 0, ended.stderr[-2000:]
-    return [[float(number) for number in line.split()] for line in ended.stdout.splitlines() if line[0].isdigit()], ended.stderr
+    return [
+        [float(number) for number in line.split()] for line in ended.stdout.splitlines() if line[0].isdigit()
+    ], ended.stderr
 
 
 def unused(source):
-    """Lines of ``construct`` in which a value is unpacked and not used: of a call with side effects MindSpore reports it as eliminated."""
-    methods = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name == "construct"]
-    targets = [target for method in methods for node in ast.walk(method) if isinstance(node, ast.Assign) for target in node.targets]
-    return [target.lineno for target in targets if isinstance(target, ast.Tuple)
-            and any(isinstance(part, ast.Name) and part.id == "_" for part in ast.walk(target))]
+    """Lines of ``construct`` in which a value is unpacked and not used: of a call with side effects MindSpore
+    reports it as eliminated."""
+    methods = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and node.name == "construct"
+    ]
+    targets = [
+        target
+        for method in methods
+        for node in ast.walk(method)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+    ]
+    return [
+        target.lineno
+        for target in targets
+        if isinstance(target, ast.Tuple)
+        and any(isinstance(part, ast.Name) and part.id == "_" for part in ast.walk(target))
+    ]
 
 
 def test_c14_what_is_called_for_its_side_effects_is_not_unpacked_into_unused_names():
-    files = [ROOT / "mindblip2/models/blip2_qformer.py", ROOT / "mindblip2/models/blip2_llm.py", ROOT / "mindblip2/trainer/train_step.py"]
+    files = [
+        ROOT / "mindblip2/models/blip2_qformer.py",
+        ROOT / "mindblip2/models/blip2_llm.py",
+        ROOT / "mindblip2/trainer/train_step.py",
+    ]
     assert [(file.name, line) for file in files for line in unused(file.read_text(encoding="utf-8"))] == []
-    assert unused("class A:\n    def construct(self):\n        (_, a), b = self.f()\n        a, b = self.g()\n") == [3]     # control
+    # control
+    assert unused(
+        "class A:\n    def construct(self):\n        (_, a), b = self.f()\n        a, b = self.g()\n"
+    ) == [3]
 
 
 @pytest.mark.slow
 def test_c14_dropout_and_negatives_advance_in_graph_mode_as_in_pynative():
     (graph, warned), (pynative, _) = run(0, STEPS), run(1, STEPS)
     assert WARNING not in warned
-    assert len(graph) == STEPS and [row[4:] for row in graph] == [row[4:] for row in pynative]      # the random state, exactly
+    # the random state, exactly
+    assert len(graph) == STEPS and [row[4:] for row in graph] == [row[4:] for row in pynative]
     for one, other in zip(graph, pynative):
         assert one[:4] == pytest.approx(other[:4], abs=2e-5)
     losses = [row[0] for row in graph]
-    assert min(abs(losses[0] - losses[1]), abs(losses[1] - losses[2])) > 1e-2       # control: other draws make other losses
+    # control: other draws make other losses
+    assert min(abs(losses[0] - losses[1]), abs(losses[1] - losses[2])) > 1e-2
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""Networks of the tiny LAVIS checkpoint: ours through the real converter, the twin's in both precisions, made once."""
+"""Networks of the tiny LAVIS checkpoint: ours through the real converter, the twin's in both precisions, made
+once."""
+
 import json
 from pathlib import Path
 
@@ -11,20 +13,38 @@ FILES = ("blip2_tiny.pth", "blip2_tiny_fp16vit.pth")
 def tiny_config(**changes):
     """Our configuration of the tiny checkpoint, from what LAVIS resolved."""
     from mindblip2.config import Blip2Config
+
     resolved = json.loads((TINY / "config.json").read_text())
     vit, qformer = resolved["resolved"]["vit"], resolved["resolved"]["qformer"]
-    same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
-            "max_position_embeddings", "encoder_width", "cross_attention_freq", "query_length")
+    same = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+        "max_position_embeddings",
+        "encoder_width",
+        "cross_attention_freq",
+        "query_length",
+    )
     return Blip2Config(
-        vision_config=dict(image_size=vit["img_size"], patch_size=vit["patch_size"], hidden_size=vit["embed_dim"],
-                           num_hidden_layers=vit["depth"], num_attention_heads=vit["num_heads"],
-                           intermediate_size=vit["mlp_hidden"]),
-        qformer_config={key: qformer[key] for key in same} | {"head_embed_dim": resolved["embed_dim"]}, **changes)
+        vision_config=dict(
+            image_size=vit["img_size"],
+            patch_size=vit["patch_size"],
+            hidden_size=vit["embed_dim"],
+            num_hidden_layers=vit["depth"],
+            num_attention_heads=vit["num_heads"],
+            intermediate_size=vit["mlp_hidden"],
+        ),
+        qformer_config={key: qformer[key] for key in same} | {"head_embed_dim": resolved["embed_dim"]},
+        **changes,
+    )
 
 
 def load_model(ckpt, config):
     """Ours, strictly loaded."""
     from mindblip2.models.blip2_qformer import Blip2Qformer
+
     return Blip2Qformer(config).load_checkpoint(ckpt).set_train(False)
 
 
@@ -35,6 +55,7 @@ def pynative():
     import torch
 
     from mindblip2.parity.model_triple import pynative
+
     mode, threads = ms.get_context("mode"), torch.get_num_threads()
     pynative()
     torch.set_num_threads(1)
@@ -47,6 +68,7 @@ def pynative():
 def ckpts(tmp_path_factory):
     """File of LAVIS's -> .ckpt, by the converter."""
     from mindblip2.convert.convert_weight import to_mindspore
+
     folder = tmp_path_factory.mktemp("converted")
     paths = {name: folder / f"{Path(name).stem}.ckpt" for name in FILES}
     for name, path in paths.items():
@@ -58,6 +80,7 @@ def ckpts(tmp_path_factory):
 def lavis():
     """What LAVIS computed."""
     from mindblip2.parity.reference.lavis_arrays import Reference
+
     return Reference(TINY)
 
 
@@ -75,5 +98,6 @@ def suite(model, lavis):
     from mindblip2.parity.candidate.chained import batch
     from mindblip2.parity.model_triple import Nets
     from mindblip2.parity.suite import Suite
+
     nets = Nets(lavis.twin(torch.float64), lavis.twin(torch.float32), model)
     return Suite(nets, batch(lavis.inputs["image"].numpy(), lavis.inputs["input_ids"].numpy()))

@@ -28,26 +28,40 @@ def test_paths_come_from_the_converter_s_table(model, suite):
 
 def test_what_has_no_twin_is_left_out(model):
     paths = twin_paths(model, 2)
-    assert not {"vit.blocks.0.attn.qkv", "qformer.embedding_norm", "qformer.encoder.layers.0.attention",
-                "qformer.encoder.layers.0.text_ffn", "qformer"} & set(paths)
+    assert not {
+        "vit.blocks.0.attn.qkv",
+        "qformer.embedding_norm",
+        "qformer.encoder.layers.0.attention",
+        "qformer.encoder.layers.0.text_ffn",
+        "qformer",
+    } & set(paths)
 
 
 def test_common_module():
     assert common(["a.b.c", "a.b.d.e"]) == "a.b" and common(["a.b.c"]) == "a.b"
 
 
-@pytest.mark.parametrize("path, verbs", [
-    ("qformer.encoder.layers.3", "see read match caption"), ("qformer.encoder.layers.3.attention.key",
-                                                             "see read match caption"),
-    ("qformer.encoder.layers.3.text_ffn.up", "read match caption"), ("qformer.encoder.layers.0.cross_norm", "see match"),
-    ("vit.blocks.0", ""), ("qformer.memory.key.0", "")])
+@pytest.mark.parametrize(
+    "path, verbs",
+    [
+        ("qformer.encoder.layers.3", "see read match caption"),
+        ("qformer.encoder.layers.3.attention.key", "see read match caption"),
+        ("qformer.encoder.layers.3.text_ffn.up", "read match caption"),
+        ("qformer.encoder.layers.0.cross_norm", "see match"),
+        ("vit.blocks.0", ""),
+        ("qformer.memory.key.0", ""),
+    ],
+)
 def test_a_forward_pass_runs_a_module_once_per_verb(path, verbs):
     assert " ".join(verbs_of(path)) == verbs
 
 
 def test_outputs_and_inputs_are_recorded_and_the_hooks_removed(model, lavis):
     image = tensor(lavis.inputs["image"][:1].numpy())
-    with capture(model, ["vit.blocks.0", "vit.blocks.1"]) as outputs, capture(model, ["vit.blocks.1"], True) as inputs:
+    with (
+        capture(model, ["vit.blocks.0", "vit.blocks.1"]) as outputs,
+        capture(model, ["vit.blocks.1"], True) as inputs,
+    ):
         last = model.vit(image)
     assert np.array_equal(outputs["vit.blocks.0"][0], inputs["vit.blocks.1"][0]) and last.shape == (1, 65, 64)
     model.vit(image)

@@ -1,4 +1,5 @@
-"""Graph mode gives what LAVIS computed too: losses, features, captions, gradients. Compiling is what takes the time."""
+"""Graph mode gives what LAVIS computed too: losses, features, captions, gradients. Compiling is what takes
+the time."""
 
 import numpy as np
 import pytest
@@ -52,5 +53,7 @@ def test_losses_and_gradients(compiled, lavis):
     assert beyond(seen, lavis.grads) == set()
     names = [name for name in seen if name.startswith("grad.") and not name.endswith("self.key.bias")]
     truth, torch32 = (lavis.gradients(lavis.twin(dtype)) for dtype in (torch.float64, torch.float32))
-    rows = judge("graph", *({name: np.asarray(side[name]) for name in names} for side in (seen, torch32, truth)))
+    rows = judge(
+        "graph", *({name: np.asarray(side[name]) for name in names} for side in (seen, torch32, truth))
+    )
     assert [row for row in rows if row.verdict != "pass"] == []

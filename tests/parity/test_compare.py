@@ -25,9 +25,15 @@ B, T, D = 4, 33, 64
 def layer(x, weight, gelu="exact", eps=1e-12, mask=None):
     """Masked average, product, GELU, LayerNorm, all in the dtype of the input."""
     scores = x @ x.swapaxes(1, 2) / math.sqrt(D)
-    p = np.exp(scores - scores.max(-1, keepdims=True)) if mask is None else np.exp(scores) * mask.astype(x.dtype)
+    p = (
+        np.exp(scores - scores.max(-1, keepdims=True))
+        if mask is None
+        else np.exp(scores) * mask.astype(x.dtype)
+    )
     x = (p / p.sum(-1, keepdims=True)) @ x @ weight
-    inner = erf(x / math.sqrt(2)) if gelu == "exact" else np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    inner = (
+        erf(x / math.sqrt(2)) if gelu == "exact" else np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    )
     x = x * (0.5 + 0.5 * inner)
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
 
@@ -45,7 +51,10 @@ def summed_in_another_order(x, weight, **defect):
 @pytest.fixture(scope="module")
 def case():
     rng = np.random.default_rng(0)
-    x, weight = rng.normal(size=(B, T, D)).astype(np.float32), (rng.normal(size=(D, D)) / 8).astype(np.float32)
+    x, weight = (
+        rng.normal(size=(B, T, D)).astype(np.float32),
+        (rng.normal(size=(D, D)) / 8).astype(np.float32),
+    )
     mask = (np.arange(T) < 20)[None, None]
     truth = layer(x.astype(np.float64), weight.astype(np.float64), mask=mask)
     torch = layer(x, weight, mask=mask)
@@ -62,7 +71,9 @@ def test_a_faithful_port_passes(case):
     assert compare("truth", truth, torch, truth).ratio == 0
 
 
-@pytest.mark.parametrize("defect, at_least", [({"gelu": "tanh"}, 100), ({"eps": 1e-5}, 10), ({"mask": None}, 1e5)])
+@pytest.mark.parametrize(
+    "defect, at_least", [({"gelu": "tanh"}, 100), ({"eps": 1e-5}, 10), ({"mask": None}, 1e5)]
+)
 def test_a_defect_fails(case, defect, at_least):
     x, weight, mask, torch, truth = case
     row = compare("defect", summed_in_another_order(x, weight, **({"mask": mask} | defect)), torch, truth)
@@ -118,7 +129,10 @@ def test_a_zero_gradient_is_compared_with_torch_s_own_noise():
     rng = np.random.default_rng(3)
     truth, torch, ours = rng.normal(size=(3, 48)) * np.array([[1e-18], [5e-9], [7e-9]])
     assert compare("key.bias", ours.astype(np.float32), torch.astype(np.float32), truth).verdict == "pass"
-    assert compare("key.bias", (ours * 100).astype(np.float32), torch.astype(np.float32), truth).verdict == "fail"
+    assert (
+        compare("key.bias", (ours * 100).astype(np.float32), torch.astype(np.float32), truth).verdict
+        == "fail"
+    )
 
 
 def test_shapes_never_broadcast():
@@ -127,8 +141,17 @@ def test_shapes_never_broadcast():
         compare("x", np.ones((4, 4)), truth, truth)
 
 
-@pytest.mark.parametrize("ratio, verdict", [(0, "pass"), (PASS, "pass"), (PASS * 1.001, "look"), (LOOK, "look"),
-                                            (LOOK * 1.001, "fail"), (math.inf, "fail")])
+@pytest.mark.parametrize(
+    "ratio, verdict",
+    [
+        (0, "pass"),
+        (PASS, "pass"),
+        (PASS * 1.001, "look"),
+        (LOOK, "look"),
+        (LOOK * 1.001, "fail"),
+        (math.inf, "fail"),
+    ],
+)
 def test_verdicts(ratio, verdict):
     assert Row("x", ratio, 0, 0, 1, 1).verdict == verdict
 
@@ -147,12 +170,24 @@ def test_sets_must_have_the_same_names():
 
 
 def test_table_and_json_hold_every_figure(tmp_path):
-    rows = [Row("vit.block_00", 1.25, 1e-7, 2e-6, 1.0, 0.9987), Row("vit.block_01", math.inf, math.nan, 1.0, 0.5, 0.0)]
+    rows = [
+        Row("vit.block_00", 1.25, 1e-7, 2e-6, 1.0, 0.9987),
+        Row("vit.block_01", math.inf, math.nan, 1.0, 0.5, 0.0),
+    ]
     lines = table(rows).splitlines()
-    assert len(lines) == 3 and lines[1].split() == ["pass", "1.25", "1.00e-07", "2.00e-06", "1.000000000", "99.87%",
-                                                    "vit.block_00"]
-    assert lines[2].startswith("fail") and all(line.endswith(name) for line, name in
-                                               zip(lines, ("name", "vit.block_00", "vit.block_01"), strict=True))
+    assert len(lines) == 3 and lines[1].split() == [
+        "pass",
+        "1.25",
+        "1.00e-07",
+        "2.00e-06",
+        "1.000000000",
+        "99.87%",
+        "vit.block_00",
+    ]
+    assert lines[2].startswith("fail") and all(
+        line.endswith(name)
+        for line, name in zip(lines, ("name", "vit.block_00", "vit.block_01"), strict=True)
+    )
     write_json(tmp_path / "report.json", rows, {"torch": "2.13.0"})
     document = json.loads((tmp_path / "report.json").read_text())
     assert document["pass"] is False and document["about"] == {"torch": "2.13.0"}

@@ -17,8 +17,12 @@ def files(ckpts, tmp_path):
 
     def changed(change):
         kept = {name: change(name, stored[name]) for name in stored}
-        write_checkpoint(tmp_path / "changed.ckpt", ((name, "Float32", value) for name, value in kept.items() if value is not None))
+        write_checkpoint(
+            tmp_path / "changed.ckpt",
+            ((name, "Float32", value) for name, value in kept.items() if value is not None),
+        )
         return str(tmp_path / "changed.ckpt")
+
     return str(TINY / FILES[0]), str(ckpts[FILES[0]]), changed
 
 
@@ -38,9 +42,14 @@ def test_a_file_and_what_was_converted_from_it(files, capsys):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_rounding_is_no_other_model(files, capsys, tmp_path, dtype):
     from mindblip2.convert.convert_weight import to_mindspore
+
     to_mindspore(TINY / FILES[0], tmp_path / "half.ckpt", config=tiny_config(), dtype=dtype)
     code, said = told(capsys, files[0], str(tmp_path / "half.ckpt"))
-    assert code == 1 and f"are equal but for rounding to {dtype}" in said and said.endswith("SAME BUT FOR ROUNDING\n")
+    assert (
+        code == 1
+        and f"are equal but for rounding to {dtype}" in said
+        and said.endswith("SAME BUT FOR ROUNDING\n")
+    )
 
 
 def test_a_difference_is_named(files, capsys):
@@ -48,7 +57,9 @@ def test_a_difference_is_named(files, capsys):
     one = changed(lambda name, value: value + np.float32(1e-3) * (name == "vit.blocks.1.norm1.beta"))
     for other in (theirs, ours):
         code, said = told(capsys, other, one)
-        assert code == 1 and "1 differ: vit.blocks.1.norm1.beta: rms " in said and said.endswith("DIFFERENT\n")
+        assert (
+            code == 1 and "1 differ: vit.blocks.1.norm1.beta: rms " in said and said.endswith("DIFFERENT\n")
+        )
 
 
 def test_what_only_one_file_has_is_named_on_its_side(files, capsys):

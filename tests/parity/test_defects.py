@@ -1,4 +1,5 @@
-"""Negative controls: every defect is caught by the cases that the mutation table names, and every case catches one."""
+"""Negative controls: every defect is caught by the cases that the mutation table names, and every case
+catches one."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
 """Parity of a language model through a window of one layer, as at full width."""
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -15,9 +16,12 @@ from mindblip2.parity.run import run  # noqa: E402
 pytestmark = pytest.mark.usefixtures("pynative")
 
 SMALL = {"hidden_size": 32, "num_layers": 3, "num_heads": 4, "vocab_size": 90}
-CONFIGS = {"llama": (LlamaConfig(**SMALL, n_kv_heads=2), False), "baichuan": (LlamaConfig(**SMALL, normalized_head=True), True),
-           "baichuan by its ALiBi": (LlamaConfig(**SMALL, position_embedding="alibi"), False),
-           "opt": (OPTConfig(**SMALL, intermediate_size=48, max_position_embeddings=16), False)}
+CONFIGS = {
+    "llama": (LlamaConfig(**SMALL, n_kv_heads=2), False),
+    "baichuan": (LlamaConfig(**SMALL, normalized_head=True), True),
+    "baichuan by its ALiBi": (LlamaConfig(**SMALL, position_embedding="alibi"), False),
+    "opt": (OPTConfig(**SMALL, intermediate_size=48, max_position_embeddings=16), False),
+}
 
 
 def rows_of(stream):
@@ -34,7 +38,8 @@ def test_every_layer_passes_alone_and_in_the_chain(name):
         assert {f"{kind} layers.{i}", f"{kind} layers.{i} d x", f"chained {kind} layers.{i}"} <= set(rows)
     parts = {f"{kind} layers.{i}.{part}" for i in (0, 2) for part in ("norm1", "attention", "norm2", "ffn")}
     assert parts | {f"{kind} norm", f"{kind} head", f"{kind} head d x"} <= set(rows)
-    assert f"{kind} layers.1.ffn" not in rows       # the middle of a deep model is compared layer by layer only
+    # the middle of a deep model is compared layer by layer only
+    assert f"{kind} layers.1.ffn" not in rows
 
 
 def test_no_llama_stands_for_a_baichuan():
@@ -47,10 +52,16 @@ def test_no_llama_stands_for_a_baichuan():
 def test_a_layer_that_was_not_loaded_would_be_noticed(monkeypatch):
     config, packed = CONFIGS["llama"]
     stream = LanguageStream(config, Seeded(config, packed))
-    monkeypatch.setattr("mindblip2.parity.language_streaming.fill", lambda *args: None)    # ours stays at layer 0
+    # ours stays at layer 0
+    monkeypatch.setattr("mindblip2.parity.language_streaming.fill", lambda *args: None)
     rows = rows_of(stream)
     assert rows["llama layers.0"].verdict == "pass" == rows["llama head"].verdict
-    assert rows["llama layers.1"].verdict == rows["chained llama layers.1"].verdict == rows["llama layers.2"].verdict == "fail"
+    assert (
+        rows["llama layers.1"].verdict
+        == rows["chained llama layers.1"].verdict
+        == rows["llama layers.2"].verdict
+        == "fail"
+    )
 
 
 def test_fewer_layers_are_what_was_asked_for():
@@ -62,7 +73,9 @@ def test_fewer_layers_are_what_was_asked_for():
 def test_weights_of_another_model_are_an_error():
     config, packed = CONFIGS["llama"]
     fewer = Seeded(config.replace(num_layers=2), packed)
-    with pytest.raises(CheckpointError, match="model.layers.2.self_attn.q_proj.weight is not among the weights.*3 layers"):
+    with pytest.raises(
+        CheckpointError, match="model.layers.2.self_attn.q_proj.weight is not among the weights.*3 layers"
+    ):
         rows_of(LanguageStream(config, fewer))
 
 
@@ -70,10 +83,28 @@ def test_the_command_reads_a_folder_of_transformers(tmp_path):
     """Random weights, saved by transformers, and a configuration beside them."""
     import yaml
     from safetensors.torch import save_file
+
     config, packed = CONFIGS["llama"]
     save_file(dict(Seeded(config, packed).items()), tmp_path / "model.safetensors")
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": {"model_config": {"text_config": config.to_dict()}}}))
-    options = parser().parse_args(["run", "--config", str(tmp_path / "run.yaml"), "--only", "language", "--llm_path", str(tmp_path),
-                                   "--blocks", "2"])
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump({"model": {"model_config": {"text_config": config.to_dict()}}})
+    )
+    options = parser().parse_args(
+        [
+            "run",
+            "--config",
+            str(tmp_path / "run.yaml"),
+            "--only",
+            "language",
+            "--llm_path",
+            str(tmp_path),
+            "--blocks",
+            "2",
+        ]
+    )
     rows = {row.name: row for row in run(options)}
-    assert all(row.verdict == "pass" for row in rows.values()) and "llama layers.1" in rows and "llama head" in rows
+    assert (
+        all(row.verdict == "pass" for row in rows.values())
+        and "llama layers.1" in rows
+        and "llama head" in rows
+    )

@@ -1,5 +1,5 @@
-"""The torch twin reproduces what LAVIS 1.0.2 computed on the tiny checkpoint; tests/parity/test_reference_controls.py shows
-that these comparisons can fail."""
+"""The torch twin reproduces what LAVIS 1.0.2 computed on the tiny checkpoint;
+tests/parity/test_reference_controls.py shows that these comparisons can fail."""
 
 import json
 from dataclasses import replace
@@ -56,11 +56,14 @@ def gradients(lavis, twin):
 
 def test_every_array_of_lavis_is_reproduced_in_float64(lavis, twin):
     seen = lavis.observe(twin)
-    elsewhere = {"itc_targets", "itm_labels", "lm_columns"} | {n for n in lavis.outputs if n.startswith("generate.")}
+    elsewhere = {"itc_targets", "itm_labels", "lm_columns"} | {
+        n for n in lavis.outputs if n.startswith("generate.")
+    }
     assert set(seen) == set(lavis.outputs) - elsewhere
     assert lavis.unlike_lavis64(seen, lavis.outputs, "outputs") == set()
     assert beyond(seen, lavis.outputs) == set()
-    assert sum(value.dtype.kind == "i" for value in seen.values()) == 6  # negatives and LM ids, which are exact
+    # negatives and LM ids, which are exact
+    assert sum(value.dtype.kind == "i" for value in seen.values()) == 6
 
 
 def test_float32_stays_within_the_reference_tolerances(lavis):
@@ -90,7 +93,12 @@ def test_gradients_when_gathered_features_learn(lavis, twin, gradients):
     assert beyond(seen, other) == set()
     assert distance(seen["loss"], gradients["loss"]) == 0
     wrong = beyond(seen, lavis.grads)
-    assert {"grad.vision_proj.weight", "grad.text_proj.weight", "grad.query_tokens", "gradnorm.loss_itc"} <= wrong
+    assert {
+        "grad.vision_proj.weight",
+        "grad.text_proj.weight",
+        "grad.query_tokens",
+        "gradnorm.loss_itc",
+    } <= wrong
     assert not {"grad.temp", "gradnorm.loss_itm", "gradnorm.loss_lm", "loss"} & wrong
 
 
@@ -121,7 +129,9 @@ def test_two_processes_are_one_batch_whose_lm_loss_is_averaged_per_process(lavis
     assert np.abs(theirs - [x.item() for x in (total, out.loss_itc, out.loss_itm, sum(lm) / 2)]).max() < 1e-5
     names = [name.removeprefix("grad.") for name in two if name.startswith("grad.")]
     assert len(names) > 120
-    for name, grad in zip(names, torch.autograd.grad(total, [twin.get_parameter(n) for n in names]), strict=True):
+    for name, grad in zip(
+        names, torch.autograd.grad(total, [twin.get_parameter(n) for n in names]), strict=True
+    ):
         assert distance(grad.numpy(), two["grad." + name]) <= tolerance("grad", two["grad." + name]), name
 
 
@@ -141,7 +151,7 @@ def test_greedy_scores_without_the_cache(lavis, twin):
     ids = torch.from_numpy(lavis.outputs["generate.beam1.ids"])
     _, memory = twin.see(twin.embed_image(lavis.image(twin)))
     scores = twin.Qformer.logits(twin.caption(ids[:, :-1], memory, torch.ones_like(ids[:, :-1]))[0])
-    scores[:, :Rules.min_length - 1, Rules.end] = -torch.inf
+    scores[:, : Rules.min_length - 1, Rules.end] = -torch.inf
     first, second = scores.topk(2).values.unbind(-1)
     running = (ids[:, :-1] != 0) & (ids[:, :-1] != Rules.end)
     for ours, name in ((first, "top1_logit"), (first - second, "top1_minus_top2")):
@@ -154,8 +164,12 @@ def test_seeded_weights_are_the_checkpoint():
     state = read_state_dict(TINY / "blip2_tiny.pth")
     assert set(state) == set(manifest["params"])
     for name, entry in manifest["params"].items():
-        value = seeded_weights.weight(name, tuple(entry["shape"]), manifest["seed"], seeded_weights.SEP_BIAS["tiny"])
-        assert seeded_weights.crc32(value) == entry["crc32"] == seeded_weights.crc32(state[name].numpy()), name
+        value = seeded_weights.weight(
+            name, tuple(entry["shape"]), manifest["seed"], seeded_weights.SEP_BIAS["tiny"]
+        )
+        assert seeded_weights.crc32(value) == entry["crc32"] == seeded_weights.crc32(state[name].numpy()), (
+            name
+        )
 
 
 def test_full_size_has_the_names_and_sizes_of_the_published_model():
@@ -188,7 +202,8 @@ def test_a_checkpoint_without_vit_loads_and_a_broken_one_does_not(lavis):
 
 @torch.no_grad()
 def test_a_block_and_a_layer_stand_alone(lavis, twin):
-    """What streaming at full width relies on: one block's weights and its input give its output, bit for bit."""
+    """What streaming at full width relies on: one block's weights and its input give its output, bit for
+    bit."""
     config, state = twin.config, twin.state_dict()
     names = ["visual_encoder.blocks.1", "Qformer.bert.encoder.layer.2"]
     with capture(twin, [*names, "ln_vision"]) as outputs, capture(twin, names, inputs=True) as inputs:
@@ -211,7 +226,12 @@ def test_capture_refuses_a_name_that_is_not_there(twin):
 def test_half_precision_runs_and_keeps_its_losses_wide(lavis, dtype):
     twin = lavis.twin(dtype)
     with torch.no_grad():
-        out = twin(lavis.image(twin), lavis.inputs["input_ids"], negatives=tuple(
-            torch.from_numpy(lavis.outputs[name]) for name in ("neg_image_idx", "neg_text_idx")))
+        out = twin(
+            lavis.image(twin),
+            lavis.inputs["input_ids"],
+            negatives=tuple(
+                torch.from_numpy(lavis.outputs[name]) for name in ("neg_image_idx", "neg_text_idx")
+            ),
+        )
     assert out.loss.dtype == out.sim_i2t.dtype == torch.float32
     assert abs(out.loss.item() - lavis.outputs["loss"]) < (0.01 if dtype == torch.float16 else 0.1)

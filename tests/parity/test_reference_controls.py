@@ -1,7 +1,8 @@
-"""Negative controls: the comparisons of test_twin.py fail for each of these defects, in the arrays that it touches.
+"""Negative controls: the comparisons of test_twin.py fail for each of these defects, in the arrays that it
+touches.
 
-Each row is a defect, arrays that must differ from LAVIS and arrays that must not: a comparison that fails everywhere
-would locate nothing.
+Each row is a defect, arrays that must differ from LAVIS and arrays that must not: a comparison that fails
+everywhere would locate nothing.
 """
 
 from pathlib import Path
@@ -42,7 +43,11 @@ CONFIG = {  # changes to TwinConfig: must fail, must not
     "tanh GELU": ({"gelu": "tanh"}, "vit.block_00.mlp text_branch.layer_00 loss", "vit.block_00.attn"),
     "block eps 1e-5": ({"vit_eps": 1e-5}, "vit.block_00.norm1 vit.out", "vit.embed text_branch.last_hidden"),
     "ln_vision eps 1e-6": ({"ln_vision_eps": 1e-6}, "ln_vision sim_i2t loss_itc", "vit.out text_feat"),
-    "no smoothing": ({"smoothing": 0.0}, "loss_itc loss_lm loss derived.image_id.loss_lm", "sim_i2t loss_itm"),
+    "no smoothing": (
+        {"smoothing": 0.0},
+        "loss_itc loss_lm loss derived.image_id.loss_lm",
+        "sim_i2t loss_itm",
+    ),
     "Q-Former eps 1e-6": ({"qformer_eps": 1e-6}, "image_branch.layer_00 text_branch.layer_00", "ln_vision"),
 }
 
@@ -56,15 +61,21 @@ def test_a_wrong_constant_fails(lavis, defect):
 
 @torch.no_grad()
 def test_a_wrong_eps_needs_the_noise_floor_and_isolated_feeding(lavis):
-    """HF has eps 1e-6 for ln_vision. That stays within every tolerance of the reference data; chained, the noise of the
-    blocks before it half hides it (a "look"); fed with the same input on both sides, it fails."""
-    truth, torch32, wrong32 = (lavis.twin(torch.float64), lavis.twin(torch.float32),
-                               lavis.twin(torch.float32, ln_vision_eps=1e-6))
+    """HF has eps 1e-6 for ln_vision. That stays within every tolerance of the reference data; chained, the
+    noise of the blocks before it half hides it (a "look"); fed with the same input on both sides, it
+    fails."""
+    truth, torch32, wrong32 = (
+        lavis.twin(torch.float64),
+        lavis.twin(torch.float32),
+        lavis.twin(torch.float32, ln_vision_eps=1e-6),
+    )
     truth_seen, torch_seen, wrong_seen = map(lavis.observe, (truth, torch32, wrong32))
     assert beyond(wrong_seen, lavis.outputs) == set()
     chained = noise_ratio(*(seen["ln_vision"] for seen in (wrong_seen, torch_seen, truth_seen)))
     x = torch.from_numpy(torch_seen["vit.out"])
-    isolated = noise_ratio(*(twin.ln_vision(x.to(twin.temp.dtype)).numpy() for twin in (wrong32, torch32, truth)))
+    isolated = noise_ratio(
+        *(twin.ln_vision(x.to(twin.temp.dtype)).numpy() for twin in (wrong32, torch32, truth))
+    )
     assert isolated > LOOK and isolated > 3 * chained  # 35 and 4.4 on x86-64
 
 
@@ -90,13 +101,22 @@ def lose_cross_attention(twin):
 
 
 STATE = {
-    "positions off by one": (roll_positions, "text_branch.layer_00 lm_branch.layer_00 itm_branch.layer_00",
-                             "image_branch.last_hidden"),
+    "positions off by one": (
+        roll_positions,
+        "text_branch.layer_00 lm_branch.layer_00 itm_branch.layer_00",
+        "image_branch.last_hidden",
+    ),
     "heads of q permuted": (permute_heads, "vit.block_01", "vit.block_00"),
-    "text and query feed-forward exchanged": (exchange_feed_forwards, "image_branch.layer_01 text_branch.layer_01",
-                                              "image_branch.layer_00 text_branch.layer_00"),
-    "a cross-attention lost": (lose_cross_attention, "image_branch.layer_02 itm_branch.layer_02",
-                               "image_branch.layer_01 text_branch.last_hidden"),
+    "text and query feed-forward exchanged": (
+        exchange_feed_forwards,
+        "image_branch.layer_01 text_branch.layer_01",
+        "image_branch.layer_00 text_branch.layer_00",
+    ),
+    "a cross-attention lost": (
+        lose_cross_attention,
+        "image_branch.layer_02 itm_branch.layer_02",
+        "image_branch.layer_01 text_branch.last_hidden",
+    ),
 }
 
 
@@ -132,17 +152,49 @@ def first_query_only(self, ids_BT, image_BPW, mask_BT=None):
 
 LM = "loss_lm loss derived.image_id.loss_lm"
 FUNCTION = {  # what is replaced, by what
-    "pads visible": (twin_module, "not_pad", lambda ids, mask, pad: torch.ones_like(ids),
-                     "text_branch.layer_00 itm_branch.layer_00 loss_itc loss_itm", "image_branch.last_hidden"),
-    "q, v biases without k's zeros": (vit.Attention, "forward", bias_without_zeros, "vit.block_00.attn",
-                                      "vit.block_00.norm1"),
-    "captions see the future": (twin_module, "caption_bias", see_the_future, f"lm_branch.layer_00 {LM}", "loss_itm"),
-    "captions start with [CLS]": (twin_module.Twin, "started", lambda self, ids: ids, f"lm_branch.layer_00 {LM}", "loss_itm"),
+    "pads visible": (
+        twin_module,
+        "not_pad",
+        lambda ids, mask, pad: torch.ones_like(ids),
+        "text_branch.layer_00 itm_branch.layer_00 loss_itc loss_itm",
+        "image_branch.last_hidden",
+    ),
+    "q, v biases without k's zeros": (
+        vit.Attention,
+        "forward",
+        bias_without_zeros,
+        "vit.block_00.attn",
+        "vit.block_00.norm1",
+    ),
+    "captions see the future": (
+        twin_module,
+        "caption_bias",
+        see_the_future,
+        f"lm_branch.layer_00 {LM}",
+        "loss_itm",
+    ),
+    "captions start with [CLS]": (
+        twin_module.Twin,
+        "started",
+        lambda self, ids: ids,
+        f"lm_branch.layer_00 {LM}",
+        "loss_itm",
+    ),
     "smoothing over pads": (losses, "lm", smooth_over_pads, LM, "lm_logits_columns loss_itc"),
-    "image ids ignored": (losses, "soft_targets", lambda ids, dtype, smoothing=0: torch.eye(len(ids), dtype=dtype),
-                          "derived.image_id.soft_targets derived.image_id.loss_itc", "loss_itc"),
-    "ITM from one query": (twin_module.Twin, "itm_logits", first_query_only, "itm_logits itm.logits loss_itm",
-                           "itm_branch.last_hidden loss_itc"),
+    "image ids ignored": (
+        losses,
+        "soft_targets",
+        lambda ids, dtype, smoothing=0: torch.eye(len(ids), dtype=dtype),
+        "derived.image_id.soft_targets derived.image_id.loss_itc",
+        "loss_itc",
+    ),
+    "ITM from one query": (
+        twin_module.Twin,
+        "itm_logits",
+        first_query_only,
+        "itm_logits itm.logits loss_itm",
+        "itm_branch.last_hidden loss_itc",
+    ),
 }
 
 
@@ -167,13 +219,28 @@ def test_a_detached_cache_shows_in_gradients_only(lavis, monkeypatch):
     assert {"grad.query_tokens", "gradnorm.loss_lm"} <= wrong and "loss" not in wrong
 
 
-@pytest.mark.parametrize("defect, change", [
-    ("decay on everything", {"groups": lambda twin: [{"params": [p for p in twin.parameters() if p.requires_grad],
-                                                      "weight_decay": 0.05}]}),
-    ("no decay", {"groups": lambda twin: [{"params": [p for p in twin.parameters() if p.requires_grad],
-                                           "weight_decay": 0.0}]}),
-    ("beta2 0.98", {"betas": (0.9, 0.98)}),
-])
+@pytest.mark.parametrize(
+    "defect, change",
+    [
+        (
+            "decay on everything",
+            {
+                "groups": lambda twin: [
+                    {"params": [p for p in twin.parameters() if p.requires_grad], "weight_decay": 0.05}
+                ]
+            },
+        ),
+        (
+            "no decay",
+            {
+                "groups": lambda twin: [
+                    {"params": [p for p in twin.parameters() if p.requires_grad], "weight_decay": 0.0}
+                ]
+            },
+        ),
+        ("beta2 0.98", {"betas": (0.9, 0.98)}),
+    ],
+)
 def test_a_wrong_optimizer_fails(lavis, defect, change):
     wrong = lavis.unlike_lavis64(lavis.three_steps(lavis.twin(), **change), lavis.adamw, "adamw3")
     touched = "after3.itm_head.bias" if defect == "decay on everything" else "after3.itm_head.weight"
@@ -183,8 +250,9 @@ def test_a_wrong_optimizer_fails(lavis, defect, change):
 def test_new_length_rule_gives_other_beam_scores(lavis, monkeypatch):
     """transformers >= 4.36 divides by the generated length; the reference counted [DEC] too."""
     add = generate.Hypotheses.add
-    monkeypatch.setattr(generate.Hypotheses, "add",
-                        lambda self, ids, score: add(self, ids, score * len(ids) / (len(ids) + 1)))
+    monkeypatch.setattr(
+        generate.Hypotheses, "add", lambda self, ids, score: add(self, ids, score * len(ids) / (len(ids) + 1))
+    )
     twin = lavis.twin()
     _, scores = twin.generate(lavis.image(twin), num_beams=3)
     assert (scores - torch.from_numpy(lavis.outputs["generate.beam3.sequences_scores"])).abs().min() > 0.1

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.usefixtures("pynative")
 
 @pytest.fixture
 def command(tmp_path):
-    small = tiny_config().replace(qformer_config={"num_hidden_layers": 1}, vision_config={"num_hidden_layers": 3})
+    small = tiny_config().replace(
+        qformer_config={"num_hidden_layers": 1}, vision_config={"num_hidden_layers": 3}
+    )
     config = small.save_pretrained(tmp_path)
     return ["run", "--config", str(config), "--case", "vit*", "--case", "chained vit*", "--case", "itm"]
 
@@ -34,13 +36,15 @@ def test_a_stopped_run_goes_on_where_it_was(command, tmp_path, monkeypatch):
         if i == 2:
             raise Stopped
         slide(self, i)
+
     monkeypatch.setattr(streaming.Window, "slide", stop)
     with pytest.raises(Stopped):
         run(resumed)
     slid = []
     monkeypatch.setattr(streaming.Window, "slide", lambda self, i: slid.append(i) or slide(self, i))
     assert run(resumed) == whole and slid == [2]
-    (tmp_path / "progress" / "vision" / "rows.jsonl").write_text("")     # the control: what is not stored would be missing
+    # the control: what is not stored would be missing
+    (tmp_path / "progress" / "vision" / "rows.jsonl").write_text("")
     assert {row.name for row in run(resumed)} < {row.name for row in whole}
 
 
@@ -52,6 +56,7 @@ def test_progress_belongs_to_one_command(command, tmp_path, capsys):
 
 def test_half_a_line_is_done_again(tmp_path):
     from mindblip2.parity.compare import Row
+
     first = Progress(tmp_path, {})
     rows = [Row("a", float("inf"), 0.0, 0.0, 1.0, 1.0, ("all zeros",))]
     first.once("a", lambda: rows)
@@ -63,10 +68,16 @@ def test_half_a_line_is_done_again(tmp_path):
     assert [row.name for row in again.once("a", lambda: [])] == ["a"]
 
 
-@pytest.mark.parametrize("file, content, words", [
-    ("rows.jsonl", b"null\n", "rows.jsonl is damaged in line 1"), ("rows.jsonl", b"[" * 100_000 + b"\n", "rows.jsonl is damaged in line 1"),
-    ("rows.jsonl", b'{"name": "a", "rows": [{"name": 1}]}\n', "rows.jsonl is damaged in line 1"),
-    ("rows.jsonl", b"\xff\n", "rows.jsonl"), ("run.json", b"\xff", "run.json")])
+@pytest.mark.parametrize(
+    "file, content, words",
+    [
+        ("rows.jsonl", b"null\n", "rows.jsonl is damaged in line 1"),
+        ("rows.jsonl", b"[" * 100_000 + b"\n", "rows.jsonl is damaged in line 1"),
+        ("rows.jsonl", b'{"name": "a", "rows": [{"name": 1}]}\n', "rows.jsonl is damaged in line 1"),
+        ("rows.jsonl", b"\xff\n", "rows.jsonl"),
+        ("run.json", b"\xff", "run.json"),
+    ],
+)
 def test_b12_damaged_progress_is_one_line(tmp_path, file, content, words):
     Progress(tmp_path, {})
     (tmp_path / file).write_bytes(content)
@@ -78,9 +89,11 @@ def test_b12_damaged_progress_is_one_line(tmp_path, file, content, words):
 def test_b12_a_damaged_chain_is_one_line(tmp_path):
     first, sides = Progress(tmp_path, {}), [np.ones(3)] * 3
     first.leave(2, sides)
-    assert first.chain()[0] == 2    # the control
+    assert first.chain()[0] == 2  # the control
     for broken in ({"done": np.array(-1)}, {"done": np.array([1, 2])}, {"ours": np.ones(4)}):
-        np.savez(first.state, **{"done": 2, "truth": sides[0], "torch32": sides[1], "ours": sides[2]} | broken)
+        np.savez(
+            first.state, **{"done": 2, "truth": sides[0], "torch32": sides[1], "ours": sides[2]} | broken
+        )
         with pytest.raises(ValueError, match="chain.npz is damaged"):
             first.chain()
     first.state.write_bytes(b"PK")

@@ -1,16 +1,20 @@
-"""Training is the reference's training: LAVIS's three AdamW steps, and a run of many steps beside the torch twin.
+"""Training is the reference's training: LAVIS's three AdamW steps, and a run of many steps beside the torch
+twin.
 
-Both by the noise-floor rule (mindblip2/parity/compare.py). For LAVIS's steps the float64 twin is the truth (it is as far from LAVIS's
-float32 arrays as LAVIS in float64 was, tests/parity/test_reference.py), and LAVIS's own float32 arrays are the noise.
+Both by the noise-floor rule (mindblip2/parity/compare.py). For LAVIS's steps the float64 twin is the truth
+(it is as far from LAVIS's float32 arrays as LAVIS in float64 was, tests/parity/test_reference.py), and
+LAVIS's own float32 arrays are the noise.
 
-A long run is not chaotic. Over 200 steps torch in float32 stays within 1.1e-6 (rms, of losses up to 14) of float64 and does not
-drift away; three other orders of the samples in a batch, which are other roundings of torch's, change that by 5 % at most. So
-windows of the curves and the last parameters are judged as any other tensor; nothing is averaged or widened. One thing would
-part any two roundings: ITC takes the best query, and where two of them tie, the gradient goes to one or to the other. With a tie
-to 4e-7 at one step of 200, torch in float32 itself was 9e-3 off three steps later. Such a run can judge nobody, so the seed of
-the batches is one for which the truth has no tie to 1e-5 (4 of 10 seeds have none), and that is checked.
+A long run is not chaotic. Over 200 steps torch in float32 stays within 1.1e-6 (rms, of losses up to 14) of
+float64 and does not drift away; three other orders of the samples in a batch, which are other roundings of
+torch's, change that by 5 % at most. So windows of the curves and the last parameters are judged as any other
+tensor; nothing is averaged or widened. One thing would part any two roundings: ITC takes the best query, and
+where two of them tie, the gradient goes to one or to the other. With a tie to 4e-7 at one step of 200, torch
+in float32 itself was 9e-3 off three steps later. Such a run can judge nobody, so the seed of the batches is
+one for which the truth has no tie to 1e-5 (4 of 10 seeds have none), and that is checked.
 
-Key biases are left out: softmax does not see them, so their true gradient is 0, and AdamW makes steps of full size of its rounding.
+Key biases are left out: softmax does not see them, so their true gradient is 0, and AdamW makes steps of full
+size of its rounding.
 
     # S steps · B batch · T text
 """
@@ -52,12 +56,16 @@ def bad(rows):
 def by_lavis_names(model):
     """Our trained parameters as they are now: copies, since the next step writes into the same memory."""
     freq = model.config.qformer_config.cross_attention_freq
-    return {foreign_name(LAVIS, parameter.name, freq): parameter.asnumpy().copy() for parameter in model.trainable_params()}
+    return {
+        foreign_name(LAVIS, parameter.name, freq): parameter.asnumpy().copy()
+        for parameter in model.trainable_params()
+    }
 
 
-# ------------------------------------------------------------------------------------------------ LAVIS's three steps
+# ------------------------------------------------------------------------------------------------ LAVIS's thr
 def decay_of_lavis_1_0_2(parameter):
-    """Ours is the rule of later LAVIS, which decays the 0-d temp too; the reference was made with the release."""
+    """Ours is the rule of later LAVIS, which decays the 0-d temp too; the reference was made with the
+    release."""
     return parameter.ndim > 1 and not parameter.name.endswith("bias")
 
 
@@ -78,12 +86,19 @@ def three_steps(ckpts, lavis, monkeypatch):
         negatives = lavis.adamw["negatives"].reshape(3, 2, -1).astype(np.int32)
         losses, seen = [], {}
         for number, drawn in enumerate(negatives, 1):
-            values = step([{"image": image, "input_ids": ids, "negatives": drawn[::-1].copy() if exchanged else drawn}], rate)
+            values = step(
+                [{"image": image, "input_ids": ids, "negatives": drawn[::-1].copy() if exchanged else drawn}],
+                rate,
+            )
             losses.append([values[name] for name in VALUES[:4]])
-            after = {f"after{number}.{name}": torch.from_numpy(value) for name, value in by_lavis_names(model).items()}
+            after = {
+                f"after{number}.{name}": torch.from_numpy(value)
+                for name, value in by_lavis_names(model).items()
+            }
             seen |= {name: value for name, value in lavis.stored(after).items() if name in lavis.adamw}
         last = lavis_arrays.forward(model, *map(lavis_arrays.tensor, (image, ids)))
         return seen | {"losses": np.array([*losses, [last[name] for name in LOSSES]])}
+
     return run
 
 
@@ -106,13 +121,23 @@ WORD_ROWS = "after3.Qformer.bert.embeddings.word_embeddings.weight@rows"
 VECTOR = "after3.Qformer.bert.embeddings.LayerNorm.bias"
 MATRIX, FIRST = "after3.itm_head.weight", "after1.query_tokens"
 WRONG_STEPS = {  # what is given to the run, what is replaced in optim.py, what must fail, what must not
-    "beta2 0.98": ({"beta2": 0.98}, {}, f"{MATRIX} {VECTOR} losses", FIRST),  # the first step is the same for every beta2
+    # the first step is the same for every beta2
+    "beta2 0.98": ({"beta2": 0.98}, {}, f"{MATRIX} {VECTOR} losses", FIRST),
     "1e-6 more rate": ({"rate": RATE + 1e-6}, {}, f"{FIRST} {MATRIX} {VECTOR} losses", ""),
     "vectors decayed": ({}, {"decayed": lambda parameter: True}, VECTOR, f"{FIRST} {MATRIX}"),
     "temp decayed": ({}, {"decayed": optimizer.decayed}, "after3.temp", f"{FIRST} {MATRIX} {VECTOR}"),
-    "no bias correction": ({}, {"corrections": lambda *_: (ONE, ONE)}, f"{FIRST} {MATRIX} {VECTOR} losses", ""),
-    "eps before the bias correction": ({}, {"corrections": lambda *given: (corrections(*given)[0], ONE)}, WORD_ROWS,
-                                       f"{FIRST} {MATRIX} {VECTOR}"),
+    "no bias correction": (
+        {},
+        {"corrections": lambda *_: (ONE, ONE)},
+        f"{FIRST} {MATRIX} {VECTOR} losses",
+        "",
+    ),
+    "eps before the bias correction": (
+        {},
+        {"corrections": lambda *given: (corrections(*given)[0], ONE)},
+        WORD_ROWS,
+        f"{FIRST} {MATRIX} {VECTOR}",
+    ),
     "negatives exchanged": ({"exchanged": True}, {}, f"{FIRST} {MATRIX} {VECTOR} losses", ""),
 }
 
@@ -128,14 +153,16 @@ def test_other_steps_are_not_lavis_s(three_steps, lavis, truth, monkeypatch, def
     assert {verdicts[name] for name in untouched.split()} <= {"pass"}
 
 
-# ------------------------------------------------------------------------------------------------ a run beside the twin
+# ------------------------------------------------------------------------------------------------ a run besid
 SHORT, FEW_STEPS, LONG = 20, 6, 200
-POOL, PICTURES, BATCH, WORDS = 12, 8, 4, 12  # captions, of which some show the same picture; samples per batch; tokens
+# captions, of which some show the same picture; samples per batch; tokens
+POOL, PICTURES, BATCH, WORDS = 12, 8, 4, 12
 SEED, TIE = 8, 1e-5
 
 
 class Run(NamedTuple):
-    """What a training run leaves: the losses before each step (S, 4), and the trained parameters after the last."""
+    """What a training run leaves: the losses before each step (S, 4), and the trained parameters after the
+    last."""
 
     losses: np.ndarray
     parameters: dict[str, np.ndarray]
@@ -151,7 +178,11 @@ def batches(steps):
         row[length - 1], row[length:] = 102, 0  # [SEP], pads
     for _ in range(steps):
         drawn = rng.choice(POOL, BATCH, replace=False)
-        yield {"image": image[drawn % PICTURES], "input_ids": ids[drawn], "image_id": (drawn % PICTURES).astype(np.int32)}
+        yield {
+            "image": image[drawn % PICTURES],
+            "input_ids": ids[drawn],
+            "image_id": (drawn % PICTURES).astype(np.int32),
+        }
 
 
 def rates(steps):
@@ -174,12 +205,15 @@ def decay_groups(twin):
     """Those of our rule: of all that has not one dimension and is no bias."""
     trained = [(name, value) for name, value in twin.named_parameters() if value.requires_grad]
     decayed = {name: value.ndim != 1 and not name.endswith("bias") for name, value in trained}
-    return [{"params": [value for name, value in trained if decayed[name] is which], "weight_decay": decay}
-            for which, decay in ((True, 0.05), (False, 0.0))]
+    return [
+        {"params": [value for name, value in trained if decayed[name] is which], "weight_decay": decay}
+        for which, decay in ((True, 0.05), (False, 0.0))
+    ]
 
 
 def twin_run(twin, steps, negatives=None, scale=1.0):
-    """The twin's run with torch's AdamW; its negatives (S, 2, B), by default the likeliest; its closest call between queries."""
+    """The twin's run with torch's AdamW; its negatives (S, 2, B), by default the likeliest; its closest call
+    between queries."""
     optimizer = torch.optim.AdamW(decay_groups(twin), betas=(0.9, 0.98), eps=1e-8)
     dtype, losses, drawn, margins = twin.query_tokens.dtype, [], [], []
     for step, (batch, rate) in enumerate(zip(batches(steps), rates(steps), strict=True)):
@@ -200,28 +234,40 @@ def twin_run(twin, steps, negatives=None, scale=1.0):
 
 
 def margin(image_BQE, text_BE):
-    """By how much of a cosine the best query of a picture and a text is better than the next, where it is least."""
-    best = torch.einsum("bqe,ne->bnq", F.normalize(image_BQE, dim=-1), F.normalize(text_BE, dim=-1)).topk(2).values
+    """By how much of a cosine the best query of a picture and a text is better than the next, where it is
+    least."""
+    best = (
+        torch.einsum("bqe,ne->bnq", F.normalize(image_BQE, dim=-1), F.normalize(text_BE, dim=-1))
+        .topk(2)
+        .values
+    )
     return (best[..., 0] - best[..., 1]).min().item()
 
 
 @pytest.fixture(scope="module")
 def references(lavis):
     """Steps -> the truth, the noise, and the negatives that the truth drew: all sides get those."""
+
     @functools.cache
     def run(steps):
         truth, negatives, closest = twin_run(lavis.twin(torch.float64), steps)
         assert closest > TIE, f"two queries tie to {closest:.1e}: choose another SEED"
         return truth, twin_run(lavis.twin(torch.float32), steps, negatives)[0], negatives
+
     return run
 
 
 def rows_of_run(run, torch32, truth):
     """A row per loss and window of 50 steps, and per parameter."""
+
     def tensors(side):
-        curves = {f"{name} from {start}": side.losses[start:start + 50, i]
-                  for start in range(0, len(side.losses), 50) for i, name in enumerate(LOSSES)}
+        curves = {
+            f"{name} from {start}": side.losses[start : start + 50, i]
+            for start in range(0, len(side.losses), 50)
+            for i, name in enumerate(LOSSES)
+        }
         return curves, {name: value for name, value in side.parameters.items() if not name.endswith(KEY_BIAS)}
+
     curves, parameters = zip(*map(tensors, (run, torch32, truth)))
     return judge("", *curves), judge("", *parameters)
 

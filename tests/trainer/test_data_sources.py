@@ -1,4 +1,6 @@
-"""From a configuration to training batches: MindFormers' file as it is, our own keys, raw loaders, Python data sets."""
+"""From a configuration to training batches: MindFormers' file as it is, our own keys, raw loaders, Python
+data sets."""
+
 import json
 
 import numpy as np
@@ -38,7 +40,7 @@ train_dataset:
   seed: 2022
   return_attention_mask: True
 runner_config: {batch_size: 2}
-"""     # the data part of MindFormers' run_blip2_stage1_vit_g_qformer_pretrain.yaml
+"""  # the data part of MindFormers' run_blip2_stage1_vit_g_qformer_pretrain.yaml
 
 
 @pytest.fixture
@@ -52,8 +54,10 @@ def data(tmp_path):
             pixels = np.random.default_rng(i).integers(0, 256, (60, 50, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / images / f"{i}.png")
     vg = [{"image": f"{i % 3}.png", "caption": f"region {i}"} for i in range(6)]
-    coco = [{"image": f"val2014/{i}.png", "caption": f"A red {word}.", "image_id": f"coco_{i}"}
-            for i, word in enumerate(("one", "two", "six"))]
+    coco = [
+        {"image": f"val2014/{i}.png", "caption": f"A red {word}.", "image_id": f"coco_{i}"}
+        for i, word in enumerate(("one", "two", "six"))
+    ]
     (tmp_path / "vg/annotations/vg_caption.json").write_text(json.dumps(vg))
     (tmp_path / "coco2014/coco/annotations/coco_karpathy_train.json").write_text(json.dumps(coco))
     return tmp_path
@@ -63,17 +67,24 @@ def data(tmp_path):
 def mindformers(data, tmp_path):
     """mindformers(**{"a.b": value}) → RunConfig of MindFormers' file with another folder."""
     (tmp_path / "run.yaml").write_text(STAGE_1)
-    return lambda **keys: load_config(tmp_path / "run.yaml", {"train_dataset.data_loader.dataset_dir": str(data), **keys})
+    return lambda **keys: load_config(
+        tmp_path / "run.yaml", {"train_dataset.data_loader.dataset_dir": str(data), **keys}
+    )
 
 
 def test_mindformers_stage_1_file_is_read_as_it_is(mindformers, data):
     feed = training_feed(mindformers(), Blip2Processor())
-    assert (len(feed), feed.sizes) == (4, (6, 3)) and feed.transforms == (recipe("blip2_image_train", 224),) * 2
+    assert (len(feed), feed.sizes) == (4, (6, 3)) and feed.transforms == (
+        recipe("blip2_image_train", 224),
+    ) * 2
     batches = list(feed.epoch(0))
     assert [batch["image"].shape for batch in batches] == [(2, 3, 224, 224)] * 4
     assert {int(i) for batch in batches for i in batch["image_id"]} <= set(range(6)) and not feed.processes
     texts = [text for batch in batches for text in feed.processor.tokenizer.batch_decode(batch["input_ids"])]
-    assert set(texts) <= {*(f"region {i}" for i in range(6)), "a red one", "a red two", "a red six"} and len(set(texts)) == 8
+    assert (
+        set(texts) <= {*(f"region {i}" for i in range(6)), "a red one", "a red two", "a red six"}
+        and len(set(texts)) == 8
+    )
 
 
 def test_transforms_default_to_lavis_recipe_for_each_set(mindformers):
@@ -84,16 +95,37 @@ def test_transforms_default_to_lavis_recipe_for_each_set(mindformers):
 
 
 def test_keys_reach_the_feed(mindformers):
-    feed = training_feed(mindformers(**{
-        "train_dataset.data_loader.ratios": [1, 3], "train_dataset.data_loader.shuffle": False, "train_dataset.max_unreadable": 0.5,
-        "train_dataset.text_transforms.prompt": "A photo of: ", "train_dataset.text_transforms.max_length": 9, "seed": 3,
-        "train_dataset.text_transforms.max_words": 1, "train_dataset.num_parallel_workers": 0}), Blip2Processor(), rank=1, world=2)
-    assert (feed.ratios, feed.shuffle, feed.max_unreadable, feed.max_length, feed.seed) == ((1, 3), False, 0.5, 9, 3)
+    feed = training_feed(
+        mindformers(
+            **{
+                "train_dataset.data_loader.ratios": [1, 3],
+                "train_dataset.data_loader.shuffle": False,
+                "train_dataset.max_unreadable": 0.5,
+                "train_dataset.text_transforms.prompt": "A photo of: ",
+                "train_dataset.text_transforms.max_length": 9,
+                "seed": 3,
+                "train_dataset.text_transforms.max_words": 1,
+                "train_dataset.num_parallel_workers": 0,
+            }
+        ),
+        Blip2Processor(),
+        rank=1,
+        world=2,
+    )
+    assert (feed.ratios, feed.shuffle, feed.max_unreadable, feed.max_length, feed.seed) == (
+        (1, 3),
+        False,
+        0.5,
+        9,
+        3,
+    )
     assert (feed.clean("A red one"), feed.workers, feed.rank, feed.chunk) == ("A photo of: a", 0, 1, 4)
 
 
 def test_captions_are_never_longer_than_the_tokenizer_allows():
-    config = load_config("blip2_digits", {"runner_config.batch_size": 4, "train_dataset.data_loader.scenes": 8})
+    config = load_config(
+        "blip2_digits", {"runner_config.batch_size": 4, "train_dataset.data_loader.scenes": 8}
+    )
     feed = training_feed(config, Blip2Processor.from_config(config.processor))
     assert feed.max_length == 18 and next(feed.epoch(0))["image"].shape == (4, 3, 48, 48)
 
@@ -105,7 +137,9 @@ def test_a_raw_loader_gets_the_tasks_transforms_and_a_python_data_set_the_proces
     assert training_feed(config, processor, loader).transforms == (recipe("blip_image_train", 48),)
     plain = training_feed(config, processor, list(loader))
     assert plain.transforms == () and next(plain.epoch(0))["image"].shape == (2, 3, 48, 48)
-    asked = training_feed(config.replace(train_dataset={"transforms": ["blip2_image_train"]}), processor, list(loader))
+    asked = training_feed(
+        config.replace(train_dataset={"transforms": ["blip2_image_train"]}), processor, list(loader)
+    )
     assert asked.transforms == (recipe("blip2_image_train", 48),)
 
 
@@ -116,23 +150,43 @@ def test_what_cannot_train_is_an_error(mindformers, data):
         training_feed(mindformers(**{"train_dataset.data_loader.stage": "eval"}), Blip2Processor())
     with pytest.raises(ValueError, match="data_loader.type = 'CocoLoader': .*'MultiImgCapDataLoader'"):
         training_samples(LoaderConfig(type="CocoLoader"), 0, 48, 4)
-    with pytest.raises(ValueError, match="data_loader.type = 'CocoLoader': .*'Cifar100DataLoader', 'ImageFolder'"):
+    with pytest.raises(
+        ValueError, match="data_loader.type = 'CocoLoader': .*'Cifar100DataLoader', 'ImageFolder'"
+    ):
         labelled_sets(LoaderConfig(type="CocoLoader"), 48)
 
 
 def test_evaluation_takes_the_same_loaders(data):
-    loader = LoaderConfig(dataset_dir=str(data), annotation_files=["vg/annotations/vg_caption.json"], image_dirs=["vg/images"])
-    assert [sample["caption"] for sample in captioned(loader, "eval")] == [[f"region {i}", f"region {i + 3}"] for i in range(3)]
-    folders, = labelled_sets(LoaderConfig(type="ImageFolder", dataset_dir=str(data / "vg"), hypothesis_template="a {}"), 48)
+    loader = LoaderConfig(
+        dataset_dir=str(data), annotation_files=["vg/annotations/vg_caption.json"], image_dirs=["vg/images"]
+    )
+    assert [sample["caption"] for sample in captioned(loader, "eval")] == [
+        [f"region {i}", f"region {i + 3}"] for i in range(3)
+    ]
+    (folders,) = labelled_sets(
+        LoaderConfig(type="ImageFolder", dataset_dir=str(data / "vg"), hypothesis_template="a {}"), 48
+    )
     assert folders.labels == ("images",) and folders.template == "a {}"
 
 
 def test_a_raw_loader_trains(data, tmp_path, monkeypatch):
     """The card's example: MultiImgCapDataLoader straight into Trainer, on files."""
     monkeypatch.chdir(tmp_path)
-    loader = MultiImgCapDataLoader(dataset_dir=data, annotation_files=["coco2014/coco/annotations/coco_karpathy_train.json"],
-                                   image_dirs=["coco2014/coco/images"], stage="train")
-    config = load_config("blip2_digits", {"runner_config.batch_size": 2, "runner_config.epochs": 2, "runner_config.log_every": 1,
-                                          "context.mode": 1, "lr_schedule.warmup_steps": 1})
+    loader = MultiImgCapDataLoader(
+        dataset_dir=data,
+        annotation_files=["coco2014/coco/annotations/coco_karpathy_train.json"],
+        image_dirs=["coco2014/coco/images"],
+        stage="train",
+    )
+    config = load_config(
+        "blip2_digits",
+        {
+            "runner_config.batch_size": 2,
+            "runner_config.epochs": 2,
+            "runner_config.log_every": 1,
+            "context.mode": 1,
+            "lr_schedule.warmup_steps": 1,
+        },
+    )
     log = Trainer(args=config, task="contrastive_language_image_pretrain", train_dataset=loader).train()
     assert len(log) == 2 and all(np.isfinite(entry["loss"]) for entry in log)

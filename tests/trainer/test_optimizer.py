@@ -1,4 +1,5 @@
 """AdamW and the learning rate against torch and LAVIS, step by step."""
+
 import math
 from pathlib import Path
 
@@ -26,11 +27,17 @@ def pynative():
 
 @pytest.fixture
 def arrays():
-    """Start values, and per step one gradient each; the gradients span six orders of magnitude, so that epsilon matters."""
+    """Start values, and per step one gradient each; the gradients span six orders of magnitude, so that
+    epsilon matters."""
     rng = np.random.default_rng(0)
     start = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
-    grads = [{name: (rng.normal(size=shape) * 10.0 ** rng.integers(-7, 0, shape)).astype(np.float32)
-              for name, shape in SHAPES.items()} for _ in RATES]
+    grads = [
+        {
+            name: (rng.normal(size=shape) * 10.0 ** rng.integers(-7, 0, shape)).astype(np.float32)
+            for name, shape in SHAPES.items()
+        }
+        for _ in RATES
+    ]
     return start, grads
 
 
@@ -45,11 +52,16 @@ def ours(start, grads, scales=None, factor=0.5, **settings):
 def torchs(start, grads, beta2=0.98, eps=1e-8, weight_decay=0.05, vectors_decay=False, rates=RATES):
     """torch's own in float64, with LAVIS's two groups."""
     torch = pytest.importorskip("torch")
-    values = {name: torch.nn.Parameter(torch.tensor(value, dtype=torch.float64)) for name, value in start.items()}
+    values = {
+        name: torch.nn.Parameter(torch.tensor(value, dtype=torch.float64)) for name, value in start.items()
+    }
     plain = [] if vectors_decay else [v for name, v in values.items() if v.ndim == 1 or name.endswith("bias")]
     rest = [v for v in values.values() if not any(v is p for p in plain)]
-    optimizer = torch.optim.AdamW([{"params": rest, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
-                                  betas=(0.9, beta2), eps=eps)
+    optimizer = torch.optim.AdamW(
+        [{"params": rest, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        betas=(0.9, beta2),
+        eps=eps,
+    )
     for rate, gradient in zip(rates, grads):
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -63,7 +75,14 @@ def torchs(start, grads, beta2=0.98, eps=1e-8, weight_decay=0.05, vectors_decay=
 def test_the_factor_multiplies_the_gradients(arrays, factor):
     one, half = ours(*arrays, factor=factor), ours(*arrays)
     assert all(np.array_equal(one[name], half[name]) for name in SHAPES)
-    assert gap(ours(arrays[0], [{name: 3 * g for name, g in step.items()} for step in arrays[1]], factor=factor), half) > 1e-6  # control
+    # control
+    assert (
+        gap(
+            ours(arrays[0], [{name: 3 * g for name, g in step.items()} for step in arrays[1]], factor=factor),
+            half,
+        )
+        > 1e-6
+    )
 
 
 def gap(a, b):
@@ -75,20 +94,28 @@ def test_updates_are_torchs(arrays, settings):
     assert gap(ours(*arrays, **settings), torchs(*arrays, **settings)) < 1e-6
 
 
-@pytest.mark.parametrize("wrong", [{"beta2": 0.981}, {"weight_decay": 0.051}, {"eps": 1.1e-3}, {"vectors_decay": True}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"beta2": 0.981}, {"weight_decay": 0.051}, {"eps": 1.1e-3}, {"vectors_decay": True}], ids=str
+)
 def test_the_comparison_notices_another_optimizer(arrays, wrong):
     eps = {"eps": 1e-3} if "eps" in wrong else {}
     assert gap(ours(*arrays, **eps), torchs(*arrays, **{**eps, **wrong})) > 1e-6
 
 
 def test_vectors_and_biases_are_not_decayed_and_temp_is():
-    """The rule of LAVIS's blip2.py (one dimension or ".bias"); its release 1.0.2 still left the 0-d temp undecayed."""
-    names = {name for name, shape in SHAPES.items() if decayed(Parameter(Tensor(np.zeros(shape, np.float32)), name=name))}
+    """The rule of LAVIS's blip2.py (one dimension or ".bias"); its release 1.0.2 still left the 0-d temp
+    undecayed."""
+    names = {
+        name
+        for name, shape in SHAPES.items()
+        if decayed(Parameter(Tensor(np.zeros(shape, np.float32)), name=name))
+    }
     assert names == {"proj.weight", "temp", "query_tokens"}
 
 
 def test_a_scaled_rate_scales_update_and_decay(arrays):
-    """With a tenth of the rate for one parameter it goes where it would go in a run at a tenth of all rates."""
+    """With a tenth of the rate for one parameter it goes where it would go in a run at a tenth of all
+    rates."""
     start, grads = arrays
     scales = [0.1 if name == "proj.weight" else 1.0 for name in SHAPES]
     scaled, plain = ours(start, grads, scales), ours(start, grads)
@@ -99,13 +126,19 @@ def test_a_scaled_rate_scales_update_and_decay(arrays):
 
 
 def test_layer_decay_falls_from_the_vits_end_to_its_begin():
-    names = ["vit.pos_embed", "vit.patch_embed.proj.weight", "vit.blocks.0.norm1.gamma", "vit.blocks.2.mlp.up.weight", "ln_vision.gamma",
-             "qformer.query_tokens"]
+    names = [
+        "vit.pos_embed",
+        "vit.patch_embed.proj.weight",
+        "vit.blocks.0.norm1.gamma",
+        "vit.blocks.2.mlp.up.weight",
+        "ln_vision.gamma",
+        "qformer.query_tokens",
+    ]
     parameters = [Parameter(Tensor(np.zeros(1, np.float32)), name=name) for name in names]
     assert layer_scales(parameters, 0.5, 3) == [0.0625, 0.0625, 0.125, 0.5, 1.0, 1.0]
 
 
-# ------------------------------------------------------------------------------------------------ learning rate
+# ------------------------------------------------------------------------------------------------ learning ra
 def test_the_rate_climbs_straight_and_falls_along_half_a_cosine():
     config = ScheduleConfig(learning_rate=1e-3, lr_end=1e-5, warmup_lr_init=1e-5, warmup_steps=10)
     rates = [learning_rate(config, step, 110) for step in range(110)]
@@ -133,9 +166,13 @@ def test_a_run_shorter_than_the_warm_up_has_a_rate(total):
 
 
 def test_the_rate_per_epoch_is_lavis_s():
-    table = np.load(REFERENCE / "lr_schedule.npz")["cosine"]    # (epochs, steps per epoch)
-    config = ScheduleConfig(type="cosine_epoch", learning_rate=1e-4, lr_end=1e-5, warmup_lr_init=1e-6, warmup_steps=5)
+    table = np.load(REFERENCE / "lr_schedule.npz")["cosine"]  # (epochs, steps per epoch)
+    config = ScheduleConfig(
+        type="cosine_epoch", learning_rate=1e-4, lr_end=1e-5, warmup_lr_init=1e-6, warmup_steps=5
+    )
     found = np.array([learning_rate(config, step, table.size, table.shape[1]) for step in range(table.size)])
     np.testing.assert_allclose(found.reshape(table.shape), table, rtol=1e-12)
-    per_step = np.array([learning_rate(config.replace(type="cosine"), step, table.size) for step in range(table.size)])
-    assert np.abs(per_step.reshape(table.shape) - table).max() > 1e-6   # the other form is not the same
+    per_step = np.array(
+        [learning_rate(config.replace(type="cosine"), step, table.size) for step in range(table.size)]
+    )
+    assert np.abs(per_step.reshape(table.shape) - table).max() > 1e-6  # the other form is not the same

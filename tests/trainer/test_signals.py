@@ -1,4 +1,6 @@
-"""Signals, and two trainings in one folder: a training that is stopped loses nothing, and one that is running is not disturbed."""
+"""Signals, and two trainings in one folder: a training that is stopped loses nothing, and one that is running
+is not disturbed."""
+
 import json
 import logging
 import multiprocessing
@@ -26,9 +28,15 @@ from tests.trainer.test_loop import ROOT, arrays, folder_of, resumed, same
 @pytest.fixture(autouse=True)
 def handlers():
     """Python's own handlers: a shell lets what it starts in the background ignore SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    before = (
+        signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.signal(signal.SIGTERM, signal.SIG_DFL),
+    )
     yield
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
     signal.signal(signal.SIGINT, before[0]), signal.signal(signal.SIGTERM, before[1])
 
 
@@ -55,9 +63,11 @@ def whole(tmp_path_factory):
     return path, arrays(model)
 
 
-# ------------------------------------------------------------------------------------------------ signals (B9)
+# ------------------------------------------------------------------------------------------------ signals (B9
 @pytest.mark.parametrize("number, raised", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_b9_a_signal_ends_the_run_after_the_step_with_a_checkpoint(tmp_path, whole, number, raised, capsys, monkeypatch):
+def test_b9_a_signal_ends_the_run_after_the_step_with_a_checkpoint(
+    tmp_path, whole, number, raised, capsys, monkeypatch
+):
     monkeypatch.setattr("sys.argv", ["run_blip2.py", "--config", "x.yaml"])
     config = run_config(runner_config__epochs=3)
     with pytest.raises(raised) as caught:
@@ -65,13 +75,18 @@ def test_b9_a_signal_ends_the_run_after_the_step_with_a_checkpoint(tmp_path, who
     assert raised is KeyboardInterrupt or caught.value.code == 143
     last = folder_of(tmp_path) / "step_0000005"
     assert training_state.saved(folder_of(tmp_path))[-1] == last and not list(folder_of(tmp_path).glob(".*"))
-    assert (f"{number.name}: stopped after step 5 of 9; the checkpoint is saved at: {last}.  Go on with: python run_blip2.py --config "
-            "x.yaml --resume_training true") in capsys.readouterr().out
-    assert (tmp_path / "log" / "loss_curve.png").is_file()      # the log was closed
-    assert [json.loads(line)["step"] for line in (tmp_path / "log" / "train.jsonl").read_text().splitlines()] == [2, 4]
+    assert (
+        f"{number.name}: stopped after step 5 of 9; the checkpoint is saved at: {last}.  Go on with: python run_blip2.py --config "
+        "x.yaml --resume_training true"
+    ) in capsys.readouterr().out
+    assert (tmp_path / "log" / "loss_curve.png").is_file()  # the log was closed
+    assert [
+        json.loads(line)["step"] for line in (tmp_path / "log" / "train.jsonl").read_text().splitlines()
+    ] == [2, 4]
     model = resumed(tmp_path, config, Batches())
     assert same(arrays(model), whole[1])
-    assert training_state.best(folder_of(tmp_path)) == training_state.best(folder_of(whole[0]))     # the mean loss between planned checkpoints is the same
+    # the mean loss between planned checkpoints is the same
+    assert training_state.best(folder_of(tmp_path)) == training_state.best(folder_of(whole[0]))
     states = [training_state.read_state(folder_of(path) / "step_0000006") for path in (tmp_path, whole[0])]
     assert states[0] == states[1]
 
@@ -80,7 +95,9 @@ def test_b9_a_second_signal_ends_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(signals, "SAME_SIGNAL", 0.0)
     with pytest.raises(KeyboardInterrupt):
         fit(small_model(), Signalled(signal.SIGTERM, signal.SIGINT), run_config(), tmp_path)
-    assert [one.name for one in training_state.saved(folder_of(tmp_path))] == ["step_0000003"] and not list(folder_of(tmp_path).glob(".*"))
+    assert [one.name for one in training_state.saved(folder_of(tmp_path))] == ["step_0000003"] and not list(
+        folder_of(tmp_path).glob(".*")
+    )
     assert (tmp_path / "log" / "loss_curve.png").is_file()
 
 
@@ -114,13 +131,17 @@ def test_b9_an_evaluation_that_a_signal_has_put_off_is_made_when_the_run_goes_on
         if resume:
             model.load_checkpoint(resume)
         return fit(model, batches, config, path, resume, held_out=held_out_losses(model, config))
+
     undisturbed = run(tmp_path / "whole", Batches())
     with pytest.raises(SystemExit):
         run(tmp_path / "stopped", Signalled(signal.SIGTERM))
     folder = folder_of(tmp_path / "stopped")
     assert training_state.read_state(folder / "step_0000005")["judged"] == {}
     again = run(tmp_path / "stopped", Batches(), folder / "step_0000005")
-    figures = [[(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry] for log in (undisturbed, again)]
+    figures = [
+        [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry]
+        for log in (undisturbed, again)
+    ]
     assert figures[0] == figures[1] and 5 in dict(figures[0])
     assert training_state.best(folder) == training_state.best(folder_of(tmp_path / "whole"))
 
@@ -153,11 +174,14 @@ def test_b10_all_processes_of_a_mesh_give_up_together(monkeypatch, tmp_path):
     def tensors():
         for i in range(3):
             made.append(i)
-            yield f"x{i}", "Float32", np.zeros(3, np.float64 if i == 1 else np.float32)     # the second cannot be written
+            # the second cannot be written
+            yield f"x{i}", "Float32", np.zeros(3, np.float64 if i == 1 else np.float32)
+
     on_a_mesh(monkeypatch, [0])
     with pytest.raises(TypeError, match="x1: type Float32 needs"):
         save_whole(tmp_path / "x.ckpt", tensors())
-    assert made == [0, 1, 2] and not list(tmp_path.iterdir())       # the others wait for the third in its collective
+    # the others wait for the third in its collective
+    assert made == [0, 1, 2] and not list(tmp_path.iterdir())
 
 
 RUN = """
@@ -179,8 +203,15 @@ runpy.run_path(ROOT + "/run_blip2.py", run_name="__main__")
 def test_b9_the_command_line_ends_with_its_exit_code(tmp_path, number, code, workers):
     """With worker processes the whole process group gets the signal, as from a terminal or a batch system."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3"}
-    process = subprocess.Popen([sys.executable, "-c", f"ROOT = {str(ROOT)!r}\n{RUN}", str(tmp_path), workers], env=environment,
-                               cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"ROOT = {str(ROOT)!r}\n{RUN}", str(tmp_path), workers],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     log, end = tmp_path / "log" / "train.jsonl", time.time() + 200
     while not (log.is_file() and len(log.read_text().splitlines()) > 3):
         assert process.poll() is None and time.time() < end, process.stderr.read()
@@ -194,12 +225,15 @@ def test_b9_the_command_line_ends_with_its_exit_code(tmp_path, number, code, wor
     assert "Traceback" not in complaints and not list(folder_of(tmp_path).glob(".*"))
 
 
-# ------------------------------------------------------------------------------------------------ one training per folder (B8)
+# ------------------------------------------------------------------------------------------------ one trainin
 def test_b8_a_second_training_in_a_folder_is_refused_and_names_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["run_blip2.py", "--config", "a b.yaml"])
     with training_lock(tmp_path / "out"):
-        with pytest.raises(ConfigError, match=rf"another training writes into .*out \(process {os.getpid()} on .*, since 20.*: "
-                                              r"run_blip2.py --config 'a b.yaml'\).  Wait for its end, stop it, or choose another"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"another training writes into .*out \(process {os.getpid()} on .*, since 20.*: "
+            r"run_blip2.py --config 'a b.yaml'\).  Wait for its end, stop it, or choose another",
+        ):
             with training_lock(tmp_path / "out"):
                 raise AssertionError
         with training_lock(tmp_path / "other"):
@@ -218,8 +252,12 @@ with training_lock(sys.argv[1]):
 
 
 def test_b8_a_dead_process_holds_no_lock(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3"},
+    )
     assert process.stdout.readline() == "held\n"
     with pytest.raises(ConfigError, match=f"process {process.pid} on "), training_lock(tmp_path):
         pass
@@ -245,6 +283,7 @@ def test_b8_a_worker_that_outlives_its_parent_holds_no_lock(tmp_path):
 def test_b8_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
     def flock(*arguments):
         raise OSError(38, "Function not implemented")
+
     monkeypatch.setattr(output_lock.fcntl, "flock", flock)
     with caplog.at_level(logging.WARNING), training_lock(tmp_path):
         pass
@@ -253,6 +292,7 @@ def test_b8_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capl
 
 def test_b8_a_trainer_holds_the_lock(tmp_path):
     from tests.trainer.test_pretrain import train
+
     with training_lock(tmp_path), pytest.raises(ConfigError, match="another training writes into"):
         train(tmp_path)
     assert not (tmp_path / "checkpoint").exists()

@@ -1,4 +1,5 @@
 """One update: clipping, accumulation, the loss scale, and numbers that are not finite."""
+
 import math
 from types import SimpleNamespace
 
@@ -44,7 +45,7 @@ def stepped(batches, **settings):
 @pytest.mark.parametrize("limit, kept", [(None, 1.0), (10.0, 1.0), (1.0, 0.2), (2.5, 0.5)])
 def test_gradients_are_clipped_by_their_common_norm(limit, kept):
     gradient, numbers = stepped([batch()], max_grad_norm=limit)
-    assert numbers["grad_norm"] == pytest.approx(5.0)          # reported before clipping
+    assert numbers["grad_norm"] == pytest.approx(5.0)  # reported before clipping
     assert gradient == pytest.approx(np.array([[3.0, 4.0]]) * kept, rel=1e-5)
 
 
@@ -70,11 +71,15 @@ def test_a_gradient_that_is_not_finite_is_named_and_nothing_is_updated():
     assert step([batch()], 1e-3)["skipped"] is False and (step.model.weight.asnumpy() != 0).all()  # control
 
 
-# ------------------------------------------------------------------------------------------------ the loss scale
+# ------------------------------------------------------------------------------------------------ the loss sc
 def test_an_overflow_skips_the_update_and_halves_the_scale():
-    step = TrainStep(Slope(), OptimizerConfig(loss_scale=2.0 ** 8))
+    step = TrainStep(Slope(), OptimizerConfig(loss_scale=2.0**8))
     assert step([batch(1e37)], 1e-3)["skipped"] is True
-    assert step.scale.value == 2.0 ** 7 and (step.model.weight.asnumpy() == 0).all() and float(step.optimizer.update.step) == 0
+    assert (
+        step.scale.value == 2.0**7
+        and (step.model.weight.asnumpy() == 0).all()
+        and float(step.optimizer.update.step) == 0
+    )
     assert step([batch(1.0)], 1e-3)["skipped"] is False and (step.model.weight.asnumpy() != 0).all()
 
 
@@ -101,33 +106,42 @@ def test_the_scale_grows_after_enough_good_steps_as_torchs():
 
 def test_the_scale_does_not_change_the_numbers():
     losses = {}
-    for scale in (None, 2.0 ** 16, 3.0):
+    for scale in (None, 2.0**16, 3.0):
         model = small_model().set_train()
         step = TrainStep(model, OptimizerConfig(loss_scale=scale))
         for number, one in enumerate(Batches().epoch(0)):
             model.noise.set(1, number)
             losses.setdefault(scale, []).append(step([one], 1e-2)["loss"])
-    assert losses[2.0 ** 16] == losses[None]                       # a power of two: the same bits
+    assert losses[2.0**16] == losses[None]  # a power of two: the same bits
     assert losses[3.0] == pytest.approx(losses[None], abs=1e-4) and losses[None][0] != losses[None][2]
 
 
-# ------------------------------------------------------------------------------------------------ what is frozen
+# ------------------------------------------------------------------------------------------------ what is fro
 def test_what_is_frozen_stays_as_it_is_and_in_evaluation_mode():
-    model = small_model(freeze_vision=True, frozen=["qformer.embeddings.*", "qformer.encoder.layers.0.*"]).set_train()
+    model = small_model(
+        freeze_vision=True, frozen=["qformer.embeddings.*", "qformer.encoder.layers.0.*"]
+    ).set_train()
     before = {name: p.asnumpy().copy() for name, p in model.parameters_dict().items()}
     step = TrainStep(model, OptimizerConfig())
     step([next(Batches().epoch(0))], 1e-2)
-    changed = {name for name, p in model.parameters_dict().items() if not np.array_equal(p.asnumpy(), before[name])}
+    changed = {
+        name for name, p in model.parameters_dict().items() if not np.array_equal(p.asnumpy(), before[name])
+    }
     frozen = ("vit.", "qformer.embeddings.", "qformer.encoder.layers.0.")
     assert not [name for name in changed if name.startswith(frozen)]
     assert "qformer.encoder.layers.1.attention.query.weight" in changed and "ln_vision.gamma" in changed
     modes = {name: cell.training for name, cell in model.cells_and_names()}
-    assert not modes["vit"] and not modes["vit.blocks.1.attn_drop"] and not modes["qformer.encoder.layers.0.text_dropout"]
+    assert (
+        not modes["vit"]
+        and not modes["vit.blocks.1.attn_drop"]
+        and not modes["qformer.encoder.layers.0.text_dropout"]
+    )
     assert modes["qformer.encoder.layers.1.text_dropout"] and modes["qformer"]
 
 
 def test_a_pattern_that_freezes_nothing_is_an_error():
     from mindblip2.config.schema import ConfigError
+
     with pytest.raises(ConfigError, match="no parameter matches 'vision.*'"):
         small_model(frozen=["vision.*"])
 
@@ -142,11 +156,12 @@ def graph_mode():
 
 def test_recomputing_in_pynative_is_refused():
     from mindblip2.config.schema import ConfigError
+
     with pytest.raises(ConfigError, match="recompute needs graph mode"):
         recompute(small_model())
 
 
-@pytest.mark.slow     # two compilations of the training graph
+@pytest.mark.slow  # two compilations of the training graph
 def test_recomputed_parts_give_the_same_numbers(graph_mode):
     values = []
     for again in (False, True):

@@ -1,4 +1,5 @@
 """The tables of stage 2: language models, alone or below a prefix, and the bridges into them."""
+
 import dataclasses
 
 from mindblip2.config import LlamaConfig, OPTConfig
@@ -6,27 +7,60 @@ from mindblip2.convert.name_maps.blip2 import HF_PARAMETERS, HF_SEES, LAVIS_SEES
 
 PREFIXES = ("", "opt_model.", "llm_model.", "language_model.")  # alone, in LAVIS's files, in transformers'
 
-_ATTENTION = {"attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj", "attention.value": "self_attn.v_proj",
-              "attention.output": "self_attn.o_proj"}
-_LLAMA_LAYER = {"norm1": "input_layernorm", **_ATTENTION, "norm2": "post_attention_layernorm", "ffn.gate": "mlp.gate_proj",
-                "ffn.up": "mlp.up_proj", "ffn.down": "mlp.down_proj"}
+_ATTENTION = {
+    "attention.query": "self_attn.q_proj",
+    "attention.key": "self_attn.k_proj",
+    "attention.value": "self_attn.v_proj",
+    "attention.output": "self_attn.o_proj",
+}
+_LLAMA_LAYER = {
+    "norm1": "input_layernorm",
+    **_ATTENTION,
+    "norm2": "post_attention_layernorm",
+    "ffn.gate": "mlp.gate_proj",
+    "ffn.up": "mlp.up_proj",
+    "ffn.down": "mlp.down_proj",
+}
 _PACKED = {f"attention.{part}": "self_attn.W_pack" for part in ("query", "key", "value")}  # see fit.part
-_OPT_LAYER = {**_ATTENTION, "attention.output": "self_attn.out_proj", "norm1": "self_attn_layer_norm", "norm2": "final_layer_norm",
-              "ffn.up": "fc1", "ffn.down": "fc2"}
-_META_LAYER = {"norm1": "attention_norm", "attention.query": "attention.wq", "attention.key": "attention.wk",
-               "attention.value": "attention.wv", "attention.output": "attention.wo", "norm2": "ffn_norm",
-               "ffn.gate": "feed_forward.w1", "ffn.up": "feed_forward.w3", "ffn.down": "feed_forward.w2"}
+_OPT_LAYER = {
+    **_ATTENTION,
+    "attention.output": "self_attn.out_proj",
+    "norm1": "self_attn_layer_norm",
+    "norm2": "final_layer_norm",
+    "ffn.up": "fc1",
+    "ffn.down": "fc2",
+}
+_META_LAYER = {
+    "norm1": "attention_norm",
+    "attention.query": "attention.wq",
+    "attention.key": "attention.wk",
+    "attention.value": "attention.wv",
+    "attention.output": "attention.wo",
+    "norm2": "ffn_norm",
+    "ffn.gate": "feed_forward.w1",
+    "ffn.up": "feed_forward.w3",
+    "ffn.down": "feed_forward.w2",
+}
 _LAYERS = "llm.layers.{i}"
 
 
 def llama(prefix, title="Llama of transformers", layer=_LLAMA_LAYER, mark="mlp.gate_proj."):
     root = prefix + "model."
     return Source(
-        title, f"{root}layers.0.{mark}",
-        {"llm.word": root + "embed_tokens", **nest(_LAYERS, root + "layers.{i}", layer), "llm.norm": root + "norm",
-         "llm.lm_head": prefix + "lm_head"},
-        known=((rf"^{prefix}.*rotary_emb\.inv_freq$", "buffer: computed here"),
-               (rf"^{prefix}.*(alibi|future)_mask$", "buffer: computed here")), llm=LlamaConfig)
+        title,
+        f"{root}layers.0.{mark}",
+        {
+            "llm.word": root + "embed_tokens",
+            **nest(_LAYERS, root + "layers.{i}", layer),
+            "llm.norm": root + "norm",
+            "llm.lm_head": prefix + "lm_head",
+        },
+        known=(
+            (rf"^{prefix}.*rotary_emb\.inv_freq$", "buffer: computed here"),
+            (rf"^{prefix}.*(alibi|future)_mask$", "buffer: computed here"),
+        ),
+        llm=LlamaConfig,
+    )
 
 
 def _baichuan(prefix):
@@ -36,49 +70,102 @@ def _baichuan(prefix):
 def opt(prefix, root="model.decoder."):
     root = prefix + root
     return Source(
-        "OPT of transformers", f"{root}layers.0.fc1.",
-        {"llm.word": root + "embed_tokens", "llm.position": root + "embed_positions", "llm.norm": root + "final_layer_norm",
-         **nest(_LAYERS, root + "layers.{i}", _OPT_LAYER)},
-        tied={prefix + "lm_head.weight": (root + "embed_tokens.weight", "tied: the word embedding, kept once")},
-        known=((rf"^{prefix}.*decoder\.version$", "a version number"),), llm=OPTConfig)
+        "OPT of transformers",
+        f"{root}layers.0.fc1.",
+        {
+            "llm.word": root + "embed_tokens",
+            "llm.position": root + "embed_positions",
+            "llm.norm": root + "final_layer_norm",
+            **nest(_LAYERS, root + "layers.{i}", _OPT_LAYER),
+        },
+        tied={
+            prefix + "lm_head.weight": (root + "embed_tokens.weight", "tied: the word embedding, kept once")
+        },
+        known=((rf"^{prefix}.*decoder\.version$", "a version number"),),
+        llm=OPTConfig,
+    )
 
 
 META = Source(
-    "Llama of Meta", "layers.0.feed_forward.w1.",
-    {"llm.word": "tok_embeddings", **nest(_LAYERS, "layers.{i}", _META_LAYER), "llm.norm": "norm", "llm.lm_head": "output"},
-    known=((r"rope\.freqs$", "buffer: computed here"),), llm=LlamaConfig, interleaved=True)
+    "Llama of Meta",
+    "layers.0.feed_forward.w1.",
+    {
+        "llm.word": "tok_embeddings",
+        **nest(_LAYERS, "layers.{i}", _META_LAYER),
+        "llm.norm": "norm",
+        "llm.lm_head": "output",
+    },
+    known=((r"rope\.freqs$", "buffer: computed here"),),
+    llm=LlamaConfig,
+    interleaved=True,
+)
 
 _OURS_LAYER = {name: name for name in _LLAMA_LAYER}
 
 
 def _ours(mark, llm):
-    return Source("a converted language model", mark,
-                  {**{name: name for name in ("llm.word", "llm.position", "llm.norm", "llm.lm_head")},
-                   **nest(_LAYERS, _LAYERS, _OURS_LAYER)}, llm=llm, leaves={})
+    return Source(
+        "a converted language model",
+        mark,
+        {
+            **{name: name for name in ("llm.word", "llm.position", "llm.norm", "llm.lm_head")},
+            **nest(_LAYERS, _LAYERS, _OURS_LAYER),
+        },
+        llm=llm,
+        leaves={},
+    )
 
 
 LLAMA, BAICHUAN, OPT = llama(""), _baichuan(""), opt("")
-# Baichuan's names are Llama's but for W_pack, and OPT's are there with and without "model." (6.7b): the first that fits counts.
-LANGUAGE_MODELS = (*(make(prefix) for prefix in PREFIXES
-                     for make in (_baichuan, llama, opt, lambda prefix: opt(prefix, "decoder."))),
-                   META, _ours("llm.position.", OPTConfig), _ours("llm.layers.0.ffn.gate.", LlamaConfig))
+# Baichuan's names are Llama's but for W_pack, and OPT's are there with and without "model." (6.7b): the first
+# that fits counts.
+LANGUAGE_MODELS = (
+    *(
+        make(prefix)
+        for prefix in PREFIXES
+        for make in (_baichuan, llama, opt, lambda prefix: opt(prefix, "decoder."))
+    ),
+    META,
+    _ours("llm.position.", OPTConfig),
+    _ours("llm.layers.0.ffn.gate.", LlamaConfig),
+)
+
 
 def _lavis(projection, llm):
-    return Source(f"LAVIS stage 2 ({projection})", projection + ".", {**LAVIS_SEES, "llm_proj": projection}, known=(POSITION_IDS,), llm=llm)
+    return Source(
+        f"LAVIS stage 2 ({projection})",
+        projection + ".",
+        {**LAVIS_SEES, "llm_proj": projection},
+        known=(POSITION_IDS,),
+        llm=llm,
+    )
 
 
 LAVIS_OPT, LAVIS_LLM = _lavis("opt_proj", OPTConfig), _lavis("llm_proj", LlamaConfig)
 HF_BRIDGE = Source(
-    "transformers BLIP-2", "language_projection.", {**HF_SEES, "llm_proj": "language_projection"}, HF_PARAMETERS, known=(POSITION_IDS,))
+    "transformers BLIP-2",
+    "language_projection.",
+    {**HF_SEES, "llm_proj": "language_projection"},
+    HF_PARAMETERS,
+    known=(POSITION_IDS,),
+)
 BRIDGES = (LAVIS_OPT, LAVIS_LLM, HF_BRIDGE)
 
 
 def crossed(bridge, llm):
     """The source of a file that holds a bridge and the language model behind it."""
-    return dataclasses.replace(bridge, modules={**bridge.modules, **llm.modules}, tied={**bridge.tied, **llm.tied},
-                               known=(*bridge.known, *llm.known), llm=llm.llm)
+    return dataclasses.replace(
+        bridge,
+        modules={**bridge.modules, **llm.modules},
+        tied={**bridge.tied, **llm.tied},
+        known=(*bridge.known, *llm.known),
+        llm=llm.llm,
+    )
 
 
 def with_tied_head(llm):
-    """The source of a Llama whose head is its word embedding (tie_word_embeddings), for files that have it once."""
-    return dataclasses.replace(llm, copies={"llm.lm_head": ("llm.word", "the head is the word embedding (tie_word_embeddings)")})
+    """The source of a Llama whose head is its word embedding (tie_word_embeddings), for files that have it
+    once."""
+    return dataclasses.replace(
+        llm, copies={"llm.lm_head": ("llm.word", "the head is the word embedding (tie_word_embeddings)")}
+    )

@@ -1,4 +1,5 @@
 """Foreign files as lazy mappings from name to torch tensor.  Nothing in a file is ever run."""
+
 from pathlib import Path
 
 from mindblip2.checkpoint.ckpt import CheckpointError
@@ -14,12 +15,12 @@ WRAPPERS = ("model", "state_dict", "module")  # LAVIS, Lightning, DeepSpeed put 
 
 
 def read(path):
-    """Name → tensor of a .pth, .bin, .pt, .safetensors file, of all shards that an index or their numbers name, of a folder that
-    holds one of these, of Meta's consolidated.*.pth, or of a .ckpt (MindFormers', or a language model of ours).  A prefix that a wrapper
-    put before all names is left out.
+    """Name → tensor of a .pth, .bin, .pt, .safetensors file, of all shards that an index or their numbers
+    name, of a folder that holds one of these, of Meta's consolidated.*.pth, or of a .ckpt (MindFormers', or a
+    language model of ours).  A prefix that a wrapper put before all names is left out.
 
-    Raises FileNotFoundError, also for a missing shard, or :class:`CheckpointError` for a file that is truncated, holds code, or
-    holds no tensors."""
+    Raises FileNotFoundError, also for a missing shard, or :class:`CheckpointError` for a file that is
+    truncated, holds code, or holds no tensors."""
     paths, promised = parts(Path(path))
     for file in paths:
         if regular_file(file).stat().st_size == 0:
@@ -31,23 +32,27 @@ def read(path):
     files = Files(paths)
     for name, file in promised.items():
         if name not in files or files.path_of(name) != file:
-            raise CheckpointError(f"the index beside {file} says that {name} is in it, but it is not: get both again")
+            raise CheckpointError(
+                f"the index beside {file} says that {name} is in it, but it is not: get both again"
+            )
     return unwrapped(files)
 
 
 class Files(State):
-    """Tensors of one file, or of the shards of one model, in the order of the files.  Each is read when it is asked for, into memory of
-    its own."""
+    """Tensors of one file, or of the shards of one model, in the order of the files.  Each is read when it is
+    asked for, into memory of its own."""
 
     def __init__(self, paths):
-        self.names = {}     # → (file, record)
+        self.names = {}  # → (file, record)
         for path in paths:
             file = SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
             records = file.content if path.suffix == ".safetensors" else _state_dict(file.content, path)
             for name, record in records.items():
                 if name in self.names:
-                    raise CheckpointError(f"{name} is in {self.path_of(name)} and in {path}: shards of one model hold each tensor once; "
-                                          "get them again")
+                    raise CheckpointError(
+                        f"{name} is in {self.path_of(name)} and in {path}: shards of one model hold each tensor once; "
+                        "get them again"
+                    )
                 self.names[name] = file, record
 
     def __getitem__(self, name):
@@ -70,12 +75,26 @@ def _state_dict(loaded, path):
     for wrapper in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not loaded or not any(isinstance(value, Record | Opaque) for value in loaded.values()):
-        raise CheckpointError(f"{path} holds no state dict: expected a mapping of names to tensors, or such a mapping "
-                              f"under {' or '.join(WRAPPERS)}")
+    if (
+        not isinstance(loaded, dict)
+        or not loaded
+        or not any(isinstance(value, Record | Opaque) for value in loaded.values())
+    ):
+        raise CheckpointError(
+            f"{path} holds no state dict: expected a mapping of names to tensors, or such a mapping "
+            f"under {' or '.join(WRAPPERS)}"
+        )
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Record):
-            what = "no text" if isinstance(value, Record) else value.what if isinstance(value, Opaque) else f"a {type(value).__name__}"
-            raise CheckpointError(f"{path} holds no state dict: {name!r:.80} is {what}, expected names (text) and dense tensors; save "
-                                  "model.state_dict() alone")
+            what = (
+                "no text"
+                if isinstance(value, Record)
+                else value.what
+                if isinstance(value, Opaque)
+                else f"a {type(value).__name__}"
+            )
+            raise CheckpointError(
+                f"{path} holds no state dict: {name!r:.80} is {what}, expected names (text) and dense tensors; save "
+                "model.state_dict() alone"
+            )
     return loaded

@@ -1,10 +1,11 @@
 """What a foreign file is to the rest of convert/: a lazy mapping from name to torch tensor."""
+
 from collections.abc import Mapping
 
 
 class State(Mapping):
-    """Name → tensor, read when it is asked for, of what a subclass lists in ``names``, a mapping; ``shape(name)`` without
-    reading."""
+    """Name → tensor, read when it is asked for, of what a subclass lists in ``names``, a mapping;
+    ``shape(name)`` without reading."""
 
     names = {}
 

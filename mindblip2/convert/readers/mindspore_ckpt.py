@@ -1,4 +1,6 @@
-"""MindSpore .ckpt files as lazy mappings from foreign name to torch tensor: MindFormers', and our own language models."""
+"""MindSpore .ckpt files as lazy mappings from foreign name to torch tensor: MindFormers', and our own
+language models."""
+
 import torch
 
 from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError
@@ -6,35 +8,60 @@ from mindblip2.convert.readers.lazy_state_dict import State
 
 
 def read_ckpt(path):
-    """Name → tensor of a .ckpt: MindFormers' under LAVIS's names, or a language model of ours under its own.  Raises
-    :class:`CheckpointError` for another."""
+    """Name → tensor of a .ckpt: MindFormers' under LAVIS's names, or a language model of ours under its own.
+    Raises :class:`CheckpointError` for another."""
     stored = Checkpoint(path)
     if any(".attention.dense1." in name or ".self_att." in name for name in stored):
         return MindFormers(stored)
     if all(name.startswith("llm.") for name in stored):
         return Ours(stored)
-    raise CheckpointError(f"{path} is a MindSpore file without MindFormers' names: to turn a .ckpt of mindblip2 into a "
-                          f"torch file use --to_torch --mindspore_path {path} --torch_path out.pth")
+    raise CheckpointError(
+        f"{path} is a MindSpore file without MindFormers' names: to turn a .ckpt of mindblip2 into a "
+        f"torch file use --to_torch --mindspore_path {path} --torch_path out.pth"
+    )
 
 
 class MindFormers(State):
     """Tensors of a MindFormers r1.0 .ckpt under the names of LAVIS, from whose file its script had made it.
 
-    It splits the ViT's qkv into three products with a bias each, and keeps some matrices the other way round, (in, out).  The
-    script of r1.0 wrote the two matrices of the ViT's feed-forward under each other's name; their shapes tell which is which."""
+    It splits the ViT's qkv into three products with a bias each, and keeps some matrices the other way round,
+    (in, out).  The script of r1.0 wrote the two matrices of the ViT's feed-forward under each other's name;
+    their shapes tell which is which."""
 
-    VIT = {"cls_tokens": "cls_token", "layernorm1.": "norm1.", "layernorm2.": "norm2.", "attention.projection.": "attn.proj.",
-           "attention.dense1.bias": "attn.q_bias", "attention.dense3.bias": "attn.v_bias",
-           "output.mapping.bias": "mlp.fc1.bias", "output.projection.bias": "mlp.fc2.bias"}
+    VIT = {
+        "cls_tokens": "cls_token",
+        "layernorm1.": "norm1.",
+        "layernorm2.": "norm2.",
+        "attention.projection.": "attn.proj.",
+        "attention.dense1.bias": "attn.q_bias",
+        "attention.dense3.bias": "attn.v_bias",
+        "output.mapping.bias": "mlp.fc1.bias",
+        "output.projection.bias": "mlp.fc2.bias",
+    }
     QFORMER = {"qformer.": "Qformer.", ".layernorm.": ".LayerNorm.", ".self_att.": ".self."}
     LEAVES = {".gamma": ".weight", ".beta": ".bias", ".embedding_table": ".weight"}
-    UNUSED = ("adam_m.", "adam_v.", "beta1_power", "beta2_power", "global_step", "learning_rate", "epoch_num", "step_num",
-              "loss_scale", "scale_sense", "current_iterator_step", "last_overflow_iterator_step")  # of the training
+    UNUSED = (
+        "adam_m.",
+        "adam_v.",
+        "beta1_power",
+        "beta2_power",
+        "global_step",
+        "learning_rate",
+        "epoch_num",
+        "step_num",
+        # of the training
+        "loss_scale",
+        "scale_sense",
+        "current_iterator_step",
+        "last_overflow_iterator_step",
+    )
 
     def __init__(self, stored):
-        self._stored, self.names = stored, {}  # LAVIS's name → (names in the file, whether it is turned there)
+        # LAVIS's name → (names in the file, whether it is turned there)
+        self._stored, self.names = stored, {}
         for name in self._stored:
-            if not name.startswith(self.UNUSED) and not name.endswith(".attention.dense2.bias"):  # the softmax ignores this one
+            # the softmax ignores this one
+            if not name.startswith(self.UNUSED) and not name.endswith(".attention.dense2.bias"):
                 theirs, turned = self._lavis(name)
                 self.names.setdefault(theirs, ([], turned))[0].append(name)
 

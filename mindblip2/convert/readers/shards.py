@@ -1,4 +1,5 @@
 """Which files make one model: an index, numbered shards, Meta's model-parallel parts."""
+
 import re
 from pathlib import Path
 
@@ -11,16 +12,18 @@ from mindblip2.file_io import read_json
 
 INDEX = ".index.json"
 NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
-VARIANT = re.compile(r"(model|pytorch_model)\.(?!index)\w+\.(safetensors|bin)|(model\.safetensors|pytorch_model\.bin)\.index\.\w+\.json")
+VARIANT = re.compile(
+    r"(model|pytorch_model)\.(?!index)\w+\.(safetensors|bin)|(model\.safetensors|pytorch_model\.bin)\.index\.\w+\.json"
+)
 CONSOLIDATED = re.compile(r"consolidated\.(\d\d)\.pth")
 MAX_INDEX_BYTES = 64 << 20
-MOST_NAMED = 8     # missing files in one message; Meta's models have no more parts
+MOST_NAMED = 8  # missing files in one message; Meta's models have no more parts
 WHOLE = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 
 
 def parts(path):
-    """The files of a model that is given by its folder, its index, any of its shards, or as one file; and what an index promises:
-    name → file.  Raises FileNotFoundError that names what is missing."""
+    """The files of a model that is given by its folder, its index, any of its shards, or as one file; and
+    what an index promises: name → file.  Raises FileNotFoundError that names what is missing."""
     if path.is_dir():
         return _in_folder(path)
     if not path.is_file():
@@ -44,7 +47,11 @@ def is_consolidated(paths):
 
 def _in_folder(folder):
     for stem, end in WHOLE:
-        index, whole, shards = folder / (stem + end + INDEX), folder / (stem + end), sorted(folder.glob(f"{stem}-*-of-*{end}"))
+        index, whole, shards = (
+            folder / (stem + end + INDEX),
+            folder / (stem + end),
+            sorted(folder.glob(f"{stem}-*-of-*{end}")),
+        )
         if index.is_file():
             return _indexed(index)
         if whole.is_file():
@@ -57,19 +64,27 @@ def _in_folder(folder):
     if len(variants) == 1:
         return _indexed(variants[0]) if variants[0].suffix == ".json" else (variants, {})
     if variants:
-        raise FileNotFoundError(f"the folder {folder.absolute()} holds no model.safetensors, but variants of it: give one of "
-                                f"{', '.join(file.name for file in variants[:MOST_NAMED])} as the path")
+        raise FileNotFoundError(
+            f"the folder {folder.absolute()} holds no model.safetensors, but variants of it: give one of "
+            f"{', '.join(file.name for file in variants[:MOST_NAMED])} as the path"
+        )
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         refuse_unbuilt(folder)
-    raise FileNotFoundError(f"the folder {folder.absolute()} holds no model.safetensors, pytorch_model.bin, index or shards of "
-                            "these, or consolidated.00.pth")
+    raise FileNotFoundError(
+        f"the folder {folder.absolute()} holds no model.safetensors, pytorch_model.bin, index or shards of "
+        "these, or consolidated.00.pth"
+    )
 
 
 def _indexed(index):
     weights = read_json(index, dict, "an index of shards", max_bytes=MAX_INDEX_BYTES).get("weight_map")
-    if not isinstance(weights, dict) or not all(isinstance(file, str) and Path(file).name for file in weights.values()):
-        raise CheckpointError(f"{index} is no index of shards: its weight_map must map names of tensors to names of files; get it again")
+    if not isinstance(weights, dict) or not all(
+        isinstance(file, str) and Path(file).name for file in weights.values()
+    ):
+        raise CheckpointError(
+            f"{index} is no index of shards: its weight_map must map names of tensors to names of files; get it again"
+        )
     if not weights:
         raise CheckpointError(f"{index} names no shards: get it again")
     promised = {name: index.parent / Path(file).name for name, file in weights.items()}
@@ -103,31 +118,48 @@ def _missing(files, who):
     names = ", ".join(file.name for file in files[:MOST_NAMED])
     names += f" and {len(files) - MOST_NAMED} more" if files[MOST_NAMED:] else ""
     what = f"the shards {names}, which are" if files[1:] else f"the shard {names}, which is"
-    return FileNotFoundError(f"{who} {what} not in {files[0].parent.absolute()}: get what is missing, or take the whole folder again")
+    return FileNotFoundError(
+        f"{who} {what} not in {files[0].parent.absolute()}: get what is missing, or take the whole folder again"
+    )
 
 
 class Joined(State):
     """Meta's consolidated.*.pth as one state dict: each part holds a slice of every matrix, all of the norms.
 
-    Which axis was cut follows from the shapes: the width is that of the norms, and a matrix that maps to or from the width is
-    whole there.  Raises FileNotFoundError that names the parts which the width asks for, :class:`CheckpointError` for parts of
-    different models."""
+    Which axis was cut follows from the shapes: the width is that of the norms, and a matrix that maps to or
+    from the width is whole there.  Raises FileNotFoundError that names the parts which the width asks for,
+    :class:`CheckpointError` for parts of different models."""
 
-    BY_ROWS = (".attention.wq.weight", ".attention.wk.weight", ".attention.wv.weight", ".feed_forward.w1.weight",
-               ".feed_forward.w3.weight")
+    BY_ROWS = (
+        ".attention.wq.weight",
+        ".attention.wk.weight",
+        ".attention.wv.weight",
+        ".feed_forward.w1.weight",
+        ".feed_forward.w3.weight",
+    )
     BY_COLUMNS = (".attention.wo.weight", ".feed_forward.w2.weight")
 
     def __init__(self, files, folder):
         self.names, self._parts, first = files[0].names, files, files[0]
         if "norm.weight" not in first:
-            raise CheckpointError(f"{_part(folder, 0)} holds no norm.weight: it is none of Meta's Llama files")
-        self._width, = first.shape("norm.weight")
+            raise CheckpointError(
+                f"{_part(folder, 0)} holds no norm.weight: it is none of Meta's Llama files"
+            )
+        (self._width,) = first.shape("norm.weight")
         for number, part in enumerate(files[1:], 1):
-            other = next((name for name in sorted({*first, *part})
-                          if name not in first or name not in part or first.shape(name) != part.shape(name)), None)
+            other = next(
+                (
+                    name
+                    for name in sorted({*first, *part})
+                    if name not in first or name not in part or first.shape(name) != part.shape(name)
+                ),
+                None,
+            )
             if other:
-                raise CheckpointError(f"consolidated.{number:02d}.pth and consolidated.00.pth in {folder} are parts of different models: "
-                                      f"{other} is in one of them only, or of another shape; take the whole folder again")
+                raise CheckpointError(
+                    f"consolidated.{number:02d}.pth and consolidated.00.pth in {folder} are parts of different models: "
+                    f"{other} is in one of them only, or of another shape; take the whole folder again"
+                )
         self._check_count(len(files), folder)
 
     def _check_count(self, count, folder):
@@ -139,7 +171,9 @@ class Joined(State):
         if count < needed:
             raise _missing([_part(folder, number) for number in range(count, needed)], got)
         if count * columns != self._width:
-            raise CheckpointError(f"{got} {needed} such parts, no more; take the files of other models out of the folder")
+            raise CheckpointError(
+                f"{got} {needed} such parts, no more; take the files of other models out of the folder"
+            )
 
     def _axis(self, name):
         """The axis along which the parts of a tensor are joined; None where every part has it whole."""
@@ -150,7 +184,8 @@ class Joined(State):
             return 1
         if name.endswith(self.BY_ROWS) or name == "output.weight":
             return 0
-        return 0 if shape[1] == self._width else 1  # the embedding: Llama-3 cuts the vocabulary, Llama-1 and -2 the width
+        # the embedding: Llama-3 cuts the vocabulary, Llama-1 and -2 the width
+        return 0 if shape[1] == self._width else 1
 
     def __getitem__(self, name):
         axis = self._axis(name)

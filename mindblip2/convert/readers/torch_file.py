@@ -1,9 +1,12 @@
-"""torch's .pth and .bin files, zip (since torch 1.6) and legacy, read tensor by tensor without unpickling anything.
+"""torch's .pth and .bin files, zip (since torch 1.6) and legacy, read tensor by tensor without unpickling
+anything.
 
-A torch file is a pickle that says which tensors there are, and their bytes.  The pickle is interpreted here by a small machine that
-makes only containers, numbers, texts and descriptions of tensors: no name in it is ever imported or called.  Sizes are checked against
-the file before memory is taken, and what a zip file knows about its members (size, compression, checksum) against their bytes.
+A torch file is a pickle that says which tensors there are, and their bytes.  The pickle is interpreted here
+by a small machine that makes only containers, numbers, texts and descriptions of tensors: no name in it is
+ever imported or called.  Sizes are checked against the file before memory is taken, and what a zip file knows
+about its members (size, compression, checksum) against their bytes.
 """
+
 import io
 import math
 import pickletools
@@ -18,29 +21,57 @@ import torch
 from mindblip2.checkpoint.ckpt import CheckpointError
 from mindblip2.file_io import regular_file
 
-MAX_PICKLE_BYTES = 64 << 20         # of the description of the tensors: a model of 7 billion parameters has 0.1 MB
-MAX_COPIES = 10_000_000             # items of lists that a pickle may have copied
+# of the description of the tensors: a model of 7 billion parameters has 0.1 MB
+MAX_PICKLE_BYTES = 64 << 20
+MAX_COPIES = 10_000_000  # items of lists that a pickle may have copied
 MAX_DIMENSIONS = 16
-DEFLATE_MOST = 1100                 # bytes that one compressed byte can stand for, at the most
+DEFLATE_MOST = 1100  # bytes that one compressed byte can stand for, at the most
 CHUNK_BYTES = 4 << 20
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-STORAGES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
-            "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
-            "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool, "UntypedStorage": torch.uint8,
-            "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128}
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "UntypedStorage": torch.uint8,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+}
 DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 # What torch writes for tensors that are no arrays in memory.
-OTHER_TENSORS = {"_rebuild_sparse_tensor": "a sparse tensor", "_rebuild_sparse_csr_tensor": "a sparse tensor",
-                 "_rebuild_meta_tensor_no_storage": "a tensor without data (device meta)", "_rebuild_qtensor": "a quantised tensor",
-                 "_rebuild_nested_tensor": "a nested tensor", "_rebuild_wrapper_subclass": "a tensor of another class",
-                 "_rebuild_device_tensor_from_numpy": "a tensor of another device",
-                 "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device"}
-PLAIN = {("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout"), ("_codecs", "encode"),
-         *((module, name) for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "bytearray", "complex"))}
+OTHER_TENSORS = {
+    "_rebuild_sparse_tensor": "a sparse tensor",
+    "_rebuild_sparse_csr_tensor": "a sparse tensor",
+    "_rebuild_meta_tensor_no_storage": "a tensor without data (device meta)",
+    "_rebuild_qtensor": "a quantised tensor",
+    "_rebuild_nested_tensor": "a nested tensor",
+    "_rebuild_wrapper_subclass": "a tensor of another class",
+    "_rebuild_device_tensor_from_numpy": "a tensor of another device",
+    "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
+}
+PLAIN = {
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("torch.serialization", "_get_layout"),
+    ("_codecs", "encode"),
+    *(
+        (module, name)
+        for module in ("builtins", "__builtin__")
+        for name in ("set", "frozenset", "bytearray", "complex")
+    ),
+}
 
 
 class Storage(NamedTuple):
-    """Bytes of a file that tensors lie in.  ``name``: in messages; ``size`` in bytes; ``member``: of the zip file, else None."""
+    """Bytes of a file that tensors lie in.  ``name``: in messages; ``size`` in bytes; ``member``: of the zip
+    file, else None."""
+
     name: str
     dtype: torch.dtype
     start: int
@@ -50,7 +81,8 @@ class Storage(NamedTuple):
 
 class Record(NamedTuple):
     """Where a tensor lies: ``first`` and ``strides`` in elements of ``dtype``."""
-    storage: Storage | str          # in a legacy file its key until all of them are known
+
+    storage: Storage | str  # in a legacy file its key until all of them are known
     dtype: torch.dtype
     first: int
     shape: tuple
@@ -58,7 +90,8 @@ class Record(NamedTuple):
 
 
 class Opaque:
-    """Something in a pickle that is neither a container nor a number, a text or a plain tensor; ``what`` says what."""
+    """Something in a pickle that is neither a container nor a number, a text or a plain tensor; ``what`` says
+    what."""
 
     def __init__(self, what):
         self.what = what
@@ -73,9 +106,11 @@ class Damaged(Exception):
 
 
 class TorchFile:
-    """``content``: what the file holds, with a :class:`Record` in place of each tensor; ``tensor(record)`` reads one.
+    """``content``: what the file holds, with a :class:`Record` in place of each tensor; ``tensor(record)``
+    reads one.
 
-    Raises :class:`CheckpointError`, that names the file, for one that is damaged, no torch file, or holds more than tensors."""
+    Raises :class:`CheckpointError`, that names the file, for one that is damaged, no torch file, or holds
+    more than tensors."""
 
     def __init__(self, path):
         self.path = regular_file(Path(path))
@@ -86,26 +121,50 @@ class TorchFile:
         except Refused as error:
             raise CheckpointError(
                 f"REFUSED: {path} holds more than tensors (GLOBAL {error}), which could run code; nothing of it was run.  If you "
-                "trust where it comes from, load it with LAVIS, save model.state_dict() and convert that") from None
-        except (Damaged, zipfile.BadZipFile, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError,
-                NotImplementedError, struct.error, RecursionError, MemoryError, zlib.error) as error:
+                "trust where it comes from, load it with LAVIS, save model.state_dict() and convert that"
+            ) from None
+        except (
+            Damaged,
+            zipfile.BadZipFile,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            EOFError,
+            NotImplementedError,
+            struct.error,
+            RecursionError,
+            MemoryError,
+            zlib.error,
+        ) as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(f"{path} is truncated, damaged or no torch file ({self._bytes:,} bytes): {_first_line(error)}.  "
-                                  "Get it again and compare the size") from None
+            raise CheckpointError(
+                f"{path} is truncated, damaged or no torch file ({self._bytes:,} bytes): {_first_line(error)}.  "
+                "Get it again and compare the size"
+            ) from None
 
     def tensor(self, record):
         """The tensor of a record, in memory of its own."""
         size, storage = record.dtype.itemsize, record.storage
-        count = 0 if 0 in record.shape else 1 + sum((n - 1) * stride for n, stride in zip(record.shape, record.strides))
+        count = (
+            0
+            if 0 in record.shape
+            else 1 + sum((n - 1) * stride for n, stride in zip(record.shape, record.strides))
+        )
         data = self._bytes_of(storage, record.first * size, count * size)
-        return data.view(record.dtype).as_strided(record.shape, record.strides) if count else torch.empty(record.shape, dtype=record.dtype)
+        return (
+            data.view(record.dtype).as_strided(record.shape, record.strides)
+            if count
+            else torch.empty(record.shape, dtype=record.dtype)
+        )
 
     def _bytes_of(self, storage, first, count):
         """``count`` bytes of a storage, whose checksum is verified when it is read for the first time."""
         member = storage.member
         if member is not None and member.compress_type != zipfile.ZIP_STORED:
-            return self._decompressed(storage)[first:first + count].clone()
+            return self._decompressed(storage)[first : first + count].clone()
         whole, data = count == storage.size, torch.empty(count, dtype=torch.uint8)
         if member is not None and storage.name not in self._checked and not whole:
             self._check(storage)
@@ -126,8 +185,10 @@ class TorchFile:
 
     def _compare(self, storage, crc):
         if crc != storage.member.CRC:
-            raise CheckpointError(f"{self.path} is damaged: the checksum of {storage.name} is {crc:08x}, {storage.member.CRC:08x} "
-                                  "expected.  Get it again")
+            raise CheckpointError(
+                f"{self.path} is damaged: the checksum of {storage.name} is {crc:08x}, {storage.member.CRC:08x} "
+                "expected.  Get it again"
+            )
         self._checked.add(storage.name)
 
     def _read_into(self, data, start):
@@ -140,12 +201,14 @@ class TorchFile:
         view, at = memoryview(data.numpy()), 0
         try:
             with self._zip.open(storage.member) as file:
-                while at < len(view) and (got := file.readinto(view[at:at + CHUNK_BYTES])):
+                while at < len(view) and (got := file.readinto(view[at : at + CHUNK_BYTES])):
                     at += got
                 if at != len(view) or file.read(1):
                     raise zipfile.BadZipFile(f"{at:,} bytes came out, {len(view):,} expected")
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path} is damaged: {storage.name} cannot be decompressed ({error}).  Get it again") from None
+            raise CheckpointError(
+                f"{self.path} is damaged: {storage.name} cannot be decompressed ({error}).  Get it again"
+            ) from None
         return data
 
     # -------------------------------------------------------------------------------------------- zip
@@ -153,12 +216,16 @@ class TorchFile:
         starts = self._members()
         found = [name for name in starts if name.endswith("/data.pkl") or name == "data.pkl"]
         if len(found) != 1:
-            raise CheckpointError(f"{self.path} is a zip file, but no torch file (it holds {len(found)} data.pkl, expected 1): unpack "
-                                  "it, and give the weights that are in it")
+            raise CheckpointError(
+                f"{self.path} is a zip file, but no torch file (it holds {len(found)} data.pkl, expected 1): unpack "
+                "it, and give the weights that are in it"
+            )
         root = found[0].removesuffix("data.pkl")
         if root + "constants.pkl" in starts:
-            raise CheckpointError(f"{self.path} is a TorchScript program, not a state dict: load it with torch.jit.load, save its "
-                                  "state_dict() and convert that")
+            raise CheckpointError(
+                f"{self.path} is a TorchScript program, not a state dict: load it with torch.jit.load, save its "
+                "state_dict() and convert that"
+            )
         order = self._member(root + "byteorder", starts, 16) if root + "byteorder" in starts else b"little"
         if order != b"little":
             raise Damaged(f"its numbers are in the byte order {order!r}, only b'little' is read")
@@ -172,10 +239,14 @@ class TorchFile:
                 raise Damaged(f"{name} has {member.file_size:,} bytes, {size:,} expected")
             return Storage(name, dtype, starts[name], size, member)
 
-        return run(io.BytesIO(self._member(root + "data.pkl", starts, MAX_PICKLE_BYTES)), lambda *about: storage(*about[:3]))
+        return run(
+            io.BytesIO(self._member(root + "data.pkl", starts, MAX_PICKLE_BYTES)),
+            lambda *about: storage(*about[:3]),
+        )
 
     def _members(self):
-        """Name → where the bytes of a member begin, of all members, which must lie one after the other as the directory says."""
+        """Name → where the bytes of a member begin, of all members, which must lie one after the other as the
+        directory says."""
         starts, end, directory = {}, 0, self._zip.start_dir
         members = sorted(self._zip.infolist(), key=lambda member: member.header_offset)
         for member, following in zip(members, [*(one.header_offset for one in members[1:]), directory]):
@@ -185,12 +256,22 @@ class TorchFile:
             if member.flag_bits & 1:
                 raise Damaged(f"{name} is encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise Damaged(f"{name} is compressed by method {member.compress_type}, only 0 (none) and 8 (deflate) are read")
+                raise Damaged(
+                    f"{name} is compressed by method {member.compress_type}, only 0 (none) and 8 (deflate) are read"
+                )
             stored = member.compress_type == zipfile.ZIP_STORED
-            if stored and member.file_size != member.compress_size or member.file_size > DEFLATE_MOST * member.compress_size:
-                raise Damaged(f"{name} has {member.compress_size:,} bytes that stand for {member.file_size:,}")
+            if (
+                stored
+                and member.file_size != member.compress_size
+                or member.file_size > DEFLATE_MOST * member.compress_size
+            ):
+                raise Damaged(
+                    f"{name} has {member.compress_size:,} bytes that stand for {member.file_size:,}"
+                )
             if not 0 <= member.header_offset < directory:
-                raise Damaged(f"the directory of the zip file says that {name} begins at byte {member.header_offset:,}")
+                raise Damaged(
+                    f"the directory of the zip file says that {name} begins at byte {member.header_offset:,}"
+                )
             starts[name] = self._local_header(member)
             if member.header_offset < end or starts[name] + member.compress_size > following:
                 raise Damaged(f"{name} overlaps what stands beside it in the file")
@@ -201,23 +282,34 @@ class TorchFile:
         """Where the bytes of a member begin; its own header must agree with the directory."""
         self._file.seek(member.header_offset)
         header = self._file.read(30)
-        mark, _, flags, method, _, crc, packed, size, name_size, extra_size = struct.unpack("<4sHHHIIIIHH", header)
+        mark, _, flags, method, _, crc, packed, size, name_size, extra_size = struct.unpack(
+            "<4sHHHIIIIHH", header
+        )
         name = self._file.read(name_size).decode("utf-8" if flags & 0x800 else "cp437")
         if mark != b"PK\x03\x04" or name != member.orig_filename or method != member.compress_type:
             raise Damaged(f"the header of {member.filename} disagrees with the directory of the zip file")
         expected = (member.CRC, member.compress_size, member.file_size)
         # Behind a flag or for more than 4 GB the numbers stand elsewhere.
-        if any(got not in (value, 0xFFFFFFFF) for got, value in zip((crc, packed, size), expected)) and not (flags & 8 and
-                                                                                                  crc == packed == size == 0):
-            raise Damaged(f"the header of {member.filename} says {size:,} bytes, the directory of the zip file {member.file_size:,}, or "
-                          "another checksum")
+        if any(got not in (value, 0xFFFFFFFF) for got, value in zip((crc, packed, size), expected)) and not (
+            flags & 8 and crc == packed == size == 0
+        ):
+            raise Damaged(
+                f"the header of {member.filename} says {size:,} bytes, the directory of the zip file {member.file_size:,}, or "
+                "another checksum"
+            )
         return member.header_offset + 30 + name_size + extra_size
 
     def _member(self, name, starts, most):
         member = self._zip.NameToInfo[name]
         if member.file_size > most:
             raise Damaged(f"{name} has {member.file_size:,} bytes, expected at most {most:,}")
-        return self._bytes_of(Storage(name, torch.uint8, starts[name], member.file_size, member), 0, member.file_size).numpy().tobytes()
+        return (
+            self._bytes_of(
+                Storage(name, torch.uint8, starts[name], member.file_size, member), 0, member.file_size
+            )
+            .numpy()
+            .tobytes()
+        )
 
     # -------------------------------------------------------------------------------------------- legacy
     def _read_legacy(self):
@@ -226,9 +318,13 @@ class TorchFile:
         if run(head) != LEGACY_MAGIC:
             raise Damaged("it is a pickle, but not one of torch")
         protocol, system = run(head), run(head)
-        if protocol != LEGACY_PROTOCOL or not isinstance(system, dict) or not system.get("little_endian", True):
+        if (
+            protocol != LEGACY_PROTOCOL
+            or not isinstance(system, dict)
+            or not system.get("little_endian", True)
+        ):
             raise Damaged(f"torch's protocol {protocol!r} or the byte order of {system!r:.100} is not read")
-        wanted = {}     # key → (dtype, number of elements)
+        wanted = {}  # key → (dtype, number of elements)
 
         def storage(dtype, key, numel, view=None):
             if wanted.setdefault(key, (dtype, numel)) != (dtype, numel):
@@ -239,6 +335,7 @@ class TorchFile:
             if not _is_count(first) or not _is_count(count) or first + count > numel:
                 raise Damaged(f"a part of the tensor data {key} lies outside of them")
             return key, dtype, first
+
         content = run(head, storage)
         keys, at, found = run(head), head.tell(), {}
         if not isinstance(keys, list) or {*keys} != {*wanted} or len(keys) != len(wanted):
@@ -246,7 +343,7 @@ class TorchFile:
         for key in keys:
             self._file.seek(at)
             dtype, numel = wanted[key]
-            got, = struct.unpack("<q", self._file.read(8))
+            (got,) = struct.unpack("<q", self._file.read(8))
             size = numel * dtype.itemsize
             if got != numel:
                 raise Damaged(f"the tensor data {key} have {got:,} numbers, {numel:,} expected")
@@ -260,7 +357,8 @@ class TorchFile:
 
 
 def _resolved(content, storages):
-    """``content`` with storages in place of their keys: of the dicts on the way to a state dict, which hold all that is read."""
+    """``content`` with storages in place of their keys: of the dicts on the way to a state dict, which hold
+    all that is read."""
     todo, seen = [content], set()
     while todo:
         one = todo.pop()
@@ -283,14 +381,35 @@ class _Global(NamedTuple):
 
 _MARK = object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_VALUES = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "UNICODE", "SHORT_BINUNICODE",
-           "BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
+_VALUES = {
+    "INT",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG",
+    "LONG1",
+    "LONG4",
+    "FLOAT",
+    "BINFLOAT",
+    "UNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE",
+    "BINUNICODE8",
+    "STRING",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
+    "BYTEARRAY8",
+}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": lambda: Opaque("a set")}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def run(file, storage=None):
-    """What a pickle describes; ``file`` stands behind it then.  ``storage(dtype, key, numel, …)`` is told of tensor data."""
+    """What a pickle describes; ``file`` stands behind it then.  ``storage(dtype, key, numel, …)`` is told of
+    tensor data."""
     stack, memo, budget = [], {}, [MAX_COPIES]
 
     def since_mark():
@@ -299,7 +418,7 @@ def run(file, storage=None):
             at -= 1
             if at < 0:
                 raise Damaged("a pickle whose mark is missing")
-        items = stack[at + 1:]
+        items = stack[at + 1 :]
         del stack[at:]
         return items
 
@@ -312,10 +431,10 @@ def run(file, storage=None):
         elif op in _EMPTY:
             stack.append(_EMPTY[op]())
         elif op in _TUPLES:
-            items = stack[-_TUPLES[op]:]
+            items = stack[-_TUPLES[op] :]
             if len(items) < _TUPLES[op]:
                 raise Damaged("a pickle that takes more than it holds")
-            del stack[-_TUPLES[op]:]
+            del stack[-_TUPLES[op] :]
             stack.append(tuple(items))
         elif op == "MARK":
             stack.append(_MARK)
@@ -359,7 +478,7 @@ def run(file, storage=None):
         elif op in ("REDUCE", "NEWOBJ"):
             arguments, function = stack.pop(), stack.pop()
             stack.append(_made(function, arguments, budget))
-        elif op == "BUILD":         # attributes: of an OrderedDict of torch, _metadata
+        elif op == "BUILD":  # attributes: of an OrderedDict of torch, _metadata
             stack.pop()
         elif op == "BINPERSID":
             stack.append(_storage(stack.pop(), storage))
@@ -375,7 +494,11 @@ def run(file, storage=None):
                 raise Damaged("a pickle that leaves something over")
             return result
         elif op not in ("PROTO", "FRAME"):
-            raise Refused(op) if op.startswith(("EXT", "OBJ", "NEWOBJ")) else Damaged(f"a pickle with the code {op}")
+            raise (
+                Refused(op)
+                if op.startswith(("EXT", "OBJ", "NEWOBJ"))
+                else Damaged(f"a pickle with the code {op}")
+            )
     raise Damaged("a pickle without an end")
 
 
@@ -390,7 +513,11 @@ def _set_items(target, items):
         raise Damaged("a pickle that sets items wrongly")
     for key, value in zip(items[::2], items[1::2]):
         # A tuple of tuples of tuples can take for ever to hash; nothing that is read here has such a name.
-        key = key if isinstance(key, str | int | float | bytes | type(None)) else Opaque(f"a {type(key).__name__}")
+        key = (
+            key
+            if isinstance(key, str | int | float | bytes | type(None))
+            else Opaque(f"a {type(key).__name__}")
+        )
         if key in target:
             raise Damaged(f"a pickle that holds {key!r:.80} twice")
         target[key] = value
@@ -399,11 +526,23 @@ def _set_items(target, items):
 def _known(module, name):
     """A name in a pickle, if it is one that torch writes for tensors and containers."""
     found = _Global(module, name)
-    known = (module == "collections" and name == "OrderedDict" or module in ("torch", "torch.storage") and name in STORAGES
-             or module == "torch" and name in DTYPES or found in PLAIN
-             or module == "torch._utils" and (name in REBUILD or name in OTHER_TENSORS))
+    known = (
+        module == "collections"
+        and name == "OrderedDict"
+        or module in ("torch", "torch.storage")
+        and name in STORAGES
+        or module == "torch"
+        and name in DTYPES
+        or found in PLAIN
+        or module == "torch._utils"
+        and (name in REBUILD or name in OTHER_TENSORS)
+    )
     if not known:
-        raise Refused(f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "with a name that is no text")
+        raise Refused(
+            f"{module}.{name}"
+            if isinstance(module, str) and isinstance(name, str)
+            else "with a name that is no text"
+        )
     return found
 
 
@@ -429,16 +568,26 @@ def _storage(about, storage):
     if storage is None or not isinstance(about, tuple) or len(about) not in (5, 6) or about[0] != "storage":
         raise Damaged("tensor data that are described in another way than torch's")
     _, kind, key, _, numel, *view = about
-    if not isinstance(kind, _Global) or kind.name not in STORAGES or not isinstance(key, str | int) or not _is_count(numel):
+    if (
+        not isinstance(kind, _Global)
+        or kind.name not in STORAGES
+        or not isinstance(key, str | int)
+        or not _is_count(numel)
+    ):
         raise Damaged("tensor data of an unknown type or size")
     return storage(STORAGES[kind.name], str(key), numel, *view)
 
 
 def _tensor(arguments):
     storage, first, shape, strides = arguments[:4]
-    dtype = DTYPES[arguments[6].name] if len(arguments) > 6 and isinstance(arguments[6], _Global) else None     # _rebuild_tensor_v3
+    # _rebuild_tensor_v3
+    dtype = DTYPES[arguments[6].name] if len(arguments) > 6 and isinstance(arguments[6], _Global) else None
     sizes = (first, *shape, *strides)
-    if not all(_is_count(number) for number in sizes) or len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
+    if (
+        not all(_is_count(number) for number in sizes)
+        or len(shape) != len(strides)
+        or len(shape) > MAX_DIMENSIONS
+    ):
         raise Damaged(f"a tensor of shape {shape!r:.80}, strides {strides!r:.80}")
     if isinstance(storage, Storage):
         record = Record(storage, dtype or storage.dtype, first, tuple(shape), tuple(strides))
@@ -451,12 +600,15 @@ def _tensor(arguments):
 
 
 def _check_record(record):
-    """A tensor lies within its storage, and does not repeat it: a weight of a stride 0 would be one number many times."""
+    """A tensor lies within its storage, and does not repeat it: a weight of a stride 0 would be one number
+    many times."""
     count, held = math.prod(record.shape), record.storage.size // record.dtype.itemsize
     last = record.first + sum((n - 1) * stride for n, stride in zip(record.shape, record.strides))
     if count > held or count and last >= held:
-        raise Damaged(f"a tensor of shape {record.shape} with strides {record.strides} and first element {record.first} lies in only "
-                      f"{held:,} numbers ({record.storage.name}): it is expanded, or cut")
+        raise Damaged(
+            f"a tensor of shape {record.shape} with strides {record.strides} and first element {record.first} lies in only "
+            f"{held:,} numbers ({record.storage.name}): it is expanded, or cut"
+        )
 
 
 def _parameter(arguments):
@@ -465,12 +617,17 @@ def _parameter(arguments):
     return arguments[0]
 
 
-REBUILD = {"_rebuild_tensor": _tensor, "_rebuild_tensor_v2": _tensor, "_rebuild_tensor_v3": _tensor, "_rebuild_parameter": _parameter,
-           "_rebuild_parameter_with_state": _parameter}
+REBUILD = {
+    "_rebuild_tensor": _tensor,
+    "_rebuild_tensor_v2": _tensor,
+    "_rebuild_tensor_v3": _tensor,
+    "_rebuild_parameter": _parameter,
+    "_rebuild_parameter_with_state": _parameter,
+}
 
 
 def _is_count(number):
-    return type(number) is int and 0 <= number < 2 ** 62
+    return type(number) is int and 0 <= number < 2**62
 
 
 def _first_line(error):

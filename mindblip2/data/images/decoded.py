@@ -1,4 +1,6 @@
-"""The pictures of a prediction, each decoded once: for the check, for the model, and for the page of results."""
+"""The pictures of a prediction, each decoded once: for the check, for the model, and for the page of
+results."""
+
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -14,22 +16,27 @@ from mindblip2.data.images.transforms import resize
 from mindblip2.data.processor import Blip2ImageProcessor, rgb
 from mindblip2.progress import progress
 
-BUDGET = 256 << 20      # bytes of decoded pictures that wait for the model: 1,700 at 224 pixels
-THUMBNAIL = 224         # pixels of the longer side of a picture on the page of results
-SHOWN = 5               # unreadable files named in a message
+BUDGET = 256 << 20  # bytes of decoded pictures that wait for the model: 1,700 at 224 pixels
+THUMBNAIL = 224  # pixels of the longer side of a picture on the page of results
+SHOWN = 5  # unreadable files named in a message
 
 
 class DecodedPictures(Sequence):
-    """A sequence of pictures for an image processor, of which files and addresses are read and decoded once each.
+    """A sequence of pictures for an image processor, of which files and addresses are read and decoded once
+    each.
 
-    As many as fit into ``budget`` bytes are decoded at once, in threads; of the files beyond that the headers are read, and they are
-    decoded when the model asks for them.  So a picture that cannot be read is known before the model works, unless it lies beyond the
-    budget and is damaged behind its header.  A picture is let go when it was given out as often as it occurs.
+    As many as fit into ``budget`` bytes are decoded at once, in threads; of the files beyond that the headers
+    are read, and they are decoded when the model asks for them.  So a picture that cannot be read is known
+    before the model works, unless it lies beyond the budget and is damaged behind its header.  A picture is
+    let go when it was given out as often as it occurs.
 
-    ``thumbnails``: of how many of the first pictures :meth:`thumbnail` is asked; small copies of them are kept.  Pictures in memory
-    (PIL, arrays, tensors, bytes) stay as they are.  Raises ValueError that names the files that cannot be read."""
+    ``thumbnails``: of how many of the first pictures :meth:`thumbnail` is asked; small copies of them are
+    kept.  Pictures in memory (PIL, arrays, tensors, bytes) stay as they are.  Raises ValueError that names
+    the files that cannot be read."""
 
-    def __init__(self, pictures: Sequence[Any], image_processor: Any, thumbnails: int = 0, budget: int = BUDGET):
+    def __init__(
+        self, pictures: Sequence[Any], image_processor: Any, thumbnails: int = 0, budget: int = BUDGET
+    ):
         self.pictures, self.processor, self.left = list(pictures), image_processor, budget
         self.uses = Counter(one for one in self.pictures if isinstance(one, (str, Path)))
         self.wanted = {one for one in self.pictures[:thumbnails] if isinstance(one, (str, Path))}
@@ -40,7 +47,8 @@ class DecodedPictures(Sequence):
         return len(self.pictures)
 
     def __getitem__(self, place):
-        """What the image processor takes: a picture or, of a slice, a list of them.  Raises OSError, ImageError."""
+        """What the image processor takes: a picture or, of a slice, a list of them.  Raises OSError,
+        ImageError."""
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
         picture = self.pictures[place]
@@ -65,12 +73,20 @@ class DecodedPictures(Sequence):
         """Decode what fits into the budget, read the headers of the others."""
         bad = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for file, error in progress(zip(files, pool.map(self._try, files)), "check", "picture", len(files), disable=len(files) <= 100):
+            for file, error in progress(
+                zip(files, pool.map(self._try, files)),
+                "check",
+                "picture",
+                len(files),
+                disable=len(files) <= 100,
+            ):
                 if error is not None:
                     bad.append(f"{error}" if str(file) in str(error) else f"{file}: {error}")
         if bad:
             more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-            raise ValueError(f"of {len(files)} pictures {len(bad)} cannot be read; correct or remove them: {'; '.join(bad[:SHOWN])}{more}")
+            raise ValueError(
+                f"of {len(files)} pictures {len(bad)} cannot be read; correct or remove them: {'; '.join(bad[:SHOWN])}{more}"
+            )
 
     def _try(self, file):
         try:
@@ -92,7 +108,11 @@ class DecodedPictures(Sequence):
             small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
             self.small[file] = small
         # what its first step makes of it, which resizes nothing the second time
-        return resize(picture, self.processor.image_size) if isinstance(self.processor, Blip2ImageProcessor) else picture
+        return (
+            resize(picture, self.processor.image_size)
+            if isinstance(self.processor, Blip2ImageProcessor)
+            else picture
+        )
 
 
 def _size(picture):

@@ -1,9 +1,11 @@
-"""One file over http(s): one deadline for everything, a limit for the bytes, and no way into the private network.
+"""One file over http(s): one deadline for everything, a limit for the bytes, and no way into the private
+network.
 
-The address of a picture may come from a stranger (a data set, a web form).  So what it resolves to is checked before the connection is
-made to exactly that address, again after each redirect: no name can point at a public address for the check and at another for the
-connection.
+The address of a picture may come from a stranger (a data set, a web form).  So what it resolves to is checked
+before the connection is made to exactly that address, again after each redirect: no name can point at a
+public address for the check and at another for the connection.
 """
+
 import base64
 import contextlib
 import http.client
@@ -20,8 +22,8 @@ from urllib.request import getproxies, proxy_bypass
 CHUNK = 1 << 16
 REDIRECTS = 10
 MOVED = (301, 302, 303, 307, 308)
-ALLOW_PRIVATE = "MINDBLIP2_ALLOW_PRIVATE"   # environment variable: 1 opens private addresses too
-AZURE = "168.63.129.16"     # its metadata service has a public address; the others' are link-local or private
+ALLOW_PRIVATE = "MINDBLIP2_ALLOW_PRIVATE"  # environment variable: 1 opens private addresses too
+AZURE = "168.63.129.16"  # its metadata service has a public address; the others' are link-local or private
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -32,13 +34,15 @@ class FetchError(OSError):
 def fetch(url: str, timeout: float, max_bytes: int, allow_private: bool | None = None) -> bytes:
     """The bytes behind an http(s) ``url``.
 
-    ``timeout`` (seconds) is for the whole call: name, connection, TLS, head, redirects (at most ten) and body.  Addresses of this machine,
-    of private networks, link-local (cloud metadata), multicast and reserved ones are refused unless ``allow_private``; None: what the
-    environment variable MINDBLIP2_ALLOW_PRIVATE says, 1 or 0.  Through a proxy (http_proxy, https_proxy, no_proxy), which resolves names
-    itself, addresses in numbers and localhost are refused.
+    ``timeout`` (seconds) is for the whole call: name, connection, TLS, head, redirects (at most ten) and
+    body.  Addresses of this machine, of private networks, link-local (cloud metadata), multicast and reserved
+    ones are refused unless ``allow_private``; None: what the environment variable MINDBLIP2_ALLOW_PRIVATE
+    says, 1 or 0.  Through a proxy (http_proxy, https_proxy, no_proxy), which resolves names itself, addresses
+    in numbers and localhost are refused.
 
-    Raises TimeoutError; PermissionError for a private address; ConnectionError when the transfer breaks off; OSError for an HTTP error
-    status, an unreachable or malformed address, or more than ``max_bytes`` bytes.  Each message holds the URL."""
+    Raises TimeoutError; PermissionError for a private address; ConnectionError when the transfer breaks off;
+    OSError for an HTTP error status, an unreachable or malformed address, or more than ``max_bytes`` bytes.
+    Each message holds the URL."""
     deadline, name = _Deadline(timeout), url
     if allow_private is None:
         allow_private = _private_allowed()
@@ -52,24 +56,34 @@ def fetch(url: str, timeout: float, max_bytes: int, allow_private: bool | None =
                     return _body(response, max_bytes)
             address = _quoted(urljoin(address, location))
             name = f"{url} (redirected to {address})"
-        raise FetchError(f"more than {REDIRECTS} redirects; check the address in a browser, or download the file and pass its path")
+        raise FetchError(
+            f"more than {REDIRECTS} redirects; check the address in a browser, or download the file and pass its path"
+        )
     except TimeoutError:
-        raise TimeoutError(f"{name}: no complete answer within {timeout:g} s; pass a larger timeout=, or download the file and pass its "
-                           "path") from None
+        raise TimeoutError(
+            f"{name}: no complete answer within {timeout:g} s; pass a larger timeout=, or download the file and pass its "
+            "path"
+        ) from None
     except PermissionError as error:
         raise PermissionError(f"{name} {error}") from None
     except ConnectionRefusedError as error:
-        raise OSError(f"{name} cannot be reached: {error}; check the address, or download the file and pass its path") from None
+        raise OSError(
+            f"{name} cannot be reached: {error}; check the address, or download the file and pass its path"
+        ) from None
     except (ConnectionError, http.client.IncompleteRead) as error:
         raise ConnectionError(f"{name}: the connection broke off: {error}; try again") from None
     except FetchError as error:
         raise OSError(f"{name}: {error}") from None
     except OSError as error:
-        raise OSError(f"{name} cannot be reached: {error}; check the address and the network (http_proxy, https_proxy), or download the "
-                      "file and pass its path") from None
+        raise OSError(
+            f"{name} cannot be reached: {error}; check the address and the network (http_proxy, https_proxy), or download the "
+            "file and pass its path"
+        ) from None
     except http.client.HTTPException as error:
-        raise OSError(f"{name}: the server's answer is not HTTP ({type(error).__name__} {error}); check the address") from None
-    except ValueError as error:     # of the host name's encoding, a port that is no number
+        raise OSError(
+            f"{name}: the server's answer is not HTTP ({type(error).__name__} {error}); check the address"
+        ) from None
+    except ValueError as error:  # of the host name's encoding, a port that is no number
         raise OSError(f"{name}: {error}; check the address") from None
 
 
@@ -110,12 +124,17 @@ class _Stream(io.RawIOBase):
 
 # ------------------------------------------------------------------------------------------------ addresses
 def _quoted(url):
-    """An address as it is sent.  One copied from a browser may hold spaces or Chinese characters; '%' is kept as it is."""
+    """An address as it is sent.  One copied from a browser may hold spaces or Chinese characters; '%' is kept
+    as it is."""
     parts = urlsplit(url)
     if parts.scheme.lower() not in ("http", "https"):
-        raise FetchError(f"{parts.scheme}: is not followed, expected http: or https:; download the file and pass its path")
+        raise FetchError(
+            f"{parts.scheme}: is not followed, expected http: or https:; download the file and pass its path"
+        )
     if parts.username is not None:
-        raise FetchError("an address with a user's name and password is not opened; download the file and pass its path")
+        raise FetchError(
+            "an address with a user's name and password is not opened; download the file and pass its path"
+        )
     if not parts.hostname:
         raise FetchError("names no host; check the address")
     host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
@@ -135,11 +154,17 @@ def _private_allowed():
 def _check_public(host):
     """Raises PermissionError for an address in numbers that is not public."""
     ip = ipaddress.ip_address(host.partition("%")[0])
-    if ip.version == 6:     # the IPv4 address that an IPv6 one stands for
-        ip = ip.ipv4_mapped or ip.sixtofour or (ipaddress.ip_address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else ip)
+    if ip.version == 6:  # the IPv4 address that an IPv6 one stands for
+        ip = (
+            ip.ipv4_mapped
+            or ip.sixtofour
+            or (ipaddress.ip_address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else ip)
+        )
     if not ip.is_global or ip.is_multicast or str(ip) == AZURE:
-        raise PermissionError(f"is at {host}, an address of this machine, a private network or a cloud's metadata service, none of which "
-                              f"is opened by default; if you trust it, pass allow_private=True to load_image or set {ALLOW_PRIVATE}=1")
+        raise PermissionError(
+            f"is at {host}, an address of this machine, a private network or a cloud's metadata service, none of which "
+            f"is opened by default; if you trust it, pass allow_private=True to load_image or set {ALLOW_PRIVATE}=1"
+        )
 
 
 def _check_public_name(host):
@@ -148,7 +173,7 @@ def _check_public_name(host):
         _check_public("127.0.0.1")
     try:
         numbers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except OSError:     # a name
+    except OSError:  # a name
         return
     for *_, address in numbers:
         _check_public(address[0])
@@ -163,6 +188,7 @@ def _resolved(host, port, deadline):
             result.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except (OSError, UnicodeError) as error:
             result.append(error)
+
     thread = threading.Thread(target=resolve, daemon=True)
     thread.start()
     thread.join(deadline.left())
@@ -173,15 +199,21 @@ def _resolved(host, port, deadline):
     return result[0]
 
 
-# ------------------------------------------------------------------------------------------------ the connection
+# ------------------------------------------------------------------------------------------------ the connect
 @contextlib.contextmanager
 def _connection(address, deadline, allow_private):
-    """(socket, headers that it needs, what to ask for) for an address, directly or through the proxy of the environment."""
+    """(socket, headers that it needs, what to ask for) for an address, directly or through the proxy of the
+    environment."""
     parts = urlsplit(address)
     tls, host = parts.scheme == "https", parts.hostname
     port = parts.port or (443 if tls else 80)
     target = parts._replace(scheme="", netloc="", fragment="", path=parts.path or "/").geturl()
-    headers = {"Host": parts.netloc, "User-Agent": "mindblip2", "Accept-Encoding": "identity", "Connection": "close"}
+    headers = {
+        "Host": parts.netloc,
+        "User-Agent": "mindblip2",
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+    }
     proxy = None if proxy_bypass(host) else getproxies().get(parts.scheme)
     if proxy is None:
         sock = _connected(host, port, deadline, not allow_private)
@@ -196,7 +228,9 @@ def _connection(address, deadline, allow_private):
             login = {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
     try:
         if proxy is not None and tls:
-            tunnel = _answer(_Stream(sock, deadline), f"{host}:{port}", {"Host": f"{host}:{port}", **login}, "CONNECT")
+            tunnel = _answer(
+                _Stream(sock, deadline), f"{host}:{port}", {"Host": f"{host}:{port}", **login}, "CONNECT"
+            )
             if tunnel.status != 200:
                 raise FetchError(f"the proxy answered {tunnel.status} {tunnel.reason}; check https_proxy")
         elif proxy is not None:
@@ -210,7 +244,8 @@ def _connection(address, deadline, allow_private):
 
 
 def _connected(host, port, deadline, public):
-    """A socket to the first address of a host that answers; PermissionError where one of them must be ``public`` and is not."""
+    """A socket to the first address of a host that answers; PermissionError where one of them must be
+    ``public`` and is not."""
     addresses = _resolved(host, port, deadline)
     if public:
         for *_, address in addresses:
@@ -219,7 +254,8 @@ def _connected(host, port, deadline, public):
     for i, (family, kind, protocol, _, address) in enumerate(addresses):
         sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(deadline.left() / (len(addresses) - i))     # one that is silent leaves time for the others
+            # one that is silent leaves time for the others
+            sock.settimeout(deadline.left() / (len(addresses) - i))
             sock.connect(address)
             return sock
         except OSError as error:
@@ -239,14 +275,18 @@ def _answer(stream, target, headers, method="GET"):
 
 def _body(response, max_bytes):
     if not 200 <= response.status < 300:
-        raise FetchError(f"the server answered {response.status} {response.reason}; check the address in a browser, or download the file "
-                         "and pass its path")
+        raise FetchError(
+            f"the server answered {response.status} {response.reason}; check the address in a browser, or download the file "
+            "and pass its path"
+        )
     total, data = response.length, bytearray()
     while total is None or len(data) < total:
         if max(len(data), total or 0) > max_bytes:
             size = f"{total} bytes" if total else f"at least {len(data)} bytes"
-            raise FetchError(f"{size}, the limit for one picture is {max_bytes}; raise max_bytes=, or download the file and pass "
-                             "its path")
+            raise FetchError(
+                f"{size}, the limit for one picture is {max_bytes}; raise max_bytes=, or download the file and pass "
+                "its path"
+            )
         chunk = response.read1(CHUNK)
         if not chunk:
             break

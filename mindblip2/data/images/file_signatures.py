@@ -1,6 +1,6 @@
 """What unreadable bytes look like, for messages: most of them are web pages, LFS pointers and archives."""
 
-HEAD = 64   # bytes that looks_like wants to see
+HEAD = 64  # bytes that looks_like wants to see
 
 SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
@@ -18,8 +18,14 @@ SIGNATURES = (
     (b"\x93NUMPY", "a NumPy array file; np.load it and pass the array"),
     (b"\x1a\x45\xdf\xa3", "a WebM or Matroska video"),
 )
-MARKUP = ((b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"), (b"<svg", "an SVG drawing"),
-          (b"<?xml", "an XML document (SVG?)"), (b"{", "JSON"), (b"[", "JSON"))
+MARKUP = (
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"<svg", "an SVG drawing"),
+    (b"<?xml", "an XML document (SVG?)"),
+    (b"{", "JSON"),
+    (b"[", "JSON"),
+)
 
 
 def looks_like(head):
@@ -28,7 +34,11 @@ def looks_like(head):
         if head.startswith(signature):
             return phrase
     if head[:4] == b"RIFF":
-        return "a WebP picture" if head[8:12] == b"WEBP" else f"a RIFF file of type {head[8:12].decode('latin-1')!r}"
+        return (
+            "a WebP picture"
+            if head[8:12] == b"WEBP"
+            else f"a RIFF file of type {head[8:12].decode('latin-1')!r}"
+        )
     if head[4:8] == b"ftyp":
         return _iso_media(head[8:12])
     bare = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -47,7 +57,7 @@ def _iso_media(brand):
 
 
 def _text_or_binary(head):
-    text = head.decode("utf-8", "ignore")   # the cut at HEAD bytes may split a character
+    text = head.decode("utf-8", "ignore")  # the cut at HEAD bytes may split a character
     if len(text.encode()) >= len(head) - 3 and all(c.isprintable() or c.isspace() for c in text):
         return f"text beginning {text[:40]!r}"
     return f"binary data beginning {head[:8].hex(' ')}"

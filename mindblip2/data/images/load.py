@@ -1,4 +1,6 @@
-"""Pictures enter here: a path, URL, bytes, PIL picture, array or tensor becomes an upright 8-bit RGB PIL picture."""
+"""Pictures enter here: a path, URL, bytes, PIL picture, array or tensor becomes an upright 8-bit RGB PIL
+picture."""
+
 import contextlib
 import io
 import os
@@ -25,38 +27,72 @@ from mindblip2.data.images.file_signatures import HEAD, looks_like
 from mindblip2.file_io import FileError, regular_file
 from mindblip2.progress import progress
 
-MAX_BYTES = 64 << 20    # of one download: 20 megapixels fit even uncompressed
-MAX_SECONDS = 86400     # of one download
+MAX_BYTES = 64 << 20  # of one download: 20 megapixels fit even uncompressed
+MAX_SECONDS = 86400  # of one download
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data):", re.IGNORECASE)  # two letters or more: C:\ is a drive
-# What is read.  PIL's others are vector formats (EPS starts Ghostscript, WMF), containers, or of no use for photos and drawings.
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP")
-ORIENTATION = 0x0112    # EXIF tag
-TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-         8: Image.Transpose.ROTATE_90}
-# Several pictures in the file, but the first one is *the* picture: phones add a depth map or preview, PSD its layers.
+# What is read. PIL's others are vector formats (EPS starts Ghostscript, WMF), containers, or of no use for
+# photos and drawings.
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "MPO",
+    "PCX",
+    "PNG",
+    "PPM",
+    "PSD",
+    "QOI",
+    "SGI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Several pictures in the file, but the first one is *the* picture: phones add a depth map or preview, PSD its
+# layers.
 STILL_FORMATS = ("MPO", "PSD")
 
 
-def load_image(source: Any, timeout: float = 10.0, frame: int | None = None, max_bytes: int = MAX_BYTES, alpha: str = "drop",
-               allow_private: bool | None = None) -> Image.Image:
+def load_image(
+    source: Any,
+    timeout: float = 10.0,
+    frame: int | None = None,
+    max_bytes: int = MAX_BYTES,
+    alpha: str = "drop",
+    allow_private: bool | None = None,
+) -> Image.Image:
     """The picture behind ``source`` as a new RGB ``PIL.Image``.
 
-    ``source``: path (str, PathLike) of a regular file, ``file://`` or ``http(s)://`` URL, encoded bytes, binary stream, PIL picture, or
-    array or tensor (MindSpore, PyTorch, …) of shape (H, W), (H, W, 1 | 3 | 4) or (1 | 3 | 4, H, W), of uint8, uint16 or float; their
-    values are explained at :func:`mindblip2.data.images.color_conversion.to_levels`.
+    ``source``: path (str, PathLike) of a regular file, ``file://`` or ``http(s)://`` URL, encoded bytes,
+    binary stream, PIL picture, or array or tensor (MindSpore, PyTorch, …) of shape (H, W), (H, W, 1 | 3 | 4)
+    or (1 | 3 | 4, H, W), of uint8, uint16 or float; their values are explained at
+    :func:`mindblip2.data.images.color_conversion.to_levels`.
 
     ``timeout`` (seconds, for the whole download), ``max_bytes`` and ``allow_private`` are for downloads, see
-    :func:`mindblip2.data.images.download.fetch`.  ``frame`` picks one frame, from 0, of an animated picture or multi-page TIFF.  ``alpha``: "drop"
-    shows the colours under transparent pixels, as LAVIS; "white" puts the picture on a white background, as transformers.
+    :func:`mindblip2.data.images.download.fetch`.  ``frame`` picks one frame, from 0, of an animated picture
+    or multi-page TIFF.  ``alpha``: "drop" shows the colours under transparent pixels, as LAVIS; "white" puts
+    the picture on a white background, as transformers.
 
-    Equal to LAVIS's ``Image.open(path).convert("RGB")`` but for three things.  The EXIF orientation is applied (LAVIS shows phone photos
-    lying).  16-bit grey and floats are scaled to 8 bits (PIL clips them at 255).  An animated picture is refused unless ``frame`` is
-    given (LAVIS silently takes the first).
+    Equal to LAVIS's ``Image.open(path).convert("RGB")`` but for three things.  The EXIF orientation is
+    applied (LAVIS shows phone photos lying).  16-bit grey and floats are scaled to 8 bits (PIL clips them at
+    255).  An animated picture is refused unless ``frame`` is given (LAVIS silently takes the first).
 
-    Raises FileNotFoundError, IsADirectoryError or another OSError where the bytes cannot be had (TimeoutError for a slow server,
-    PermissionError for an address of a private network), ImageError (a ValueError) where they are no usable picture, ValueError for an
-    argument out of range.  Each message names the source.
+    Raises FileNotFoundError, IsADirectoryError or another OSError where the bytes cannot be had (TimeoutError
+    for a slow server, PermissionError for an address of a private network), ImageError (a ValueError) where
+    they are no usable picture, ValueError for an argument out of range.  Each message names the source.
     """
     timeout, max_bytes = argument(Positive, timeout, "timeout"), argument(Count, max_bytes, "max_bytes")
     if timeout > MAX_SECONDS:
@@ -74,8 +110,8 @@ def load_image(source: Any, timeout: float = 10.0, frame: int | None = None, max
 
 
 def check_header(source: str | os.PathLike) -> None:
-    """Look at a picture file without decoding it, for what :func:`load_image` would raise of a file that is missing, empty, no picture or
-    too large.  An address is not looked at."""
+    """Look at a picture file without decoding it, for what :func:`load_image` would raise of a file that is
+    missing, empty, no picture or too large.  An address is not looked at."""
     match = SCHEME.match(os.fspath(source))
     if match and (match[1] or match[2]).lower() in ("http", "https"):
         return
@@ -84,8 +120,8 @@ def check_header(source: str | os.PathLike) -> None:
 
 
 def sizes(paths, desc="pictures", quiet=False):
-    """(width, height) of every picture, or the OSError or ImageError why it cannot be read; in order.  In threads, since PIL decodes
-    outside Python's lock."""
+    """(width, height) of every picture, or the OSError or ImageError why it cannot be read; in order.  In
+    threads, since PIL decodes outside Python's lock."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from progress(pool.map(_size, paths), desc, "picture", len(paths), disable=quiet)
 
@@ -107,7 +143,9 @@ def _opened(source, *download):
     with stream:
         head = stream.read(HEAD)
         if not head:
-            raise ImageError(f"{name} is empty (0 bytes): the download or copy that made it failed; get it again")
+            raise ImageError(
+                f"{name} is empty (0 bytes): the download or copy that made it failed; get it again"
+            )
         stream.seek(0)
         with _explained(name, looks_like(head)):
             yield Image.open(stream, formats=_formats()), name
@@ -130,8 +168,10 @@ def _open(source, *download):
         return _open_address(source, *download)
     if hasattr(source, "read"):
         return _copy_stream(source)
-    raise ImageError(f"cannot load a picture from {type(source).__name__} {repr(source)[:80]}; expected a path, URL, "
-                     "bytes, binary stream, PIL picture, array or tensor")
+    raise ImageError(
+        f"cannot load a picture from {type(source).__name__} {repr(source)[:80]}; expected a path, URL, "
+        "bytes, binary stream, PIL picture, array or tensor"
+    )
 
 
 def _open_address(source, timeout=None, max_bytes=None, allow_private=None):
@@ -144,10 +184,14 @@ def _open_address(source, timeout=None, max_bytes=None, allow_private=None):
     if scheme == "file":
         parts = urlsplit(source)
         if parts.netloc not in ("", "localhost"):
-            raise ImageError(f"{source[:200]}: a file address names no host, got {parts.netloc!r}; expected file:///folder/picture.jpg")
+            raise ImageError(
+                f"{source[:200]}: a file address names no host, got {parts.netloc!r}; expected file:///folder/picture.jpg"
+            )
         return _open_file(url2pathname(parts.path))
-    raise ImageError(f"{source[:200]}: load_image reads http://, https:// and file:// addresses, not {scheme}:; "
-                     "download the file and pass its path")
+    raise ImageError(
+        f"{source[:200]}: load_image reads http://, https:// and file:// addresses, not {scheme}:; "
+        "download the file and pass its path"
+    )
 
 
 def _open_file(path):
@@ -155,26 +199,40 @@ def _open_file(path):
         raise IsADirectoryError(f"{path} is a folder; expected one picture: pass the path of a file in it")
     try:
         return open(regular_file(path), "rb"), path
-    except FileError as error:      # a pipe or device, a zero byte
+    except FileError as error:  # a pipe or device, a zero byte
         raise ImageError(f"{error}; pass the path of a picture, or encoded pictures as bytes") from None
     except (FileNotFoundError, NotADirectoryError):
         folder = os.path.dirname(os.path.abspath(path))
-        missing = "the folder exists, the file does not" if os.path.isdir(folder) else f"there is no folder {folder}"
-        raise FileNotFoundError(f"no picture at {path!r} (absolute: {os.path.abspath(path)}): {missing}") from None
+        missing = (
+            "the folder exists, the file does not"
+            if os.path.isdir(folder)
+            else f"there is no folder {folder}"
+        )
+        raise FileNotFoundError(
+            f"no picture at {path!r} (absolute: {os.path.abspath(path)}): {missing}"
+        ) from None
     except PermissionError:
-        raise PermissionError(f"{path} may not be read by this user: change its permissions (chmod a+r)") from None
-    except (OSError, ValueError) as error:      # a name too long, or with a zero byte: encoded data passed as a str
-        raise ImageError(f"{path[:80]!r}… is no usable path ({error}); pass encoded pictures as bytes") from None
+        raise PermissionError(
+            f"{path} may not be read by this user: change its permissions (chmod a+r)"
+        ) from None
+    # a name too long, or with a zero byte: encoded data passed as a str
+    except (OSError, ValueError) as error:
+        raise ImageError(
+            f"{path[:80]!r}… is no usable path ({error}); pass encoded pictures as bytes"
+        ) from None
 
 
 def _copy_stream(source):
-    """A copy of a caller's stream, rewound first as PIL does, so that a stream just written to needs no ``seek(0)``."""
+    """A copy of a caller's stream, rewound first as PIL does, so that a stream just written to needs no
+    ``seek(0)``."""
     name = str(getattr(source, "name", f"the {type(source).__name__}"))
     if hasattr(source, "seekable") and source.seekable():
         source.seek(0)
     data = source.read()
     if not isinstance(data, bytes):
-        raise ImageError(f"{name} gives {type(data).__name__}, not bytes: open it in binary mode, open(path, 'rb')")
+        raise ImageError(
+            f"{name} gives {type(data).__name__}, not bytes: open it in binary mode, open(path, 'rb')"
+        )
     return io.BytesIO(data), name
 
 
@@ -184,10 +242,12 @@ def _copy_stream(source):
 def _upright_rgb(picture, frame, name, alpha):
     _choose_frame(picture, frame, name)
     check_size(picture.size, name)
-    rgb = to_rgb(picture, name, alpha)     # loads it; only then the orientation, because PIL turns TIFF itself while loading
+    # loads it; only then the orientation, because PIL turns TIFF itself while loading
+    rgb = to_rgb(picture, name, alpha)
     turn = TURNS.get(_orientation(picture))
     rgb = rgb if turn is None else rgb.transpose(turn)
-    rgb.info = {}                   # else the EXIF orientation would be applied again by whoever opens the result
+    # else the EXIF orientation would be applied again by whoever opens the result
+    rgb.info = {}
     return rgb
 
 
@@ -195,8 +255,10 @@ def _choose_frame(picture, frame, name):
     """Go to the frame.  Frames are not counted: in a hostile TIFF that takes hours."""
     if frame is None:
         if getattr(picture, "is_animated", False) and picture.format not in STILL_FORMATS:
-            raise ImageError(f"{name} is a {picture.format} with several frames; expected one picture: pass load_image(…, frame=0) for "
-                             "the first")
+            raise ImageError(
+                f"{name} is a {picture.format} with several frames; expected one picture: pass load_image(…, frame=0) for "
+                "the first"
+            )
         return
     if isinstance(frame, bool) or not isinstance(frame, Integral) or frame < 0:
         raise ImageError(f"frame = {frame!r}: expected a whole number, 0 for the first frame of {name}")
@@ -209,7 +271,8 @@ def _choose_frame(picture, frame, name):
 def _orientation(picture):
     try:
         return picture.getexif().get(ORIENTATION)
-    except Exception:       # PIL raises many types on damaged EXIF; the pixels are sound and need not be lost for it
+    # PIL raises many types on damaged EXIF; the pixels are sound and need not be lost for it
+    except Exception:
         return None
 
 
@@ -234,10 +297,17 @@ def _explained(name, kind):
     except MemoryError:
         raise ImageError(f"{name} ({kind}) needs more memory than there is; scale it down") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} would unpack to too many pixels: {error}  If you trust it, raise "
-                         "PIL.Image.MAX_IMAGE_PIXELS; else scale it down") from None
+        raise ImageError(
+            f"{name} would unpack to too many pixels: {error}  If you trust it, raise "
+            "PIL.Image.MAX_IMAGE_PIXELS; else scale it down"
+        ) from None
     except UnidentifiedImageError:
-        raise ImageError(f"{name} cannot be read as a picture: it starts like {kind}; expected a whole JPEG, PNG, WebP "
-                         "or another format that PIL reads") from None
-    except Exception as error:      # PIL's readers raise OSError, SyntaxError, struct.error, zlib.error … on damage
-        raise ImageError(f"{name} ({kind}) is truncated or damaged: {' '.join(str(error).split())}; get the file again") from error
+        raise ImageError(
+            f"{name} cannot be read as a picture: it starts like {kind}; expected a whole JPEG, PNG, WebP "
+            "or another format that PIL reads"
+        ) from None
+    # PIL's readers raise OSError, SyntaxError, struct.error, zlib.error … on damage
+    except Exception as error:
+        raise ImageError(
+            f"{name} ({kind}) is truncated or damaged: {' '.join(str(error).split())}; get the file again"
+        ) from error

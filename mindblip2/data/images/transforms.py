@@ -1,11 +1,13 @@
 """Pictures to arrays, as torchvision does it on PIL pictures in LAVIS's processors.
 
-PIL's filter is antialiased (its support grows with the reduction); the bicubic resize of ``mindspore.dataset`` on
-arrays is not, and gives visibly other pixels.  Hence every geometric step works on a PIL picture.  Augmentations are
-to take their random generator as an argument and to stand with the first group.
+PIL's filter is antialiased (its support grows with the reduction); the bicubic resize of
+``mindspore.dataset`` on arrays is not, and gives visibly other pixels.  Hence every geometric step works on a
+PIL picture.  Augmentations are to take their random generator as an argument and to stand with the first
+group.
 
 # H W height, width of the picture in pixels · S side of the model's square input
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +21,14 @@ from mindblip2.config import CLIP_MEAN, CLIP_STD
 def resize(image, size, resample=Image.Resampling.BICUBIC):
     """RGB picture stretched to exactly ``size`` x ``size`` pixels, without a crop.
 
-    Bit-equal to torchvision's ``Resize((size, size), BICUBIC)`` on a PIL picture.  Raises ValueError for another mode
-    than RGB: PIL resizes palette pictures by nearest neighbour whatever filter is asked for.
+    Bit-equal to torchvision's ``Resize((size, size), BICUBIC)`` on a PIL picture.  Raises ValueError for
+    another mode than RGB: PIL resizes palette pictures by nearest neighbour whatever filter is asked for.
     """
     if image.mode != "RGB":
-        raise ValueError(f"resize expects an RGB picture, got mode {image.mode}: "
-                         "open it with mindblip2.load_image, which converts")
+        raise ValueError(
+            f"resize expects an RGB picture, got mode {image.mode}: "
+            "open it with mindblip2.load_image, which converts"
+        )
     return image.resize((size, size), resample)
 
 
@@ -49,6 +53,7 @@ def normalize(image_CHW, mean=CLIP_MEAN, std=CLIP_STD):
 @dataclass(frozen=True)
 class EvalTransform:
     """LAVIS's ``BlipImageEvalProcessor``: resize to a square, scale to [0, 1], normalise."""
+
     image_size: int = 224
     mean: tuple = CLIP_MEAN
     std: tuple = CLIP_STD

@@ -5,20 +5,23 @@
 
 T text
 """
+
 import numpy as np
 
-IMAGE_TOKEN = "<image>"     # transformers' placeholder of a query, of which its prompts begin with one for each
+# transformers' placeholder of a query, of which its prompts begin with one for each
+IMAGE_TOKEN = "<image>"
 
 
 class PromptedText:
     """Captions and prompts to ids as the model of ``config`` (a ``Blip2Config``) reads them.
 
-    The end token is ``text_config.eos_token_id``, of several the first, which for OPT is a line end, as in LAVIS; bos is there if
-    ``begins_with_bos`` says so, whatever the tokenizer puts in front by itself.  ``max_length`` in tokens, all included: a longer caption
-    loses its end, and with it the end token, since it does not end there.
+    The end token is ``text_config.eos_token_id``, of several the first, which for OPT is a line end, as in
+    LAVIS; bos is there if ``begins_with_bos`` says so, whatever the tokenizer puts in front by itself.
+    ``max_length`` in tokens, all included: a longer caption loses its end, and with it the end token, since
+    it does not end there.
 
-    Raises ValueError for a tokenizer of another model, a special id outside the vocabulary, and a prompt that leaves no room for a
-    caption."""
+    Raises ValueError for a tokenizer of another model, a special id outside the vocabulary, and a prompt that
+    leaves no room for a caption."""
 
     def __init__(self, tokenizer, config, prompt="", max_length=32):
         text = config.text_config
@@ -26,10 +29,16 @@ class PromptedText:
         self.tokenizer, self.prompt, self.max_length = tokenizer, prompt, max_length
         self.config = config
         self.end, self.pad = text.end_token_ids[0], text.pad_token_id
-        for name, ids in (("bos_token_id", [text.bos_token_id]), ("eos_token_id", text.end_token_ids), ("pad_token_id", [self.pad])):
+        for name, ids in (
+            ("bos_token_id", [text.bos_token_id]),
+            ("eos_token_id", text.end_token_ids),
+            ("pad_token_id", [self.pad]),
+        ):
             if not all(0 <= one < text.vocab_size for one in ids):
-                raise ValueError(f"text_config.{name} = {getattr(text, name)} lies outside the vocabulary of {text.vocab_size}: give the "
-                                 "language model's")
+                raise ValueError(
+                    f"text_config.{name} = {getattr(text, name)} lies outside the vocabulary of {text.vocab_size}: give the "
+                    "language model's"
+                )
         self._check_room(prompt)
 
     def ids(self, text):
@@ -39,14 +48,15 @@ class PromptedText:
     def __call__(self, caption, prompt=None):
         """``{"input_ids": (T,) int32, padded on the right, "length", "prompt_length"}`` of a cleaned caption.
 
-        ``prompt``: this caption's own, a question whose answer it is; a space comes between.  The prompt ends where the ids of prompt
-        and caption together stop being those of the prompt: a tokenizer may join the prompt's last letters with the caption's first."""
+        ``prompt``: this caption's own, a question whose answer it is; a space comes between.  The prompt ends
+        where the ids of prompt and caption together stop being those of the prompt: a tokenizer may join the
+        prompt's last letters with the caption's first."""
         if prompt is None:
             prompt = self.prompt
         else:
             self._check_room(prompt)
             caption = f" {caption}"
-        ids = (self.ids(prompt + caption) + [self.end])[:self.max_length]
+        ids = (self.ids(prompt + caption) + [self.end])[: self.max_length]
         same = 0
         if prompt:
             alone = self.ids(prompt)
@@ -57,17 +67,21 @@ class PromptedText:
     def _check_room(self, prompt):
         taken = len(self.ids(prompt))
         if taken >= self.max_length:
-            raise ValueError(f"the prompt {prompt!r} takes {taken} of text_transforms.max_length = {self.max_length} tokens and leaves no "
-                             "room for a caption: shorten it, or raise max_length (and processor.tokenizer.max_length)")
+            raise ValueError(
+                f"the prompt {prompt!r} takes {taken} of text_transforms.max_length = {self.max_length} tokens and leaves no "
+                "room for a caption: shorten it, or raise max_length (and processor.tokenizer.max_length)"
+            )
 
 
 def without_image_tokens(text):
-    """A text without the placeholders of image tokens: the queries stand before every text here, without being named in it."""
+    """A text without the placeholders of image tokens: the queries stand before every text here, without
+    being named in it."""
     return text.replace(IMAGE_TOKEN, "")
 
 
 def prompt_ids(config, tokenizer, prompt):
-    """What follows the queries of the model of ``config``: bos, where the model has one there, and the ids of a prompt; a list."""
+    """What follows the queries of the model of ``config``: bos, where the model has one there, and the ids of
+    a prompt; a list."""
     return [config.text_config.bos_token_id] * config.begins_with_bos + plain_ids(tokenizer, prompt)
 
 
@@ -76,7 +90,7 @@ def plain_ids(tokenizer, text):
     text = without_image_tokens(text)
     if hasattr(tokenizer, "encode"):
         return tokenizer.encode(text, add_special_tokens=False)
-    return tokenizer(text, padding=False, truncation=False)["input_ids"][1:-1]      # BERT's puts two around
+    return tokenizer(text, padding=False, truncation=False)["input_ids"][1:-1]  # BERT's puts two around
 
 
 def check_language_vocabulary(config, tokenizer):
@@ -85,5 +99,7 @@ def check_language_vocabulary(config, tokenizer):
     if hasattr(tokenizer, "check_vocabulary"):
         tokenizer.check_vocabulary(size)
     elif len(tokenizer) != size:
-        raise ValueError(f"the tokenizer {tokenizer!r} knows {len(tokenizer)} tokens, the language model {size}: set processor.tokenizer "
-                         "to the language model's own (type and vocab_file)")
+        raise ValueError(
+            f"the tokenizer {tokenizer!r} knows {len(tokenizer)} tokens, the language model {size}: set processor.tokenizer "
+            "to the language model's own (type and vocab_file)"
+        )

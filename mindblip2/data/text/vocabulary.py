@@ -1,7 +1,10 @@
-"""The two kinds of vocabulary of language models: sentencepiece models and what the ``tokenizers`` library reads.
+"""The two kinds of vocabulary of language models: sentencepiece models and what the ``tokenizers`` library
+reads.
 
-Both turn text into ids without special tokens around it, and ids into text.  Added tokens are found in the text first and never cut.
+Both turn text into ids without special tokens around it, and ids into text.  Added tokens are found in the
+text first and never cut.
 """
+
 import contextlib
 import re
 
@@ -11,17 +14,20 @@ from mindblip2.data.images.file_signatures import HEAD, looks_like
 from mindblip2.data.text.tokenizer_files import ADVICE, MAX_BYTES, MAX_ID, read_bytes
 from mindblip2.file_io import FileError, read_json, read_text
 
-SAMPLE = "A photo of 2 cats, 猫 é"        # what every vocabulary is tried with, so that damage is found where the file is known
+# what every vocabulary is tried with, so that damage is found where the file is known
+SAMPLE = "A photo of 2 cats, 猫 é"
 SPACE = "▁"
-# A field after the end of a protobuf message overrides the same field in it: normalizer_spec { add_dummy_prefix: false }.
+# A field after the end of a protobuf message overrides the same field in it: normalizer_spec {
+# add_dummy_prefix: false }.
 NO_PREFIX = b"\x1a\x02\x18\x00"
 
 
 class SentencePieces:
     """A ``.model`` file of sentencepiece (Llama, Vicuna, Baichuan), byte fallback included.
 
-    ``legacy``: each piece of text between added tokens gets a space in front, as the tokenizers of Llama 1, Vicuna and MindFormers
-    do; otherwise only the begin of the whole text does (``"legacy": false`` in tokenizer_config.json, Llama 2).
+    ``legacy``: each piece of text between added tokens gets a space in front, as the tokenizers of Llama 1,
+    Vicuna and MindFormers do; otherwise only the begin of the whole text does (``"legacy": false`` in
+    tokenizer_config.json, Llama 2).
 
     Raises ImportError where sentencepiece is not installed, ValueError for a file that is no such model."""
 
@@ -31,16 +37,20 @@ class SentencePieces:
                 SentencePieceProcessor,  # an extra: BERT, GPT-2 and tokenizer.json do without
             )
         except ImportError:
-            raise ImportError(f"{path.name} is a sentencepiece model, and the package sentencepiece is not installed: pip install "
-                              "'mindblip2[llm]' or pip install sentencepiece, or give the tokenizer.json of the same model") from None
+            raise ImportError(
+                f"{path.name} is a sentencepiece model, and the package sentencepiece is not installed: pip install "
+                "'mindblip2[llm]' or pip install sentencepiece, or give the tokenizer.json of the same model"
+            ) from None
         model = read_bytes(path)
         with reading(path, f"a sentencepiece model ({len(model)} bytes, {looks_like(model[:HEAD])})"):
             self.pieces = SentencePieceProcessor(model_proto=model)
             self.later = self.pieces if legacy else SentencePieceProcessor(model_proto=model + NO_PREFIX)
             self.pieces.decode(self.pieces.encode(SAMPLE))
-        self.added, self.names = {}, {}     # token → id, id → token
-        self.special = {i for i in range(len(self.pieces)) if self.pieces.is_control(i) or self.pieces.is_unknown(i)}
-        self.around = [], []                # nothing is said in the file about ids around a text
+        self.added, self.names = {}, {}  # token → id, id → token
+        self.special = {
+            i for i in range(len(self.pieces)) if self.pieces.is_control(i) or self.pieces.is_unknown(i)
+        }
+        self.around = [], []  # nothing is said in the file about ids around a text
         self.split = None
 
     def __len__(self):
@@ -58,7 +68,8 @@ class SentencePieces:
         return self.pieces.id_to_piece(one) if 0 <= one < len(self.pieces) else None
 
     def add(self, token, special, one=None):
-        """Make ``token`` one that is never cut; one that is not in the vocabulary gets the next id, or the id ``one``."""
+        """Make ``token`` one that is never cut; one that is not in the vocabulary gets the next id, or the id
+        ``one``."""
         if one is None:
             one = self.id_of(token)
         one = len(self) if one is None else one
@@ -82,8 +93,11 @@ class SentencePieces:
             if one is not None and one not in self.names and one not in self.special:
                 run.append(one)
                 continue
-            if run:     # sentencepiece drops the space in front of what it decodes; only the first was put there by it
-                text += (" " if text and self.token_of(run[0]).startswith(SPACE) else "") + self.pieces.decode(run)
+            # sentencepiece drops the space in front of what it decodes; only the first was put there by it
+            if run:
+                text += (
+                    " " if text and self.token_of(run[0]).startswith(SPACE) else ""
+                ) + self.pieces.decode(run)
                 run = []
             text += "" if one is None else self.token_of(one)
         return text
@@ -103,7 +117,9 @@ class HuggingFace:
         with reading(path, "a usable tokenizer"):
             self.library.no_padding()
             self.library.no_truncation()
-            self.special = {one for one, token in self.library.get_added_tokens_decoder().items() if token.special}
+            self.special = {
+                one for one, token in self.library.get_added_tokens_decoder().items() if token.special
+            }
             self.around = self._around()
             self.decode(self.encode(SAMPLE))
             if not 0 < len(self) <= MAX_ID:
@@ -126,7 +142,8 @@ class HuggingFace:
         self.special |= {self.id_of(token)} if special else set()
 
     def encode(self, text):
-        # One call per text: encode_batch starts threads, which the worker processes of a data loader do not survive.
+        # One call per text: encode_batch starts threads, which the worker processes of a data loader do not
+        # survive.
         return self.library.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids):
@@ -135,15 +152,16 @@ class HuggingFace:
     def _around(self):
         """The ids that the file itself puts before and after a text."""
         bare, whole = self.encode("a"), self.library.encode("a").ids
-        start = next((i for i in range(len(whole)) if whole[i:i + len(bare)] == bare), 0)
-        return whole[:start], whole[start + len(bare):]
+        start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+        return whole[:start], whole[start + len(bare) :]
 
 
 @contextlib.contextmanager
 def reading(path, what):
     """Errors of a library that reads ``path`` become a FileError that names it and ``what`` it should be.
 
-    The libraries are written in Rust and C++: their errors have no particular type, and a panic is a BaseException."""
+    The libraries are written in Rust and C++: their errors have no particular type, and a panic is a
+    BaseException."""
     try:
         yield
     except FileError:
@@ -156,14 +174,20 @@ def reading(path, what):
 
 def _is_plain_vocabulary(path):
     """Whether a JSON file maps words to ids, and nothing else."""
-    content = read_json(path, None, "a JSON file (tokenizer.json, or vocab.json with merges.txt beside it)", ADVICE, MAX_BYTES)
-    return isinstance(content, dict) and bool(content) and all(isinstance(one, int) for one in content.values())
+    content = read_json(
+        path, None, "a JSON file (tokenizer.json, or vocab.json with merges.txt beside it)", ADVICE, MAX_BYTES
+    )
+    return (
+        isinstance(content, dict) and bool(content) and all(isinstance(one, int) for one in content.values())
+    )
 
 
 def _byte_level(path):
     merges = path.with_name("merges.txt")
     if not merges.is_file():
-        raise FileNotFoundError(f"{path.name} needs {merges} beside it: download both from the page of the language model")
+        raise FileNotFoundError(
+            f"{path.name} needs {merges} beside it: download both from the page of the language model"
+        )
     read_text(merges, "a list of merges", ADVICE, MAX_BYTES)
     with reading(merges, f"the list of merges of {path.name}"):
         library = Tokenizer(models.BPE.from_file(str(path), str(merges)))

@@ -1,8 +1,9 @@
 """BLEU, ROUGE-L and CIDEr-D of captions, as pycocoevalcap computes them, without Java.
 
-METEOR and SPICE, which LAVIS reports too, are Java programs: :mod:`mindblip2.evaluation.metrics.java`.  A caption is scored by its words
-(:mod:`mindblip2.evaluation.metrics.ptb_tokenizer`).
+METEOR and SPICE, which LAVIS reports too, are Java programs: :mod:`mindblip2.evaluation.metrics.java`.  A
+caption is scored by its words (:mod:`mindblip2.evaluation.metrics.ptb_tokenizer`).
 """
+
 import math
 from collections import Counter
 
@@ -10,18 +11,20 @@ import numpy as np
 
 from mindblip2.evaluation.metrics.ptb_tokenizer import words
 
-LONGEST = 4                 # n-grams of 1 to 4 words
-BETA = 1.2                  # ROUGE-L: recall counts a little more than precision
-SIGMA = 6.0                 # CIDEr-D: standard deviation of the penalty on another length, in words
+LONGEST = 4  # n-grams of 1 to 4 words
+BETA = 1.2  # ROUGE-L: recall counts a little more than precision
+SIGMA = 6.0  # CIDEr-D: standard deviation of the penalty on another length, in words
 NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr")
 
 
 def caption_scores(captions, references):
-    """``{"Bleu_1", …, "Bleu_4", "ROUGE_L", "CIDEr"}`` over all pictures; CIDEr goes up to 10, the others to 1.
+    """``{"Bleu_1", …, "Bleu_4", "ROUGE_L", "CIDEr"}`` over all pictures; CIDEr goes up to 10, the others to
+    1.
 
-    ``captions``: picture → one caption.  ``references``: picture → list of captions by people.  CIDEr weighs words by how many of the
-    given pictures' references hold them, so its value belongs to this set of pictures; where that leaves no word any weight, it is not
-    among the scores, and a line says so (pycocoevalcap gives 0).
+    ``captions``: picture → one caption.  ``references``: picture → list of captions by people.  CIDEr weighs
+    words by how many of the given pictures' references hold them, so its value belongs to this set of
+    pictures; where that leaves no word any weight, it is not among the scores, and a line says so
+    (pycocoevalcap gives 0).
 
     Raises ValueError where the two name other pictures, or a picture has no reference."""
     pictures = _matched(captions, references)
@@ -38,12 +41,15 @@ def caption_scores(captions, references):
 def why_no_cider(references):
     """Why CIDEr says nothing about these pictures, each with its list of references; "" if it does.
 
-    A word that every picture's references hold weighs nothing; where that is all there is, every caption scores 0."""
+    A word that every picture's references hold weighs nothing; where that is all there is, every caption
+    scores 0."""
     if len(references) == 1:
         return "there is one picture, and it weighs words by how many of several pictures have them; give at least two"
     if len({frozenset(ngram for one in texts for ngram in _ngrams(words(one))) for texts in references}) == 1:
-        return (f"the references of all {len(references)} pictures have the same words, and it weighs words by what tells pictures apart; "
-                "give pictures with different references")
+        return (
+            f"the references of all {len(references)} pictures have the same words, and it weighs words by what tells pictures apart; "
+            "give pictures with different references"
+        )
     return ""
 
 
@@ -52,8 +58,10 @@ def _matched(captions, references):
         raise ValueError("no captions to score")
     missing, more = set(captions) - set(references), set(references) - set(captions)
     if missing or more:
-        raise ValueError(f"captions of {len(captions)} pictures but references of {len(references)}: without references "
-                         f"{sorted(map(str, missing))[:3]}, without a caption {sorted(map(str, more))[:3]}")
+        raise ValueError(
+            f"captions of {len(captions)} pictures but references of {len(references)}: without references "
+            f"{sorted(map(str, missing))[:3]}, without a caption {sorted(map(str, more))[:3]}"
+        )
     for picture, texts in references.items():
         if not isinstance(texts, (list, tuple)) or not texts:
             raise ValueError(f"references[{picture!r}] = {texts!r}: expected a list of at least one caption")
@@ -79,19 +87,21 @@ def bleu(found, wanted):
 
 
 def rouge_l(found, wanted):
-    """The F-measure of the longest common subsequence, per picture; precision and recall each of the best reference."""
+    """The F-measure of the longest common subsequence, per picture; precision and recall each of the best
+    reference."""
     scores = []
     for caption, references in zip(found, wanted):
         common = [_common(caption, one) for one in references]
         precision = max(common) / max(len(caption), 1)
         recall = max(length / max(len(one), 1) for length, one in zip(common, references))
         both = precision and recall
-        scores.append((1 + BETA ** 2) * precision * recall / (recall + BETA ** 2 * precision) if both else 0.0)
+        scores.append((1 + BETA**2) * precision * recall / (recall + BETA**2 * precision) if both else 0.0)
     return scores
 
 
 def cider_d(found, wanted):
-    """CIDEr-D per picture: the cosine of tf-idf vectors of n-grams, clipped, with a penalty on another length, times 10."""
+    """CIDEr-D per picture: the cosine of tf-idf vectors of n-grams, clipped, with a penalty on another
+    length, times 10."""
     counts = [[_ngrams(one) for one in references] for references in wanted]
     pictures_with = Counter(ngram for references in counts for ngram in set().union(*references))
     rarity = Rarity(pictures_with, math.log(len(counts)))
@@ -110,10 +120,13 @@ class Rarity:
 
     def vector(self, counts):
         """({ngram: weight}, norm per length of n-grams, number of bigrams)."""
-        weights = {ngram: count * (self.log_pictures - math.log(max(1, self.pictures_with[ngram]))) for ngram, count in counts.items()}
+        weights = {
+            ngram: count * (self.log_pictures - math.log(max(1, self.pictures_with[ngram])))
+            for ngram, count in counts.items()
+        }
         squares = np.zeros(LONGEST)
         for ngram, weight in weights.items():
-            squares[len(ngram) - 1] += weight ** 2
+            squares[len(ngram) - 1] += weight**2
         return weights, np.sqrt(squares), sum(count for ngram, count in counts.items() if len(ngram) == 2)
 
 
@@ -125,11 +138,13 @@ def _alike(caption, reference):
         products[len(ngram) - 1] += min(weight, other) * other
     norms = norm * other_norm
     cosine = np.divide(products, norms, out=products, where=norms != 0)
-    return np.mean(cosine) * math.exp(-(length - other_length) ** 2 / (2 * SIGMA ** 2))
+    return np.mean(cosine) * math.exp(-((length - other_length) ** 2) / (2 * SIGMA**2))
 
 
 def _ngrams(caption):
-    return Counter(tuple(caption[i:i + n]) for n in range(1, LONGEST + 1) for i in range(len(caption) - n + 1))
+    return Counter(
+        tuple(caption[i : i + n]) for n in range(1, LONGEST + 1) for i in range(len(caption) - n + 1)
+    )
 
 
 def _common(one, other):

@@ -1,4 +1,5 @@
-"""Our side of a network that runs end to end (mindblip2/parity/cases/chained.py): every module recorded, under its name and the verb's."""
+"""Our side of a network that runs end to end (mindblip2/parity/cases/chained.py): every module recorded,
+under its name and the verb's."""
 
 from collections.abc import Mapping
 
@@ -13,14 +14,22 @@ FIRST = "vit.blocks.0"  # what goes into it is the class token, the patches and 
 
 
 def batch(image: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Inputs of a forward pass. The wrong picture of each text is the next one's, the wrong text the one before; of two the last, or
-    pictures and texts could be exchanged and nobody would notice."""
+    """Inputs of a forward pass. The wrong picture of each text is the next one's, the wrong text the one
+    before; of two the last, or pictures and texts could be exchanged and nobody would notice."""
     own = np.arange(len(ids))
-    return {"image": image, "ids": ids, "image_idx": np.roll(own, -1), "text_idx": np.array([1, 1]) if len(ids) == 2 else np.roll(own, 1)}
+    return {
+        "image": image,
+        "ids": ids,
+        "image_idx": np.roll(own, -1),
+        "text_idx": np.array([1, 1]) if len(ids) == 2 else np.roll(own, 1),
+    }
 
 
-def our_activations(model: nn.Cell, paths: Mapping[str, str], inputs: Mapping[str, np.ndarray], whole: bool = True) -> dict:
-    """Every module's outputs in one forward pass of ours; not ``whole``: without those that ran less often than they should."""
+def our_activations(
+    model: nn.Cell, paths: Mapping[str, str], inputs: Mapping[str, np.ndarray], whole: bool = True
+) -> dict:
+    """Every module's outputs in one forward pass of ours; not ``whole``: without those that ran less often
+    than they should."""
     first = [FIRST] if FIRST in paths else []
     with our_side.capture(model, paths) as outputs, our_side.capture(model, first, inputs=True) as embedded:
         our_losses(model, **{name: tensor(value) for name, value in inputs.items()})
@@ -32,7 +41,8 @@ def by_verb(outputs: Mapping[str, list[np.ndarray]], whole: bool = True) -> dict
     found = {}
     for path, values in outputs.items():
         verbs = verbs_of(path)
-        values = values[:1] if ".memory." in path else values  # ours makes the image's keys once, the twin per verb
+        # ours makes the image's keys once, the twin per verb
+        values = values[:1] if ".memory." in path else values
         if len(values) != len(verbs):
             if not whole:
                 continue

@@ -1,4 +1,5 @@
-"""Our side of the cases of a language model (mindblip2/parity/cases/language_model.py), by the case's name behind the model's.
+"""Our side of the cases of a language model (mindblip2/parity/cases/language_model.py), by the case's name
+behind the model's.
 
 Padding has no meaning, so what comes out there is multiplied by the mask.
 
@@ -21,12 +22,16 @@ ROWS = 64  # words that a window of one layer is built with; the head is compare
 
 def one_layer(config):
     """The configuration of a window: one layer, few words. No special id is used there."""
-    return config.replace(num_layers=1, vocab_size=min(ROWS, config.vocab_size), bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    return config.replace(
+        num_layers=1, vocab_size=min(ROWS, config.vocab_size), bos_token_id=0, eos_token_id=0, pad_token_id=0
+    )
 
 
 def is_baichuan(config) -> bool:
     """Has the model what Baichuan has and no Llama? Then its seeded weights have Baichuan's names."""
-    return not isinstance(config, OPTConfig) and (config.position_embedding == "alibi" or config.normalized_head)
+    return not isinstance(config, OPTConfig) and (
+        config.position_embedding == "alibi" or config.normalized_head
+    )
 
 
 class Holder(nn.Cell):
@@ -60,11 +65,14 @@ def attention(model: nn.Cell, x, mask, i: str):
 
 
 def layer(model: nn.Cell, x, mask, i: str, counted=None):
-    return kept(model.llm.layers[int(i)](x, *model.llm.begin(x, mask)[1:])[0], mask if counted is None else counted)
+    return kept(
+        model.llm.layers[int(i)](x, *model.llm.begin(x, mask)[1:])[0], mask if counted is None else counted
+    )
 
 
 def hidden(model: nn.Cell, x, mask):
-    """What goes into the first layer, what comes out of each, the last through the final norm: errors add up."""
+    """What goes into the first layer, what comes out of each, the last through the final norm: errors add
+    up."""
     llm = model.llm
     x, bias, turn = llm.begin(x, mask)
     found = [x]

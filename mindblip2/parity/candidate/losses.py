@@ -1,4 +1,5 @@
-"""Our side of the cases of the losses (mindblip2/parity/cases/losses.py): several problems stacked along a first axis, N.
+"""Our side of the cases of the losses (mindblip2/parity/cases/losses.py): several problems stacked along a
+first axis, N.
 
     # N problems · B batch · Q queries · E embed · T text · V vocabulary
 """
@@ -15,17 +16,28 @@ FIXED_NOISE = 0.5  # the same number for every candidate: the likeliest negative
 
 
 def each(loss: Callable) -> Callable:
-    """Apply a loss to each of the stacked problems -> a function of a network and (N, …) tensors, with values (N,)."""
+    """Apply a loss to each of the stacked problems -> a function of a network and (N, …) tensors, with values
+    (N,)."""
+
     def stacked(_, **tensors):
         problems = zip(*(list(x) for x in tensors.values()), strict=True)
         return ops.stack([loss(*problem) for problem in problems])
+
     return stacked
 
 
 def itc(_, image, text, temp, gather: bool, image_id=None):
     """Losses (N,) and the similarities in both directions (N, B, B)."""
-    found = [losses.itc(losses.normalise(image[n]), losses.normalise(text[n]), temp[n],
-                        None if image_id is None else image_id[n], gather_with_grad=gather) for n in range(len(temp))]
+    found = [
+        losses.itc(
+            losses.normalise(image[n]),
+            losses.normalise(text[n]),
+            temp[n],
+            None if image_id is None else image_id[n],
+            gather_with_grad=gather,
+        )
+        for n in range(len(temp))
+    ]
     return tuple(ops.stack(values) for values in zip(*found, strict=True))
 
 

@@ -20,8 +20,13 @@ VOCABULARY = VOCAB_FILE
 
 def adamw(_, matrix, vector, matrix_gradients, vector_gradients):
     """Both parameters after three steps."""
-    parameters = [Parameter(Tensor(value.asnumpy()), name=name) for name, value in (("weight", matrix), ("bias", vector))]
-    update = optimizer.AdamW(parameters, OptimizerConfig(beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY))
+    parameters = [
+        Parameter(Tensor(value.asnumpy()), name=name)
+        for name, value in (("weight", matrix), ("bias", vector))
+    ]
+    update = optimizer.AdamW(
+        parameters, OptimizerConfig(beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY)
+    )
     for rate, *gradients in zip(UPDATE_RATES, matrix_gradients, vector_gradients, strict=True):
         update(gradients, rate)
     return tuple(Tensor(one.asnumpy()) for one in parameters)
@@ -30,10 +35,19 @@ def adamw(_, matrix, vector, matrix_gradients, vector_gradients):
 def rates(_, steps):
     """Those of both schedules."""
     top, low, start = RATES
-    configs = (ScheduleConfig(type=name, learning_rate=top, lr_end=low, warmup_lr_init=start, warmup_steps=WARMUP)
-               for name in ("cosine", "cosine_epoch"))
-    return tuple(Tensor(np.array([lr_schedule.learning_rate(config, int(step), TOTAL, EPOCH) for step in steps.asnumpy()], np.float32))
-                 for config in configs)
+    configs = (
+        ScheduleConfig(type=name, learning_rate=top, lr_end=low, warmup_lr_init=start, warmup_steps=WARMUP)
+        for name in ("cosine", "cosine_epoch")
+    )
+    return tuple(
+        Tensor(
+            np.array(
+                [lr_schedule.learning_rate(config, int(step), TOTAL, EPOCH) for step in steps.asnumpy()],
+                np.float32,
+            )
+        )
+        for config in configs
+    )
 
 
 def picture(_, pixels):

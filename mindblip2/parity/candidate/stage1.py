@@ -1,5 +1,6 @@
-"""Our side of every case of stage 1, by the case's name: what our model does with the named inputs. Needs no torch, so a host that has
-only MindSpore runs the cases that another host wrote down (``dump`` in mindblip2/parity/run.py).
+"""Our side of every case of stage 1, by the case's name: what our model does with the named inputs. Needs no
+torch, so a host that has only MindSpore runs the cases that another host wrote down (``dump`` in
+mindblip2/parity/run.py).
 
     # B batch · Q queries · P patches + cls · W image width · T text · L = Q + T · D width
 """
@@ -21,9 +22,10 @@ VERB = "(?P<verb>see|read|match|caption)"
 
 
 def ours_of(name: str) -> Callable:
-    """The function (model, **inputs) of the case called ``name``; a name that no row has is the path of a cell."""
+    """The function (model, **inputs) of the case called ``name``; a name that no row has is the path of a
+    cell."""
     language = re.match(MODEL, name)
-    table, name = (LANGUAGE, name[language.end():]) if language else (STAGE_1, name)
+    table, name = (LANGUAGE, name[language.end() :]) if language else (STAGE_1, name)
     for pattern, function in table.items():
         if found := re.fullmatch(pattern, name):
             return partial(function, **found.groupdict()) if found.groupdict() else function
@@ -54,7 +56,8 @@ def text_embedding(model: nn.Cell, ids):
 
 
 def layer(model: nn.Cell, x, i: str, verb: str, ids=None, image=None, key=None, value=None):
-    """(B, L, D) and, where the verb hands them on, the keys and values; queries and text are apart in our layer."""
+    """(B, L, D) and, where the verb hands them on, the keys and values; queries and text are apart in our
+    layer."""
     part, freq, i = model.qformer, model.config.qformer_config.cross_attention_freq, int(i)
     queries = part.query_tokens.shape[1] if verb in ("see", "match") else 0
     query = x[:, :queries] if queries else None
@@ -62,10 +65,15 @@ def layer(model: nn.Cell, x, i: str, verb: str, ids=None, image=None, key=None, 
     bias = None
     if ids is not None:
         mask = qformer.pad_mask(ids, part.pad_id)
-        bias = {"read": lambda: qformer.read_bias(mask), "match": lambda: qformer.match_bias(mask, queries),
-                "caption": lambda: qformer.caption_bias(mask, key.shape[2])}[verb]()
+        bias = {
+            "read": lambda: qformer.read_bias(mask),
+            "match": lambda: qformer.match_bias(mask, queries),
+            "caption": lambda: qformer.caption_bias(mask, key.shape[2]),
+        }[verb]()
     memory = part.memory(image)[i // freq] if image is not None and i % freq == 0 else None
-    query, text, own = part.encoder.layers[i](query, text, memory, None if key is None else (key, value), bias)
+    query, text, own = part.encoder.layers[i](
+        query, text, memory, None if key is None else (key, value), bias
+    )
     if verb == "see":
         return query, *own
     return text if query is None else ops.cat((query, text), 1)
@@ -91,9 +99,11 @@ def next_token(model: nn.Cell, cache, ids):
     """Logits after the last of a few tokens, fed one by one behind the cached queries."""
     past = tuple((cache[i][0], cache[i][1]) for i in range(cache.shape[0]))
     for position in range(ids.shape[1]):
-        logits, own = model.qformer.next_token(ids[:, position:position + 1], position, past, None)
-        past = tuple((ops.cat((key, k), 2), ops.cat((value, v), 2))
-                     for (key, value), (k, v) in zip(past, own, strict=True))
+        logits, own = model.qformer.next_token(ids[:, position : position + 1], position, past, None)
+        past = tuple(
+            (ops.cat((key, k), 2), ops.cat((value, v), 2))
+            for (key, value), (k, v) in zip(past, own, strict=True)
+        )
     return logits
 
 

@@ -1,7 +1,8 @@
-"""Both networks run end to end ("chained"): errors add up, and the first row that does not pass is where they part.
+"""Both networks run end to end ("chained"): errors add up, and the first row that does not pass is where they
+part.
 
-One stage-1 forward pass with given negatives, every module on the way recorded. A Q-Former module runs once per verb, so
-its rows carry the verb's name.
+One stage-1 forward pass with given negatives, every module on the way recorded. A Q-Former module runs once
+per verb, so its rows carry the verb's name.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,16 +23,22 @@ def chained(nets: Nets, inputs: Mapping[str, np.ndarray]) -> tuple[dict, dict, d
     """Activations (ours, torch32, truth) of one forward pass, in the order of the network."""
     freq = nets.truth.config.cross_attention_freq
     paths = twin_paths(nets.ours, freq)
-    return (our_activations(nets.ours, paths, inputs), their_activations(nets.torch32, paths, inputs),
-            their_activations(nets.truth, paths, inputs))
+    return (
+        our_activations(nets.ours, paths, inputs),
+        their_activations(nets.torch32, paths, inputs),
+        their_activations(nets.truth, paths, inputs),
+    )
 
 
 @torch.no_grad()
 def their_activations(twin: Twin, paths: Mapping[str, str], inputs: Mapping[str, np.ndarray]) -> dict:
     """The same of a twin, under our names."""
     embedded = []
-    handles = [twin.get_submodule(paths[FIRST]).register_forward_pre_hook(lambda _, args: embedded.append(args[0]))
-               ] if FIRST in paths else []
+    handles = (
+        [twin.get_submodule(paths[FIRST]).register_forward_pre_hook(lambda _, args: embedded.append(args[0]))]
+        if FIRST in paths
+        else []
+    )
     with capture(twin, paths.values()) as outputs:
         their_losses(twin, **{name: torch.from_numpy(value) for name, value in inputs.items()})
     for handle in handles:
@@ -46,14 +53,32 @@ def their_losses(twin: Twin, image, ids, image_idx, text_idx):
 
 
 def stage1_cases(model: nn.Cell, image: np.ndarray, ids_NBT: np.ndarray, parts: int = 1) -> Iterator[Case]:
-    """The losses of a batch with N sets of captions, and the gradient of every trainable parameter, over the first
-    ``SUMMED`` sets; in so many ``parts``, because at full width all gradients at once would take 3 GB and more."""
+    """The losses of a batch with N sets of captions, and the gradient of every trainable parameter, over the
+    first ``SUMMED`` sets; in so many ``parts``, because at full width all gradients at once would take 3 GB
+    and more."""
     trained = {parameter.name: parameter.size for parameter in model.trainable_params()}
     few = tuple(name for name, size in trained.items() if size < FEW)
     large = [name for name in trained if name not in few]
     inputs = batch(image, ids_NBT[0])
     for k in range(parts):
-        yield Case(f"stage1.{k}" if parts > 1 else "stage1", their_losses, our_losses, inputs | {"ids": ids_NBT[:SUMMED]},
-                   tuple(large[k::parts]), backward=True, fixed=("image",), stacked=("ids",), values=False)
-    yield Case("stage1.losses", their_losses, our_losses, inputs | {"ids": ids_NBT}, few, backward=True,
-               fixed=("image",), stacked=("ids",))
+        yield Case(
+            f"stage1.{k}" if parts > 1 else "stage1",
+            their_losses,
+            our_losses,
+            inputs | {"ids": ids_NBT[:SUMMED]},
+            tuple(large[k::parts]),
+            backward=True,
+            fixed=("image",),
+            stacked=("ids",),
+            values=False,
+        )
+    yield Case(
+        "stage1.losses",
+        their_losses,
+        our_losses,
+        inputs | {"ids": ids_NBT},
+        few,
+        backward=True,
+        fixed=("image",),
+        stacked=("ids",),
+    )

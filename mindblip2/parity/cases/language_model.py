@@ -1,7 +1,7 @@
 """The language models of stage 2, part by part and whole: Llama, its relatives, OPT.
 
-A model is compared on three networks as stage 1 is (mindblip2/parity/model_triple.py). Padding has no meaning, so what comes out there is
-left out: it is multiplied by the mask.
+A model is compared on three networks as stage 1 is (mindblip2/parity/model_triple.py). Padding has no
+meaning, so what comes out there is left out: it is multiplied by the mask.
 
     # B batch · T positions · N new tokens · D width · V vocabulary
 """
@@ -27,17 +27,30 @@ from mindblip2.parity.reference.outputs import run_theirs
 from mindblip2.parity.suite import Suite
 
 SMALL = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 96}
-LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 24}  # so short that at a few positions each kind of pair is there
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    # so short that at a few positions each kind of pair is there
+    "original_max_position_embeddings": 24,
+}
 MODELS = {  # name -> our configuration, and whether it has Baichuan's W_pack
     "llama": (LlamaConfig(**SMALL), False),
-    "llama3": (LlamaConfig(**SMALL, n_kv_heads=2, rms_norm_eps=1e-5, rope_theta=5e5, rope_scaling=LLAMA3), False),
+    "llama3": (
+        LlamaConfig(**SMALL, n_kv_heads=2, rms_norm_eps=1e-5, rope_theta=5e5, rope_scaling=LLAMA3),
+        False,
+    ),
     "baichuan2_7b": (LlamaConfig(**SMALL, normalized_head=True), True),
-    "baichuan_13b": (LlamaConfig(**SMALL | {"num_heads": 6, "hidden_size": 96}, position_embedding="alibi"), True),
+    "baichuan_13b": (
+        LlamaConfig(**SMALL | {"num_heads": 6, "hidden_size": 96}, position_embedding="alibi"),
+        True,
+    ),
     "opt": (OPTConfig(**SMALL, intermediate_size=160, max_position_embeddings=40), False),
 }
 KINK = 1e-5  # of the channels' size: ten times what float32 makes of them
-FULL, LEFT, RIGHT, HOLE = "............", "oooo........", "........oooo", "...oooo....."  # . a token, o padding
+# . a token, o padding
+FULL, LEFT, RIGHT, HOLE = "............", "oooo........", "........oooo", "...oooo....."
 
 
 def masks(*rows: str) -> np.ndarray:
@@ -68,7 +81,9 @@ def fill(ours: nn.Cell, twin: LanguageTwin, config, prefix: str = "") -> set[str
         if parameter.name.startswith(prefix):
             theirs = foreign_name(twin.source, parameter.name)
             value = state[theirs].detach().float()
-            _, change = fit(twin.source, parameter.name, theirs, tuple(value.shape), tuple(parameter.shape), config)
+            _, change = fit(
+                twin.source, parameter.name, theirs, tuple(value.shape), tuple(parameter.shape), config
+            )
             parameter.set_data(ms.Tensor(np.ascontiguousarray((change(value) if change else value).numpy())))
             used.add(theirs)
     return used
@@ -86,7 +101,10 @@ class LanguageSuite(Suite):
 
     @cached_property
     def expected(self) -> dict[str, tuple[dict, dict]]:
-        return {case.name: tuple(run_theirs(case, twin) for twin in (self.nets.torch32, self.nets.truth)) for case in self.cases}
+        return {
+            case.name: tuple(run_theirs(case, twin) for twin in (self.nets.torch32, self.nets.truth))
+            for case in self.cases
+        }
 
     @property
     def names(self) -> list[str]:
@@ -96,22 +114,41 @@ class LanguageSuite(Suite):
 def language_cases(name: str, nets: Nets) -> Iterator[Case]:
     """All cases of a model: every part on the truth's input, then the whole, then with the cache."""
     truth, weights = nets.truth, [parameter.name for parameter in nets.ours.get_parameters()]
-    mask_BT = masks(FULL, RIGHT, LEFT, LEFT if truth.alibi else HOLE)  # Baichuan's distances count columns, ours tokens
+    # Baichuan's distances count columns, ours tokens
+    mask_BT = masks(FULL, RIGHT, LEFT, LEFT if truth.alibi else HOLE)
     ids_BT = np.random.default_rng(3).integers(0, SMALL["vocab_size"], mask_BT.shape)
     inputs = recorded(truth, truth.embed(torch.from_numpy(ids_BT)), mask_BT)
 
     def below(path):
-        return tuple(w for w in weights if w.startswith(f"llm.{path}.") and ("W_pack" not in foreign_name(truth.source, w)))
+        return tuple(
+            w
+            for w in weights
+            if w.startswith(f"llm.{path}.") and ("W_pack" not in foreign_name(truth.source, w))
+        )
 
-    yield Case(f"{name} embed", lambda twin, ids: twin.embed(ids), ours_of(f"{name} embed"), {"ids": ids_BT},
-               below("word"), backward=True)
+    yield Case(
+        f"{name} embed",
+        lambda twin, ids: twin.embed(ids),
+        ours_of(f"{name} embed"),
+        {"ids": ids_BT},
+        below("word"),
+        backward=True,
+    )
     for i in range(len(truth.stack.layers)):
         yield from layer_cases(name, i, inputs, mask_BT, below)
     yield norm_case(name, "norm", inputs["norm"], below)
-    yield Case(f"{name} head", lambda twin, x: twin.llm.lm_head(x), ours_of(f"{name} head"), {"x": inputs["head"]},
-               below("word" if truth.opt else "lm_head"), backward=True)
+    yield Case(
+        f"{name} head",
+        lambda twin, x: twin.llm.lm_head(x),
+        ours_of(f"{name} head"),
+        {"x": inputs["head"]},
+        below("word" if truth.opt else "lm_head"),
+        backward=True,
+    )
     whole = {"x": inputs["x"], "mask": mask_BT}
-    yield Case(f"{name} hidden", their_hidden, ours_of(f"{name} hidden"), whole, below("position"), backward=True)
+    yield Case(
+        f"{name} hidden", their_hidden, ours_of(f"{name} hidden"), whole, below("position"), backward=True
+    )
     yield Case(f"{name} logits", their_logits, ours_of(f"{name} logits"), whole, backward=True)
     prompts = {"x": inputs["x"], "mask": masks(FULL, "oo..........", LEFT, LEFT if truth.alibi else HOLE)}
     new = {"ids": np.random.default_rng(4).integers(0, SMALL["vocab_size"], (len(mask_BT), 5))}
@@ -126,17 +163,26 @@ def language_conversion(name: str, small: str) -> Case:
     config, packed = MODELS[small]
     twin = language_twin(config, torch.float32, packed)
     state = {key: value.detach() for key, value in twin.llm.named_parameters()}
-    return conversion_case(f"{name} conversion", state, Blip2Config(text_config=config), "baichuan" if packed else None)
+    return conversion_case(
+        f"{name} conversion", state, Blip2Config(text_config=config), "baichuan" if packed else None
+    )
 
 
 @torch.no_grad()
-def recorded(truth: LanguageTwin, x_BTD: torch.Tensor, mask_BT: np.ndarray, layer: int | None = None) -> dict[str, np.ndarray]:
-    """The truth's input of every part, in float32, by our path; "x" goes into the model, "head" into the head. Or only of a
-    ``layer``, into which x goes."""
+def recorded(
+    truth: LanguageTwin, x_BTD: torch.Tensor, mask_BT: np.ndarray, layer: int | None = None
+) -> dict[str, np.ndarray]:
+    """The truth's input of every part, in float32, by our path; "x" goes into the model, "head" into the
+    head. Or only of a ``layer``, into which x goes."""
     seen, mask = {}, torch.from_numpy(mask_BT)
     layers = range(len(truth.stack.layers)) if layer is None else [layer]
-    parts = [f"layers.{i}.{part}" for i in layers for part in ("norm1", "norm2")] + (["norm"] if layer is None else [])
-    handles = [truth.part(path).register_forward_pre_hook(lambda _, args, path=path: seen.setdefault(path, args[0])) for path in parts]
+    parts = [f"layers.{i}.{part}" for i in layers for part in ("norm1", "norm2")] + (
+        ["norm"] if layer is None else []
+    )
+    handles = [
+        truth.part(path).register_forward_pre_hook(lambda _, args, path=path: seen.setdefault(path, args[0]))
+        for path in parts
+    ]
     if layer is None:
         *entered, last = truth.hidden(x_BTD, mask)
         seen |= {"x": x_BTD, "head": last} | {f"layers.{i}": x for i, x in enumerate(entered)}
@@ -150,13 +196,15 @@ def recorded(truth: LanguageTwin, x_BTD: torch.Tensor, mask_BT: np.ndarray, laye
             seen[f"layers.{i}.{part}"] = truth.norm(f"layers.{i}.{norm}", seen[f"layers.{i}.{norm}"])
     found = {path: value.reshape(*mask_BT.shape, -1).float().numpy() for path, value in seen.items()}
     for i in layers if truth.opt else ():
-        found[f"layers.{i}.counted"] = away_from_kinks(truth, i, seen[f"layers.{i}.ffn"]).reshape(mask_BT.shape) * mask_BT
+        found[f"layers.{i}.counted"] = (
+            away_from_kinks(truth, i, seen[f"layers.{i}.ffn"]).reshape(mask_BT.shape) * mask_BT
+        )
     return found
 
 
 def away_from_kinks(truth: LanguageTwin, i: int, x: torch.Tensor) -> np.ndarray:
-    """Tokens of which no channel of the feed-forward lies so near to 0 that rounding decides whether ReLU lets its gradient through: of
-    the others a single channel may make any difference. 0 or 1 each."""
+    """Tokens of which no channel of the feed-forward lies so near to 0 that rounding decides whether ReLU
+    lets its gradient through: of the others a single channel may make any difference. 0 or 1 each."""
     hidden = truth.stack.layers[i].fc1(x).abs()
     return (hidden > KINK * hidden.square().mean().sqrt()).all(-1).numpy().astype(np.int64)
 
@@ -165,21 +213,45 @@ def layer_cases(name: str, i: int, inputs: dict, mask_BT: np.ndarray, below) -> 
     """One layer and its four parts."""
     at = f"layers.{i}"
     yield norm_case(name, f"{at}.norm1", inputs[f"{at}.norm1"], below)
-    yield Case(f"{name} {at}.attention", lambda twin, x, mask: kept(twin.attention(i, x, mask), mask),
-               ours_of(f"{name} {at}.attention"),
-               {"x": inputs[f"{at}.attention"], "mask": mask_BT}, below(f"{at}.attention"), backward=True)
+    yield Case(
+        f"{name} {at}.attention",
+        lambda twin, x, mask: kept(twin.attention(i, x, mask), mask),
+        ours_of(f"{name} {at}.attention"),
+        {"x": inputs[f"{at}.attention"], "mask": mask_BT},
+        below(f"{at}.attention"),
+        backward=True,
+    )
     yield norm_case(name, f"{at}.norm2", inputs[f"{at}.norm2"], below)
     counted = {"counted": inputs[f"{at}.counted"]} if f"{at}.counted" in inputs else {}
-    yield Case(f"{name} {at}.ffn", lambda twin, x, counted=None: twin.ffn(i, x) if counted is None else kept(twin.ffn(i, x), counted),
-               ours_of(f"{name} {at}.ffn"), {"x": inputs[f"{at}.ffn"]} | counted, below(f"{at}.ffn"), backward=True)
-    yield Case(f"{name} {at}", lambda twin, x, mask, counted=None: kept(twin.layer(i, x, mask), mask if counted is None else counted),
-               ours_of(f"{name} {at}"), {"x": inputs[at], "mask": mask_BT} | counted, backward=True)
+    yield Case(
+        f"{name} {at}.ffn",
+        lambda twin, x, counted=None: twin.ffn(i, x) if counted is None else kept(twin.ffn(i, x), counted),
+        ours_of(f"{name} {at}.ffn"),
+        {"x": inputs[f"{at}.ffn"]} | counted,
+        below(f"{at}.ffn"),
+        backward=True,
+    )
+    yield Case(
+        f"{name} {at}",
+        lambda twin, x, mask, counted=None: kept(
+            twin.layer(i, x, mask), mask if counted is None else counted
+        ),
+        ours_of(f"{name} {at}"),
+        {"x": inputs[at], "mask": mask_BT} | counted,
+        backward=True,
+    )
 
 
 def norm_case(name: str, path: str, x_BTD: np.ndarray, below) -> Case:
     """A norm."""
-    return Case(f"{name} {path}", lambda twin, x: twin.norm(path, x), ours_of(f"{name} {path}"), {"x": x_BTD}, below(path),
-                backward=True)
+    return Case(
+        f"{name} {path}",
+        lambda twin, x: twin.norm(path, x),
+        ours_of(f"{name} {path}"),
+        {"x": x_BTD},
+        below(path),
+        backward=True,
+    )
 
 
 def their_hidden(twin: LanguageTwin, x, mask):

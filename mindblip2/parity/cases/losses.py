@@ -22,20 +22,36 @@ IMAGE_ID = np.array([7, 3, 7, 11, 3])  # who shares a picture
 
 def loss_cases() -> Iterator[Case]:
     """ITC in its variants, negatives, ITM, LM, zero-shot probabilities."""
-    features = {"image": draw("image", N, B, Q, E), "text": draw("text", N, B, E),
-                "temp": 0.1 + 0.02 * np.abs(draw("temp", N))}
+    features = {
+        "image": draw("image", N, B, Q, E),
+        "text": draw("text", N, B, E),
+        "temp": 0.1 + 0.02 * np.abs(draw("temp", N)),
+    }
     with_ids = {"image_id": np.stack([np.roll(IMAGE_ID, n) for n in range(N)])}
-    for name, more, gather in (("itc", {}, False), ("itc.gather_with_grad", {}, True), ("itc.image_id", with_ids, False)):
-        yield Case(name, partial(their_itc, gather=gather), ours_of(name), features | more,
-                   backward=True)
+    for name, more, gather in (
+        ("itc", {}, False),
+        ("itc.gather_with_grad", {}, True),
+        ("itc.image_id", with_ids, False),
+    ):
+        yield Case(name, partial(their_itc, gather=gather), ours_of(name), features | more, backward=True)
     for name, more in (("negatives", {}), ("negatives.image_id", with_ids)):
         yield Case(name, their_negatives, ours_of(name), {"sim": 5 * draw("sim", N, B, B)} | more)
-    yield Case("itm", each(losses.itm), ours_of("itm"),
-               {"logits": 2 * draw("itm", N, 3 * B, 2)}, backward=True)
-    yield Case("lm", each(their_lm), ours_of("lm"),
-               {"logits": 2 * draw("lm", N, B, T, V), "ids": captions()}, backward=True)
-    yield Case("classifier", their_probabilities, ours_of("classifier"),
-               {"image": features["image"][0], "text": features["text"][1]})
+    yield Case(
+        "itm", each(losses.itm), ours_of("itm"), {"logits": 2 * draw("itm", N, 3 * B, 2)}, backward=True
+    )
+    yield Case(
+        "lm",
+        each(their_lm),
+        ours_of("lm"),
+        {"logits": 2 * draw("lm", N, B, T, V), "ids": captions()},
+        backward=True,
+    )
+    yield Case(
+        "classifier",
+        their_probabilities,
+        ours_of("classifier"),
+        {"image": features["image"][0], "text": features["text"][1]},
+    )
 
 
 def draw(name: str, *shape: int) -> np.ndarray:
@@ -51,9 +67,12 @@ def captions() -> np.ndarray:
 
 
 def each(loss):
-    """Apply a loss of torch's to each of the stacked problems -> a function of a twin and (N, …) tensors, with values (N,)."""
+    """Apply a loss of torch's to each of the stacked problems -> a function of a twin and (N, …) tensors,
+    with values (N,)."""
+
     def stacked(_, **tensors):
         return torch.stack([loss(*problem) for problem in zip(*tensors.values(), strict=True)])
+
     return stacked
 
 
@@ -69,7 +88,9 @@ def their_itc(_, image, text, temp, gather: bool, image_id=None):
 
 def their_negatives(_, sim, image_id=None):
     """The likeliest negative of each row, (N, B), as numbers to be met exactly."""
-    chosen = [losses.hard_negatives(x, x.T, None if image_id is None else image_id[n]) for n, x in enumerate(sim)]
+    chosen = [
+        losses.hard_negatives(x, x.T, None if image_id is None else image_id[n]) for n, x in enumerate(sim)
+    ]
     return tuple(torch.stack(values).to(sim.dtype) for values in zip(*chosen, strict=True))
 
 

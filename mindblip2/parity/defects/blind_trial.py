@@ -1,10 +1,12 @@
-"""Does the report alone find a defect? One that is drawn at random is put in, a dump is checked, and only then is it said which it was.
+"""Does the report alone find a defect? One that is drawn at random is put in, a dump is checked, and only
+then is it said which it was.
 
     python -m mindblip2.parity.defects.blind_trial torch.npz --seed 1          one try: the report, then, after "---", what the defect was
     python -m mindblip2.parity.defects.blind_trial torch.npz --tries 10        ten, and how many were pinned
 
-A defect counts as pinned if the place that the report names first must fail by the mutation table, and no case that is part of it must
-fail too: then it is the narrowest place that the table knows. Whether the causes are right is for a reader to judge.
+A defect counts as pinned if the place that the report names first must fail by the mutation table, and no
+case that is part of it must fail too: then it is the narrowest place that the table knows. Whether the causes
+are right is for a reader to judge.
 """
 
 import argparse
@@ -42,15 +44,20 @@ def pinned(place: str, defect: str, names: list[str]) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0 if every try was pinned."""
-    parser = argparse.ArgumentParser(prog="python -m mindblip2.parity.defects.blind_trial", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m mindblip2.parity.defects.blind_trial",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("dump", help="a dump of seeded weights")
     parser.add_argument("--tries", type=int, default=1)
     parser.add_argument("--seed", type=int, help="of the draw; default: another each time")
     options = parser.parse_args(arguments)
     pynative()
     dump, right = DumpFile(options.dump), 0
-    for defect in random.Random(options.seed).sample(sorted(name for name in MUTATIONS if tells(dump, name)), options.tries):
+    for defect in random.Random(options.seed).sample(
+        sorted(name for name in MUTATIONS if tells(dump, name)), options.tries
+    ):
         report, _, good = tried(dump, defect)
         print(f"{report}\n---\n{'pinned' if good else 'NOT PINNED'}: it was {defect!r}\n", flush=True)
         right += good

@@ -1,4 +1,5 @@
-"""Deliberate defects of the language models, and which case catches which (see mindblip2/parity/defects/stage1.py and mindblip2/parity/defects/mutations.py)."""
+"""Deliberate defects of the language models, and which case catches which (see
+mindblip2/parity/defects/stage1.py and mindblip2/parity/defects/mutations.py)."""
 
 from collections.abc import Callable
 
@@ -14,12 +15,17 @@ from mindblip2.parity.defects.patches import changed, exchanged, replaced
 from mindblip2.parity.defects.preprocessing import converted_in_half, thirds_exchanged
 
 
-# ---------------------------------------------------------------------------------------------------- both kinds of model
+# ---------------------------------------------------------------------------------------------------- both ki
 def half_precision(model):
     linear = layers.linear
+
     def half(x, weight, bias=None):
-        narrow = [None if value is None else value.astype(ms.float16).astype(ms.float32) for value in (x, weight, bias)]
+        narrow = [
+            None if value is None else value.astype(ms.float16).astype(ms.float32)
+            for value in (x, weight, bias)
+        ]
         return linear(*narrow)
+
     for module in (layers, decoder):
         yield replaced(module, "linear", half)
 
@@ -39,7 +45,7 @@ def other_eps(model):
             yield replaced(norm, "normalise", ops.LayerNorm(-1, -1, 1e-4))
 
 
-# ---------------------------------------------------------------------------------------------------- attention
+# ---------------------------------------------------------------------------------------------------- attenti
 def unscaled(model):
     attend = decoder.attend
     yield replaced(decoder, "attend", lambda q, *rest, **how: attend(q * q.shape[-1] ** 0.5, *rest, **how))
@@ -49,6 +55,7 @@ def future_visible(model):
     def bias(mask_BT):
         hidden_BT = (1.0 - mask_BT.astype(ms.float32)) * decoder.MASKED
         return ops.tile(hidden_BT[:, None, None], (1, 1, mask_BT.shape[1], 1))
+
     yield replaced(decoder, "causal_bias", bias)
 
 
@@ -66,12 +73,16 @@ def heads_interleaved(model):
     for layer in model.llm.layers:
         heads, kv_heads = layer.attention.heads, layer.attention.kv_heads
         order = np.arange(heads).reshape(heads // kv_heads, kv_heads).T.reshape(-1)
-        yield changed(layer.attention.query.weight, lambda w, order=order: w.reshape(len(order), -1, w.shape[1])[order].reshape(w.shape))
+        yield changed(
+            layer.attention.query.weight,
+            lambda w, order=order: w.reshape(len(order), -1, w.shape[1])[order].reshape(w.shape),
+        )
 
 
-# ---------------------------------------------------------------------------------------------------- positions
+# ---------------------------------------------------------------------------------------------------- positio
 def turned_with_neighbours(model):
     """Channels 2k and 2k + 1 as a pair, as in Meta's files."""
+
     def rotated(x_BHTK, turn):
         if turn is None:
             return x_BHTK
@@ -79,6 +90,7 @@ def turned_with_neighbours(model):
         cos, sin = turn[0][..., :half], turn[1][..., half:]
         left, right = x_BHTK[..., 0::2], x_BHTK[..., 1::2]
         return ops.stack((left * cos - right * sin, right * cos + left * sin), -1).reshape(x_BHTK.shape)
+
     yield replaced(decoder, "rotated", rotated)
 
 
@@ -90,14 +102,21 @@ def turned_backwards(model):
 def next_turn_off_by_one(model):
     """Only a new token: shifting all changes nothing, since turns are relative."""
     turn = Llama.turn
-    yield replaced(Llama, "turn", lambda self, position_BT: turn(self, position_BT + int(position_BT.shape[1] == 1)))
+    yield replaced(
+        Llama, "turn", lambda self, position_BT: turn(self, position_BT + int(position_BT.shape[1] == 1))
+    )
 
 
 def other_frequencies(**changes):
     def patches(model):
         config = model.llm.arguments[0].replace(**changes)
         width = config.hidden_size // config.num_heads
-        yield replaced(model.llm, "frequencies", ms.Tensor(llama.frequencies(width, config.rope_theta, config.rope_scaling)))
+        yield replaced(
+            model.llm,
+            "frequencies",
+            ms.Tensor(llama.frequencies(width, config.rope_theta, config.rope_scaling)),
+        )
+
     return patches
 
 
@@ -108,14 +127,16 @@ def distance_rewarded(model):
 
 def one_series_of_slopes(model):
     heads = len(model.llm.slopes)
-    yield replaced(model.llm, "slopes", ms.Tensor(2.0 ** (-8.0 * np.arange(1, heads + 1) / heads), ms.float32))
+    yield replaced(
+        model.llm, "slopes", ms.Tensor(2.0 ** (-8.0 * np.arange(1, heads + 1) / heads), ms.float32)
+    )
 
 
 def no_offset(model):
     yield replaced(opt, "OFFSET", 0)
 
 
-# ---------------------------------------------------------------------------------------------------- the rest of a layer
+# ---------------------------------------------------------------------------------------------------- the res
 def gate_and_up_exchanged(model):
     for layer in model.llm.layers:
         yield exchanged(layer.ffn.gate.weight, layer.ffn.up.weight)
@@ -137,16 +158,20 @@ def value_bias_lost(model):
 
 def detached(model):
     begin = LanguageModel.begin
-    yield replaced(LanguageModel, "begin", lambda self, x_BTD, mask_BT: begin(self, ops.stop_gradient(x_BTD), mask_BT))
+    yield replaced(
+        LanguageModel, "begin", lambda self, x_BTD, mask_BT: begin(self, ops.stop_gradient(x_BTD), mask_BT)
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- head and cache
+# ---------------------------------------------------------------------------------------------------- head an
 def head_not_normalised(model):
     yield replaced(Llama, "head_scale", lambda self: 1.0)
 
 
 def head_not_tied(model):
-    weight = ms.Parameter(ms.Tensor(np.roll(model.llm.word.embedding_table.asnumpy(), 1, axis=0)), name="untied")
+    weight = ms.Parameter(
+        ms.Tensor(np.roll(model.llm.word.embedding_table.asnumpy(), 1, axis=0)), name="untied"
+    )
     yield replaced(opt.OPT, "head_weight", lambda self: weight)
 
 
@@ -157,8 +182,13 @@ def written_a_slot_early(model):
 
 def buffers_all_visible(model):
     begin_step = LanguageModel.begin_step
-    yield replaced(LanguageModel, "begin_step", lambda self, token, mask, slot: begin_step(
-        self, token, ops.maximum(mask, (ops.arange(mask.shape[1]) < slot).astype(ms.float32)), slot))
+    yield replaced(
+        LanguageModel,
+        "begin_step",
+        lambda self, token, mask, slot: begin_step(
+            self, token, ops.maximum(mask, (ops.arange(mask.shape[1]) < slot).astype(ms.float32)), slot
+        ),
+    )
 
 
 def beams_not_reordered(model):
@@ -168,16 +198,18 @@ def beams_not_reordered(model):
 def keys_not_turned(model):
     """Not those of a new token."""
     construct = Attention.construct
+
     def late(self, x, bias, turn=None, past=None, slot=None):
         rotated = decoder.rotated
         keys = iter((False, True))
-        rule = lambda y, turn: y if past is not None and next(keys) else rotated(y, turn)    # noqa: E731
+        rule = lambda y, turn: y if past is not None and next(keys) else rotated(y, turn)  # noqa: E731
         with replaced(decoder, "rotated", rule):
             return construct(self, x, bias, turn, past, slot)
+
     yield replaced(Attention, "construct", late)
 
 
-# ---------------------------------------------------------------------------------------------------- who catches what
+# ---------------------------------------------------------------------------------------------------- who cat
 ATTENDS, WHOLE, CACHED = "layers.?.attention, layers.?", "hidden, logits", "decode, beams"
 NORMS = "layers.?.norm1, layers.?.norm2, norm"
 BOTH = ("llama", "opt")
@@ -185,7 +217,9 @@ BOTH = ("llama", "opt")
 
 def on(model: str, patches: Callable[[nn.Cell], object], caught: str, spared: str) -> tuple[str, Mutation]:
     """A defect of one model; patterns without its name."""
-    return model, Mutation(patches, *(", ".join(f"{model} {one}" for one in some.split(", ")) for some in (caught, spared)))
+    return model, Mutation(
+        patches, *(", ".join(f"{model} {one}" for one in some.split(", ")) for some in (caught, spared))
+    )
 
 
 def on_both(name: str, *mutation) -> dict:
@@ -193,31 +227,62 @@ def on_both(name: str, *mutation) -> dict:
 
 
 LANGUAGE_MUTATIONS: dict[str, tuple[str, Mutation]] = {
-    **on_both("products in half precision", half_precision, f"layers.?.ffn, head, {ATTENDS}, {WHOLE}, {CACHED}", f"embed, {NORMS}"),
+    **on_both(
+        "products in half precision",
+        half_precision,
+        f"layers.?.ffn, head, {ATTENDS}, {WHOLE}, {CACHED}",
+        f"embed, {NORMS}",
+    ),
     **on_both("words off by one", words_off_by_one, f"embed, {CACHED}", f"{ATTENDS}, hidden"),
     **on_both("eps 1e-4", other_eps, f"{NORMS}, {WHOLE}", "layers.?.attention, layers.?.ffn, head"),
-    "attention scores not scaled, llama3": on("llama3", unscaled, f"{ATTENDS}, {WHOLE}, {CACHED}", f"layers.?.ffn, {NORMS}"),
-    "the future is visible": on("llama", future_visible, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"),
-    "padding is visible": on("llama3", padding_visible, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"),
-    "padding is counted, Llama": on("llama", padding_counted, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"),
+    "attention scores not scaled, llama3": on(
+        "llama3", unscaled, f"{ATTENDS}, {WHOLE}, {CACHED}", f"layers.?.ffn, {NORMS}"
+    ),
+    "the future is visible": on(
+        "llama", future_visible, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"
+    ),
+    "padding is visible": on(
+        "llama3", padding_visible, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"
+    ),
+    "padding is counted, Llama": on(
+        "llama", padding_counted, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"
+    ),
     "padding is counted, OPT": on("opt", padding_counted, f"{WHOLE}, {CACHED}", f"{ATTENDS}, head"),
-    "query heads of a group apart": on("llama3", heads_interleaved, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"),
-    "rotary pairs side by side": on("llama", turned_with_neighbours, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"),
+    "query heads of a group apart": on(
+        "llama3", heads_interleaved, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"
+    ),
+    "rotary pairs side by side": on(
+        "llama", turned_with_neighbours, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"
+    ),
     "turned backwards": on("llama3", turned_backwards, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"),
     "a new token turned once more": on("llama", next_turn_off_by_one, CACHED, f"{ATTENDS}, {WHOLE}"),
     "keys of new tokens not turned": on("llama3", keys_not_turned, CACHED, f"{ATTENDS}, {WHOLE}"),
-    "Llama-3's scaling ignored": on("llama3", other_frequencies(rope_scaling=None), f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn"),
-    "theta of Llama-2": on("llama3", other_frequencies(rope_theta=1e4), f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn"),
-    "ALiBi rewards distance": on("baichuan_13b", distance_rewarded, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"),
-    "ALiBi slopes in one series": on("baichuan_13b", one_series_of_slopes, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn"),
+    "Llama-3's scaling ignored": on(
+        "llama3", other_frequencies(rope_scaling=None), f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn"
+    ),
+    "theta of Llama-2": on(
+        "llama3", other_frequencies(rope_theta=1e4), f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn"
+    ),
+    "ALiBi rewards distance": on(
+        "baichuan_13b", distance_rewarded, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"
+    ),
+    "ALiBi slopes in one series": on(
+        "baichuan_13b", one_series_of_slopes, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn"
+    ),
     "OPT's positions without offset": on("opt", no_offset, f"{WHOLE}, {CACHED}", f"{ATTENDS}, {NORMS}, head"),
-    "gate and up exchanged": on("llama", gate_and_up_exchanged, f"layers.?.ffn, layers.?, {WHOLE}", "layers.?.attention"),
+    "gate and up exchanged": on(
+        "llama", gate_and_up_exchanged, f"layers.?.ffn, layers.?, {WHOLE}", "layers.?.attention"
+    ),
     "GELU for SiLU": on("llama", gelu("silu"), f"layers.?.ffn, layers.?, {WHOLE}", "layers.?.attention"),
     "GELU for ReLU": on("opt", gelu("relu"), f"layers.?.ffn, layers.?, {WHOLE}", "layers.?.attention"),
-    "a mean subtracted": on("llama", mean_subtracted, f"{NORMS}, layers.?, {WHOLE}", "layers.?.attention, layers.?.ffn"),
+    "a mean subtracted": on(
+        "llama", mean_subtracted, f"{NORMS}, layers.?, {WHOLE}", "layers.?.attention, layers.?.ffn"
+    ),
     "bias of values lost": on("opt", value_bias_lost, f"{ATTENDS}, {WHOLE}, {CACHED}", "layers.?.ffn, head"),
     "no gradient to the input": on("llama", detached, WHOLE, f"{ATTENDS}, {CACHED}"),
-    "head not normalised": on("baichuan2_7b", head_not_normalised, f"head, logits, {CACHED}", f"{ATTENDS}, hidden"),
+    "head not normalised": on(
+        "baichuan2_7b", head_not_normalised, f"head, logits, {CACHED}", f"{ATTENDS}, hidden"
+    ),
     "head not tied": on("opt", head_not_tied, f"head, logits, {CACHED}", f"{ATTENDS}, hidden, embed"),
     "written a slot early": on("llama", written_a_slot_early, CACHED, f"{ATTENDS}, {WHOLE}"),
     "all of the buffer is visible": on("llama3", buffers_all_visible, CACHED, f"{ATTENDS}, {WHOLE}"),

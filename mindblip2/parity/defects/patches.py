@@ -39,7 +39,8 @@ def exchanged(a: ms.Parameter, b: ms.Parameter) -> Iterator[None]:
 
 
 def eps(owners, names: tuple[str, ...], value: float) -> Iterator:
-    """LayerNorms with another epsilon. The cells stay: one put in their place would rename the parameters it shares."""
+    """LayerNorms with another epsilon. The cells stay: one put in their place would rename the parameters it
+    shares."""
     for owner in owners:
         for name in names:
             norm = getattr(owner, name, None)

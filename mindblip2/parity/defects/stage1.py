@@ -1,7 +1,9 @@
-"""Deliberate defects of our side: every comparison must be able to fail (mindblip2/parity/defects/mutations.py says which does).
+"""Deliberate defects of our side: every comparison must be able to fail
+(mindblip2/parity/defects/mutations.py says which does).
 
-A defect is a function from a model to context managers, each of which patches one thing while PyNative runs and takes it
-back. Names of cells that are patched here are part of the house: whoever renames one, renames it here.
+A defect is a function from a model to context managers, each of which patches one thing while PyNative runs
+and takes it back. Names of cells that are patched here are part of the house: whoever renames one, renames it
+here.
 """
 
 import inspect
@@ -16,16 +18,21 @@ from mindblip2.models.kernels import cpu
 from mindblip2.parity.defects.patches import changed, eps, exchanged, replaced
 
 
-# ---------------------------------------------------------------------------------------------------- everywhere
+# ---------------------------------------------------------------------------------------------------- everywh
 def tanh_gelu(model):
     yield replaced(layers.GELU, "construct", lambda self, x: ops.gelu(x, approximate="tanh"))
 
 
 def half_precision(model):
     linear = layers.linear
+
     def half(x, weight, bias=None):
-        narrow = [None if value is None else value.astype(ms.float16).astype(ms.float32) for value in (x, weight, bias)]
+        narrow = [
+            None if value is None else value.astype(ms.float16).astype(ms.float32)
+            for value in (x, weight, bias)
+        ]
         return linear(*narrow)
+
     yield replaced(layers, "linear", half)
 
 
@@ -55,8 +62,10 @@ def ln_vision_eps(model):
 def patch_transposed(model):
     """A kernel of (rows, columns, colours) for pixels of (colours, rows, columns)."""
     side = model.vit.patch_embed.patch
-    yield changed(model.vit.patch_embed.proj.weight,
-                  lambda w: w.reshape(-1, 3, side, side).transpose(0, 2, 3, 1).reshape(w.shape))
+    yield changed(
+        model.vit.patch_embed.proj.weight,
+        lambda w: w.reshape(-1, 3, side, side).transpose(0, 2, 3, 1).reshape(w.shape),
+    )
 
 
 def vit_positions(model):
@@ -65,10 +74,15 @@ def vit_positions(model):
 
 def lost_zero(model):
     """[q, v, 0] for [q, 0, v]."""
+
     def construct(self, x_BPD):
         bias = ops.cat((self.q_bias, self.v_bias, ops.zeros_like(self.q_bias)))
-        parts = [vit.split_heads(part, self.heads) for part in ops.split(vit.linear(x_BPD, self.qkv.weight, bias), x_BPD.shape[-1], -1)]
+        parts = [
+            vit.split_heads(part, self.heads)
+            for part in ops.split(vit.linear(x_BPD, self.qkv.weight, bias), x_BPD.shape[-1], -1)
+        ]
         return self.proj(vit.merge_heads(vit.attend(*parts)))
+
     yield replaced(vit.ViTAttention, "construct", construct)
 
 
@@ -94,11 +108,13 @@ def rolled_heads(weight, heads, parts=1):
     return np.concatenate([np.roll(weight[:width], width // heads, axis=0), weight[width:]])
 
 
-# ---------------------------------------------------------------------------------------------------- Q-Former
+# ---------------------------------------------------------------------------------------------------- Q-Forme
 def qformer_eps(model, value=1e-5):
     yield from eps([model.qformer], ("embedding_norm",), value)
     yield from eps([model.qformer.lm_head], ("norm",), value)
-    yield from eps(model.qformer.encoder.layers, ("attention_norm", "cross_norm", "query_norm", "text_norm"), value)
+    yield from eps(
+        model.qformer.encoder.layers, ("attention_norm", "cross_norm", "query_norm", "text_norm"), value
+    )
 
 
 def pads_visible(model):
@@ -113,20 +129,30 @@ def mask_without_factor(model):
 
 
 def future_visible(model):
-    yield replaced(qformer, "caption_bias", lambda mask, past: qformer.read_bias(
-        ops.cat((ops.ones((mask.shape[0], past), ms.float32), mask), 1)))
+    yield replaced(
+        qformer,
+        "caption_bias",
+        lambda mask, past: qformer.read_bias(ops.cat((ops.ones((mask.shape[0], past), ms.float32), mask), 1)),
+    )
 
 
 def queries_hidden(model):
     """Captions that do not see the queries."""
     bias = qformer.caption_bias
-    yield replaced(qformer, "caption_bias", lambda mask, past: ops.cat(
-        (bias(mask, past)[..., :past] + layers.MASKED, bias(mask, past)[..., past:]), -1))
+    yield replaced(
+        qformer,
+        "caption_bias",
+        lambda mask, past: ops.cat(
+            (bias(mask, past)[..., :past] + layers.MASKED, bias(mask, past)[..., past:]), -1
+        ),
+    )
 
 
 def text_positions(model):
     construct = qformer.TextEmbedding.construct
-    yield replaced(qformer.TextEmbedding, "construct", lambda self, ids, start=0: construct(self, ids, start + 1))
+    yield replaced(
+        qformer.TextEmbedding, "construct", lambda self, ids, start=0: construct(self, ids, start + 1)
+    )
 
 
 def positions_restart(model):
@@ -136,8 +162,9 @@ def positions_restart(model):
 
 
 def query_norm_skipped(model):
-    yield replaced(qformer.QFormer, "_queries",
-                   lambda self, batch: ops.tile(self.query_tokens, (batch, 1, 1)))
+    yield replaced(
+        qformer.QFormer, "_queries", lambda self, batch: ops.tile(self.query_tokens, (batch, 1, 1))
+    )
 
 
 def feed_forwards_exchanged(model):
@@ -159,16 +186,20 @@ def lost_cross_attention(model):
 def cache_detached(model):
     """The caption loss does not train the queries."""
     see = qformer.QFormer.see
+
     def cut(self, memory):
         query, cache = see(self, memory)
         return query, tuple((ops.stop_gradient(key), ops.stop_gradient(value)) for key, value in cache)
+
     yield replaced(qformer.QFormer, "see", cut)
 
 
 def untied_head(model):
     """A vocabulary of its own for the LM head."""
     construct = qformer.LMHead.construct
-    yield replaced(qformer.LMHead, "construct", lambda self, x, table: construct(self, x, ops.stop_gradient(table)))
+    yield replaced(
+        qformer.LMHead, "construct", lambda self, x, table: construct(self, x, ops.stop_gradient(table))
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- stage 1
@@ -178,13 +209,19 @@ def captions_from_cls(model):
 
 def negatives_exchanged(model):
     three = blip2_qformer.Blip2Qformer._match_three
-    yield replaced(blip2_qformer.Blip2Qformer, "_match_three",
-                   lambda self, *given: three(self, *given[:-1], given[-1][::-1]))
+    yield replaced(
+        blip2_qformer.Blip2Qformer,
+        "_match_three",
+        lambda self, *given: three(self, *given[:-1], given[-1][::-1]),
+    )
 
 
 def one_query_matches(model):
-    yield replaced(blip2_qformer.Blip2Qformer, "match_logits",
-                   lambda self, ids, memory: self.itm_head(self.qformer.match(ids, memory)[0])[:, 0])
+    yield replaced(
+        blip2_qformer.Blip2Qformer,
+        "match_logits",
+        lambda self, ids, memory: self.itm_head(self.qformer.match(ids, memory)[0])[:, 0],
+    )
 
 
 def ln_vision_frozen(model):
@@ -192,18 +229,23 @@ def ln_vision_frozen(model):
     memory, stage1 = qformer.Memory.construct, blip2_qformer.Blip2Qformer.stage1
 
     def cut(self, *inputs):
-        with replaced(qformer.Memory, "construct", lambda self, image_BPW: memory(self, ops.stop_gradient(image_BPW))):
+        with replaced(
+            qformer.Memory, "construct", lambda self, image_BPW: memory(self, ops.stop_gradient(image_BPW))
+        ):
             return stage1(self, *inputs)
+
     yield replaced(blip2_qformer.Blip2Qformer, "stage1", cut)
 
 
 # ---------------------------------------------------------------------------------------------------- losses
 def forced(function, **arguments):
     """``function`` with some arguments whatever the caller says."""
+
     def call(*args, **kwargs):
         bound = inspect.signature(function).bind(*args, **kwargs)
         bound.arguments.update(arguments)
         return function(*bound.args, **bound.kwargs)
+
     return call
 
 
@@ -226,15 +268,25 @@ def ids_ignored(model):
 
 def half_features(model):
     """Features and temperature in float16 before they meet."""
+
     def half(x):
         return x.astype(ms.float16).astype(ms.float32)
+
     itc = losses.itc
-    yield replaced(losses, "itc", lambda image, text, temp, *rest, **more: itc(half(image), half(text), half(temp), *rest, **more))
+    yield replaced(
+        losses,
+        "itc",
+        lambda image, text, temp, *rest, **more: itc(half(image), half(text), half(temp), *rest, **more),
+    )
 
 
 def first_query_classifies(model):
     probabilities = blip2_qformer.Blip2Classifier.probabilities
-    yield replaced(blip2_qformer.Blip2Classifier, "probabilities", lambda self, image, label: probabilities(self, image[:, :1], label))
+    yield replaced(
+        blip2_qformer.Blip2Classifier,
+        "probabilities",
+        lambda self, image, label: probabilities(self, image[:, :1], label),
+    )
 
 
 def mean_over_queries(model):
@@ -247,7 +299,9 @@ def not_normalised(model):
 
 def temp_multiplies(model):
     itc = losses.itc
-    yield replaced(losses, "itc", lambda image, text, temp, *rest, **more: itc(image, text, 1 / temp, *rest, **more))
+    yield replaced(
+        losses, "itc", lambda image, text, temp, *rest, **more: itc(image, text, 1 / temp, *rest, **more)
+    )
 
 
 def itm_classes_exchanged(model):
@@ -257,9 +311,13 @@ def itm_classes_exchanged(model):
 
 def smoothing_over_pads(model):
     """MindFormers' label smoothing: its uniform part is averaged over all positions, pads included."""
+
     def lm(logits, ids, pad_id, smoothing=0.1):
         log_probs = ops.log_softmax(logits[:, :-1].reshape(-1, logits.shape[-1]), -1)
-        return forced(right, smoothing=0.0)(logits, ids, pad_id) * (1 - smoothing) - smoothing * log_probs.mean()
+        return (
+            forced(right, smoothing=0.0)(logits, ids, pad_id) * (1 - smoothing) - smoothing * log_probs.mean()
+        )
+
     right = losses.lm
     yield replaced(losses, "lm", lm)
 

@@ -36,21 +36,29 @@ class TwinConfig:
     gelu: str = "none"  # torch's ``approximate``: BLIP-2 is exact; "tanh" is there to be a negative control
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], vit_heads: int | None = None,
-                        heads: int | None = None) -> "TwinConfig":
-        """Read the dimensions off the shapes. Heads are in no shape: 88 (ViT) and 64 (Q-Former) wide unless given."""
+    def from_state_dict(
+        cls, state: Mapping[str, Any], vit_heads: int | None = None, heads: int | None = None
+    ) -> "TwinConfig":
+        """Read the dimensions off the shapes. Heads are in no shape: 88 (ViT) and 64 (Q-Former) wide unless
+        given."""
         shape = {name: tuple(value.shape) for name, value in state.items()}
         layer = "Qformer.bert.encoder.layer."
         crossing = sorted({int(name.split(".")[4]) for name in shape if ".crossattention." in name})
         layers = 1 + max(int(name.split(".")[4]) for name in shape if name.startswith(layer))
         _, queries, width = shape["query_tokens"]
-        vit_width, = shape["ln_vision.weight"]
-        return cls(**vit_dimensions(shape, vit_width, vit_heads), width=width, layers=layers,
-                   heads=heads or whole(width, 64, "heads"), ffn=shape[f"{layer}0.intermediate.dense.weight"][0],
-                   vocab=shape["Qformer.bert.embeddings.word_embeddings.weight"][0],
-                   positions=shape["Qformer.bert.embeddings.position_embeddings.weight"][0],
-                   cross_attention_freq=crossing[1] if len(crossing) > 1 else layers,
-                   queries=queries, embed=shape["vision_proj.weight"][0])
+        (vit_width,) = shape["ln_vision.weight"]
+        return cls(
+            **vit_dimensions(shape, vit_width, vit_heads),
+            width=width,
+            layers=layers,
+            heads=heads or whole(width, 64, "heads"),
+            ffn=shape[f"{layer}0.intermediate.dense.weight"][0],
+            vocab=shape["Qformer.bert.embeddings.word_embeddings.weight"][0],
+            positions=shape["Qformer.bert.embeddings.position_embeddings.weight"][0],
+            cross_attention_freq=crossing[1] if len(crossing) > 1 else layers,
+            queries=queries,
+            embed=shape["vision_proj.weight"][0],
+        )
 
 
 def vit_dimensions(shape: Mapping[str, tuple[int, ...]], width: int, heads: int | None) -> dict[str, int]:
@@ -61,9 +69,14 @@ def vit_dimensions(shape: Mapping[str, tuple[int, ...]], width: int, heads: int 
         return {"vit_width": width, "vit_depth": 0}
     patch = shape[root + "patch_embed.proj.weight"][-1]
     side = round((shape[root + "pos_embed"][1] - 1) ** 0.5)
-    return {"image_size": side * patch, "patch": patch, "vit_width": width, "vit_depth": 1 + max(blocks),
-            "vit_heads": heads or whole(width, 88, "vit_heads"),
-            "vit_hidden": shape[root + "blocks.0.mlp.fc1.weight"][0]}
+    return {
+        "image_size": side * patch,
+        "patch": patch,
+        "vit_width": width,
+        "vit_depth": 1 + max(blocks),
+        "vit_heads": heads or whole(width, 88, "vit_heads"),
+        "vit_hidden": shape[root + "blocks.0.mlp.fc1.weight"][0],
+    }
 
 
 def whole(width: int, head: int, name: str) -> int:

@@ -1,9 +1,10 @@
 """Greedy and beam decoding as transformers < 4.36 does it, which is what made the reference captions.
 
-A hypothesis scores its summed log-probability over its length, which counts the prompt ([DEC]), not the end token. The
-end token is barred while the sequence, prompt included, is shorter than ``min_length``.
+A hypothesis scores its summed log-probability over its length, which counts the prompt ([DEC]), not the end
+token. The end token is barred while the sequence, prompt included, is shorter than ``min_length``.
 
-``step(ids_NT, cache)`` -> (logits of the last position (N, V), the grown cache); a cache is a list of (key, value).
+``step(ids_NT, cache)`` -> (logits of the last position (N, V), the grown cache); a cache is a list of (key,
+value).
 
     # B batch · K beams · N = B or B·K rows · T ids so far · V vocabulary
 """
@@ -52,7 +53,7 @@ class Hypotheses:
 
     def add(self, ids_T: torch.Tensor, log_probability: float) -> None:
         self.kept.append((log_probability / len(ids_T), ids_T))
-        self.kept = sorted(self.kept, key=lambda pair: -pair[0])[:self.beams]
+        self.kept = sorted(self.kept, key=lambda pair: -pair[0])[: self.beams]
 
     def settle(self, best_log_probability: float, length: int) -> None:
         """Done once no running beam, taken at its present length, can beat the worst sequence kept."""
@@ -61,7 +62,8 @@ class Hypotheses:
 
 
 def beam(step, ids_N1: torch.Tensor, cache, rules: Rules, beams: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> best ids of each image (B, T), end token included, and their scores (B,). Rows of one image are adjacent."""
+    """-> best ids of each image (B, T), end token included, and their scores (B,). Rows of one image are
+    adjacent."""
     ids, rows = ids_N1, len(ids_N1) // beams
     ended = [Hypotheses(beams) for _ in range(rows)]
     scores_BK = torch.full((rows, beams), -1e9, dtype=cache[0][0].dtype)
@@ -73,8 +75,10 @@ def beam(step, ids_N1: torch.Tensor, cache, rules: Rules, beams: int) -> tuple[t
         total_BKV = scores_BK[:, :, None] + words.unflatten(0, (rows, beams))
         # 2K candidates: K of them may be end tokens, and K beams must go on
         top_scores, top = total_BKV.flatten(1).topk(2 * beams, dim=1)
-        picks = [choose(ended[b], ids[b * beams:(b + 1) * beams], top_scores[b], top[b], words.shape[1], rules)
-                 for b in range(rows)]
+        picks = [
+            choose(ended[b], ids[b * beams : (b + 1) * beams], top_scores[b], top[b], words.shape[1], rules)
+            for b in range(rows)
+        ]
         scores_BK = torch.tensor([[score for score, _, _ in row] for row in picks], dtype=scores_BK.dtype)
         source = torch.tensor([b * beams + k for b, row in enumerate(picks) for _, k, _ in row])
         new = torch.tensor([[word] for row in picks for _, _, word in row])
@@ -85,7 +89,8 @@ def beam(step, ids_N1: torch.Tensor, cache, rules: Rules, beams: int) -> tuple[t
 
 
 def choose(ended: Hypotheses, ids_KT, scores, flat, vocab: int, rules: Rules) -> list[tuple[float, int, int]]:
-    """(score, beam, word) of the K beams that go on; end tokens among the K best candidates become hypotheses."""
+    """(score, beam, word) of the K beams that go on; end tokens among the K best candidates become
+    hypotheses."""
     beams = len(ids_KT)
     if ended.done:
         return [(0.0, 0, rules.pad)] * beams
@@ -113,6 +118,6 @@ def finish(ended: list[Hypotheses], ids_NT, scores_BK, rules: Rules) -> tuple[to
     width = min(max(len(ids) for _, ids in best) + 1, rules.max_length)
     out = torch.full((len(best), width), rules.pad)
     for b, (_, ids) in enumerate(best):
-        out[b, :len(ids)] = ids
-        out[b, len(ids):len(ids) + 1] = rules.end
+        out[b, : len(ids)] = ids
+        out[b, len(ids) : len(ids) + 1] = rules.end
     return out, torch.tensor([score for score, _ in best], dtype=scores_BK.dtype)

@@ -1,8 +1,8 @@
-"""The reference of a language model: transformers' Llama or OPT as it is (Baichuan: mindblip2/parity/reference/baichuan.py), under the few verbs
-that are compared.
+"""The reference of a language model: transformers' Llama or OPT as it is (Baichuan:
+mindblip2/parity/reference/baichuan.py), under the few verbs that are compared.
 
-transformers computes norms, angles and softmax in float32 even in a float64 model, which would be no truth. While a float64
-twin runs, each cast to float32 is therefore a cast to float64.
+transformers computes norms, angles and softmax in float32 even in a float64 model, which would be no truth.
+While a float64 twin runs, each cast to float32 is therefore a cast to float64.
 
     # B batch · T positions · D width · V vocabulary
 """
@@ -54,8 +54,10 @@ class LanguageTwin(nn.Module):
         elif packed:
             self.llm = baichuan(llama_config(config), self.alibi, config.normalized_head)
         elif is_baichuan(config):
-            raise ConfigError("ALiBi and a normalised head are Baichuan's, whose weights have a W_pack, and these have none: give the "
-                              "folder of Baichuan's own files as --llm_path, or another --config")
+            raise ConfigError(
+                "ALiBi and a normalised head are Baichuan's, whose weights have a W_pack, and these have none: give the "
+                "folder of Baichuan's own files as --llm_path, or another --config"
+            )
         else:
             self.llm = transformers.LlamaForCausalLM(llama_config(config))
         self.stack = self.llm.model.decoder if self.opt else self.llm.model
@@ -75,7 +77,9 @@ class LanguageTwin(nn.Module):
 
     def part(self, path: str) -> nn.Module:
         """The module that is called ``path`` in mindblip2; OPT's feed-forward is no module."""
-        name = foreign_name(self.source, f"llm.{path}.query.weight" if path.endswith("attention") else f"llm.{path}.gamma")
+        name = foreign_name(
+            self.source, f"llm.{path}.query.weight" if path.endswith("attention") else f"llm.{path}.gamma"
+        )
         return self.llm.get_submodule(name.rpartition(".")[0].removesuffix(".q_proj").removesuffix(".W_pack"))
 
     def embed(self, ids_BT):
@@ -85,9 +89,14 @@ class LanguageTwin(nn.Module):
     def hidden(self, x_BTD, mask_BT):
         """What goes into the first layer, what comes out of each, and the last through the final norm."""
         seen = []
-        handles = [layer.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for layer in self.stack.layers]
+        handles = [
+            layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+            for layer in self.stack.layers
+        ]
         with self.exact():
-            last = self.stack(inputs_embeds=x_BTD, attention_mask=mask_BT, position_ids=positions(mask_BT), use_cache=False)
+            last = self.stack(
+                inputs_embeds=x_BTD, attention_mask=mask_BT, position_ids=positions(mask_BT), use_cache=False
+            )
         for handle in handles:
             handle.remove()
         return *seen, last.last_hidden_state
@@ -95,7 +104,9 @@ class LanguageTwin(nn.Module):
     def logits(self, x_BTD, mask_BT):
         """(B, T, V)."""
         with self.exact():
-            return self.llm(inputs_embeds=x_BTD, attention_mask=mask_BT, position_ids=positions(mask_BT), use_cache=False).logits
+            return self.llm(
+                inputs_embeds=x_BTD, attention_mask=mask_BT, position_ids=positions(mask_BT), use_cache=False
+            ).logits
 
     def layer(self, i: int, x_BTD, mask_BT):
         """One layer."""
@@ -125,18 +136,25 @@ class LanguageTwin(nn.Module):
         return {"attention_mask": bias, **turn}
 
     def decoded(self, x_BTD, mask_BT, ids_BN, orders=None):
-        """Logits (B, 1 + N, V) after a prompt and after each of N tokens, by transformers' cache; ``orders`` (N, B): the rows are
-        put into this order before each token."""
+        """Logits (B, 1 + N, V) after a prompt and after each of N tokens, by transformers' cache; ``orders``
+        (N, B): the rows are put into this order before each token."""
         with self.exact():
-            out = self.llm(inputs_embeds=x_BTD, attention_mask=mask_BT, position_ids=positions(mask_BT), use_cache=True)
+            out = self.llm(
+                inputs_embeds=x_BTD, attention_mask=mask_BT, position_ids=positions(mask_BT), use_cache=True
+            )
             found = [out.logits[:, -1]]
             for n in range(ids_BN.shape[1]):
                 if orders is not None:
                     out.past_key_values.reorder_cache(orders[n])
                     mask_BT = mask_BT[orders[n]]
                 mask_BT = nn.functional.pad(mask_BT, (0, 1), value=1)
-                out = self.llm(input_ids=ids_BN[:, n:n + 1], attention_mask=mask_BT, position_ids=positions(mask_BT)[:, -1:],
-                               past_key_values=out.past_key_values, use_cache=True)
+                out = self.llm(
+                    input_ids=ids_BN[:, n : n + 1],
+                    attention_mask=mask_BT,
+                    position_ids=positions(mask_BT)[:, -1:],
+                    past_key_values=out.past_key_values,
+                    use_cache=True,
+                )
                 found.append(out.logits[:, -1])
             return torch.stack(found, 1)
 
@@ -151,23 +169,40 @@ def llama_config(config: LlamaConfig) -> transformers.LlamaConfig:
     scaling = dict(config.rope_scaling or {})
     kind = scaling.pop("type", "default")  # the older name of rope_type
     return transformers.LlamaConfig(
-        hidden_size=config.hidden_size, num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
-        num_key_value_heads=config.kv_heads, intermediate_size=config.feed_forward_size, vocab_size=config.vocab_size,
-        rms_norm_eps=config.rms_norm_eps, max_position_embeddings=4096, pad_token_id=None, attn_implementation="eager",
-        rope_parameters={"rope_type": kind, "rope_theta": config.rope_theta} | scaling)
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.kv_heads,
+        intermediate_size=config.feed_forward_size,
+        vocab_size=config.vocab_size,
+        rms_norm_eps=config.rms_norm_eps,
+        max_position_embeddings=4096,
+        pad_token_id=None,
+        attn_implementation="eager",
+        rope_parameters={"rope_type": kind, "rope_theta": config.rope_theta} | scaling,
+    )
 
 
 def opt_config(config: OPTConfig) -> transformers.OPTConfig:
     """transformers' of ours."""
     return transformers.OPTConfig(
-        hidden_size=config.hidden_size, num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
-        ffn_dim=config.intermediate_size, vocab_size=config.vocab_size, max_position_embeddings=config.max_position_embeddings,
-        word_embed_proj_dim=config.hidden_size, dropout=0.0, pad_token_id=None, attn_implementation="eager")
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        ffn_dim=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.max_position_embeddings,
+        word_embed_proj_dim=config.hidden_size,
+        dropout=0.0,
+        pad_token_id=None,
+        attn_implementation="eager",
+    )
 
 
 @torch.no_grad()
-def language_twin(config: LlamaConfig | OPTConfig, dtype: torch.dtype, packed: bool = False,
-                  seed: int = seeded_weights.SEED) -> LanguageTwin:
+def language_twin(
+    config: LlamaConfig | OPTConfig, dtype: torch.dtype, packed: bool = False, seed: int = seeded_weights.SEED
+) -> LanguageTwin:
     """A twin of seeded random weights, the same in each dtype."""
     twin = LanguageTwin(config, packed).eval()
     for name, parameter in twin.llm.named_parameters():

@@ -1,9 +1,11 @@
-"""The first link of the chain of trust: what LAVIS 1.0.2 computed on a tiny checkpoint, and the same of the twin.
+"""The first link of the chain of trust: what LAVIS 1.0.2 computed on a tiny checkpoint, and the same of the
+twin.
 
-``Reference(folder)`` reads the arrays; ``observe``, ``gradients``, ``three_steps`` give a twin's values under the same
-names. Two comparisons: ``beyond`` uses the tolerances that come with the data, for float32. ``unlike_lavis64`` is much
-sharper and for float64: tolerance.json holds, for each array, how far LAVIS in float32 was from LAVIS in float64, and a
-twin in float64 must be exactly that far from the float32 array. Wrong eps values pass the first and fail the second.
+``Reference(folder)`` reads the arrays; ``observe``, ``gradients``, ``three_steps`` give a twin's values under
+the same names. Two comparisons: ``beyond`` uses the tolerances that come with the data, for float32.
+``unlike_lavis64`` is much sharper and for float64: tolerance.json holds, for each array, how far LAVIS in
+float32 was from LAVIS in float64, and a twin in float64 must be exactly that far from the float32 array.
+Wrong eps values pass the first and fail the second.
 
     # B batch · Q queries · P patches + cls · W image width · T text · V vocabulary
 """
@@ -24,9 +26,14 @@ from mindblip2.parity.reference.model import Twin, capture, decay_groups, load, 
 
 WORDS = "Qformer.bert.embeddings.word_embeddings.weight"
 BRANCHES = ("image", "text", "itm", "lm")  # the order in which a forward pass runs the Q-Former
-PARTS = {"visual_encoder.patch_embed": "vit.patch_embed", "visual_encoder.pos_drop": "vit.embed",
-         "visual_encoder.blocks.0.norm1": "vit.block_00.norm1", "visual_encoder.blocks.0.attn": "vit.block_00.attn",
-         "visual_encoder.blocks.0.mlp": "vit.block_00.mlp", "ln_vision": "ln_vision"}
+PARTS = {
+    "visual_encoder.patch_embed": "vit.patch_embed",
+    "visual_encoder.pos_drop": "vit.embed",
+    "visual_encoder.blocks.0.norm1": "vit.block_00.norm1",
+    "visual_encoder.blocks.0.attn": "vit.block_00.attn",
+    "visual_encoder.blocks.0.mlp": "vit.block_00.mlp",
+    "ln_vision": "ln_vision",
+}
 
 
 class Reference:
@@ -36,10 +43,14 @@ class Reference:
         self.folder = Path(folder)
         self.outputs, self.grads, self.adamw = map(self.arrays, ("outputs.npz", "grads.npz", "adamw3.npz"))
         inputs = self.arrays("inputs.npz")
-        self.inputs = {name: torch.from_numpy(value) for name, value in inputs.items() if value.dtype.kind != "U"}
+        self.inputs = {
+            name: torch.from_numpy(value) for name, value in inputs.items() if value.dtype.kind != "U"
+        }
         noise = read_json(self.folder / "tolerance.json", dict)
-        self.noise = {file: {name: entry["fp32_vs_fp64_max_abs"] for name, entry in table.items()}
-                      for file, table in noise.items()}
+        self.noise = {
+            file: {name: entry["fp32_vs_fp64_max_abs"] for name, entry in table.items()}
+            for file, table in noise.items()
+        }
 
     def arrays(self, file: str) -> dict[str, np.ndarray]:
         """All arrays of one .npz."""
@@ -57,15 +68,22 @@ class Reference:
         """The input images (B, 3, S, S) in the twin's dtype."""
         return self.inputs["image"].to(twin.query_tokens.dtype)
 
-    def unlike_lavis64(self, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], file: str) -> set[str]:
+    def unlike_lavis64(
+        self, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], file: str
+    ) -> set[str]:
         """Names in ``ours`` that are not as far from ``theirs`` as LAVIS in float64 was, to 2e-8 and 1 %."""
         noise = self.noise[file]
-        return {name for name in ours if name in noise
-                and abs(distance(ours[name], theirs[name]) - noise[name]) > 2e-8 + 0.01 * noise[name]}
+        return {
+            name
+            for name in ours
+            if name in noise
+            and abs(distance(ours[name], theirs[name]) - noise[name]) > 2e-8 + 0.01 * noise[name]
+        }
 
     @torch.no_grad()
     def observe(self, twin: Twin) -> dict[str, np.ndarray]:
-        """A forward pass as outputs.npz has it: activations, features, similarities, logits, losses, rankings."""
+        """A forward pass as outputs.npz has it: activations, features, similarities, logits, losses,
+        rankings."""
         ids, image = self.inputs["input_ids"], self.image(twin)
         with capture(twin, [*PARTS, "visual_encoder.blocks.?", "Qformer.bert.encoder.layer.?"]) as layers:
             out = twin(image, ids)
@@ -77,12 +95,15 @@ class Reference:
         return {name: value.numpy() for name, value in seen.items() if name in self.outputs}
 
     def gradients(self, twin: Twin, gather_with_grad: bool = False) -> dict[str, np.ndarray]:
-        """grads.npz: gradients of the total by parameter, and each loss's gradient norms (0: it does not reach)."""
+        """grads.npz: gradients of the total by parameter, and each loss's gradient norms (0: it does not
+        reach)."""
         names = [str(name) for name in self.grads["names"]]
         weights = [twin.get_parameter(name) for name in names]
         out, seen = twin(self.image(twin), self.inputs["input_ids"], gather_with_grad=gather_with_grad), {}
         for name in ("loss_itc", "loss_itm", "loss_lm", "loss"):
-            found = torch.autograd.grad(getattr(out, name), weights, retain_graph=name != "loss", allow_unused=True)
+            found = torch.autograd.grad(
+                getattr(out, name), weights, retain_graph=name != "loss", allow_unused=True
+            )
             seen["gradnorm." + name] = np.array([0.0 if g is None else g.norm().item() for g in found])
             seen["gradnone." + name] = np.array([g is None for g in found])
         if seen.pop("gradnone.loss").any():
@@ -91,8 +112,11 @@ class Reference:
         return seen | self.stored({f"grad.{name}": g for name, g in zip(names, found, strict=True)})
 
     def three_steps(self, twin: Twin, groups: Callable = decay_groups, **adam) -> dict[str, np.ndarray]:
-        """adamw3.npz: three AdamW steps on one batch, the losses before each and after, the negatives of each."""
-        optimizer = torch.optim.AdamW(groups(twin), **({"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8} | adam))
+        """adamw3.npz: three AdamW steps on one batch, the losses before each and after, the negatives of
+        each."""
+        optimizer = torch.optim.AdamW(
+            groups(twin), **({"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8} | adam)
+        )
         losses, negatives, seen = [], [], {}
         for step in range(1, 5):
             out = twin(self.image(twin), self.inputs["input_ids"])
@@ -108,7 +132,8 @@ class Reference:
         return seen | {"losses": np.array(losses), "negatives": np.array(negatives)}
 
     def stored(self, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """Arrays by parameter name; of the word embeddings some rows and three statistics, as the files have them."""
+        """Arrays by parameter name; of the word embeddings some rows and three statistics, as the files have
+        them."""
         seen = {name: value.detach().numpy() for name, value in tensors.items()}
         for name in [name for name in seen if name.endswith(WORDS)]:
             value = seen.pop(name)
@@ -154,8 +179,10 @@ def activations(twin: Twin, layers: dict[str, list[torch.Tensor]]) -> dict[str, 
     seen |= {f"vit.block_{i:02d}": layers[f"visual_encoder.blocks.{i}"][0] for i in range(depth)}
     seen["vit.out"] = seen[f"vit.block_{depth - 1:02d}"]
     for call, branch in enumerate(BRANCHES):
-        seen |= {f"{branch}_branch.layer_{i:02d}": layers[f"Qformer.bert.encoder.layer.{i}"][call]
-                 for i in range(last + 1)}
+        seen |= {
+            f"{branch}_branch.layer_{i:02d}": layers[f"Qformer.bert.encoder.layer.{i}"][call]
+            for i in range(last + 1)
+        }
         seen[f"{branch}_branch.last_hidden"] = seen[f"{branch}_branch.layer_{last:02d}"]
     return seen
 
@@ -174,27 +201,38 @@ def old_weights(sim_BB: torch.Tensor) -> torch.Tensor:
 def lm_views(logits_BTV, ids_BT, columns) -> dict[str, torch.Tensor]:
     """The LM logits that predict tokens 1…T-1, by some columns and summaries: all of them would be 15 MB."""
     logits, targets = logits_BTV[:, :-1], ids_BT[:, 1:]
-    return {"lm_logits_columns": logits[..., columns], "lm_argmax": logits.argmax(2),
-            "lm_logsumexp": logits.logsumexp(2), "lm_logits_mean": logits.mean(2),
-            "lm_label_logit": logits.gather(2, targets[..., None])[..., 0],
-            "lm_shifted_labels": targets.masked_fill(targets == 0, reference_losses.IGNORED)}
+    return {
+        "lm_logits_columns": logits[..., columns],
+        "lm_argmax": logits.argmax(2),
+        "lm_logsumexp": logits.logsumexp(2),
+        "lm_logits_mean": logits.mean(2),
+        "lm_label_logit": logits.gather(2, targets[..., None])[..., 0],
+        "lm_shifted_labels": targets.masked_fill(targets == 0, reference_losses.IGNORED),
+    }
 
 
 def features(twin: Twin, image, ids) -> dict[str, torch.Tensor]:
     """``extract_features`` and the keys and values that the image branch hands on."""
     seen = {f"features.{name}": value for name, value in twin.extract_features(image, ids)._asdict().items()}
     for i, pair in enumerate(twin.see(twin.embed_image(image))[1]):
-        seen |= {f"image_branch.past_{part}_{i:02d}": value for part, value in zip(("key", "value"), pair, strict=True)}
+        seen |= {
+            f"image_branch.past_{part}_{i:02d}": value
+            for part, value in zip(("key", "value"), pair, strict=True)
+        }
     return seen
 
 
 def all_pairs(twin: Twin, image, ids) -> dict[str, torch.Tensor]:
-    """ITC features, ITM logits and cosines of every image with every caption, and what retrieval makes of them."""
+    """ITC features, ITM logits and cosines of every image with every caption, and what retrieval makes of
+    them."""
     image_BPW = twin.embed_image(image)
     image_feats, text_feat = twin.image_feats(twin.see(image_BPW)[0]), twin.text_feats(twin.read(ids)[:, 0])
-    seen = {"image_feats": image_feats, "text_feat": text_feat,
-            "itm.logits": torch.stack([twin.itm_logits(ids, one.expand(len(ids), -1, -1)) for one in image_BPW]),
-            "itm.itc": reference_losses.similarities(image_feats, text_feat, temp=1)[0]}
+    seen = {
+        "image_feats": image_feats,
+        "text_feat": text_feat,
+        "itm.logits": torch.stack([twin.itm_logits(ids, one.expand(len(ids), -1, -1)) for one in image_BPW]),
+        "itm.itc": reference_losses.similarities(image_feats, text_feat, temp=1)[0],
+    }
     for k in (2, 4):
         seen[f"retrieval.k{k}.i2t"], seen[f"retrieval.k{k}.t2i"] = twin.retrieval(image, ids, k)
     return seen
@@ -202,7 +240,9 @@ def all_pairs(twin: Twin, image, ids) -> dict[str, torch.Tensor]:
 
 def shared_image(out, image_id) -> dict[str, torch.Tensor]:
     """A forward pass with image ids under the names ``derived.image_id.*``."""
-    seen = named_losses(out) | {"soft_targets": reference_losses.soft_targets(image_id, out.sim_i2t.dtype),
-                                "neg_weights_t2i": reference_losses.negative_weights(out.sim_t2i, image_id),
-                                "neg_weights_i2t": reference_losses.negative_weights(out.sim_i2t, image_id)}
+    seen = named_losses(out) | {
+        "soft_targets": reference_losses.soft_targets(image_id, out.sim_i2t.dtype),
+        "neg_weights_t2i": reference_losses.negative_weights(out.sim_t2i, image_id),
+        "neg_weights_i2t": reference_losses.negative_weights(out.sim_i2t, image_id),
+    }
     return {f"derived.image_id.{name}": value for name, value in seen.items()}

@@ -1,6 +1,6 @@
 """Stage 1's losses in torch: tensors in, scalars out (paper, section 3.1; LAVIS ``blip2_qformer.py``).
 
-    # B batch · Q queries · E embed · T text · V vocabulary
+# B batch · Q queries · E embed · T text · V vocabulary
 """
 
 import torch
@@ -16,11 +16,14 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def similarities(image_BQE, text_BE, temp, gather_with_grad: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def similarities(
+    image_BQE, text_BE, temp, gather_with_grad: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """All pairs' scores, image-to-text and text-to-image (B, B): best query's cosine over the temperature.
 
-    The features of "all cards" are constants in LAVIS, whose all-gather runs under no_grad even for one process: the
-    image learns from image-to-text only and the text from text-to-image only; with ``gather_with_grad``, from both.
+    The features of "all cards" are constants in LAVIS, whose all-gather runs under no_grad even for one
+    process: the image learns from image-to-text only and the text from text-to-image only; with
+    ``gather_with_grad``, from both.
     """
     all_image = image_BQE if gather_with_grad else image_BQE.detach()
     all_text = text_BE if gather_with_grad else text_BE.detach()
@@ -53,7 +56,8 @@ def negative_weights(sim_BB: torch.Tensor, image_id_B=None) -> torch.Tensor:
 def hard_negatives(sim_i2t, sim_t2i, image_id_B=None) -> tuple[torch.Tensor, torch.Tensor]:
     """The most probable negative of each row: image index per text, text index per image, (B,) each.
 
-    LAVIS draws from these weights; the reference data and the twin take the largest, so that runs can be compared.
+    LAVIS draws from these weights; the reference data and the twin take the largest, so that runs can be
+    compared.
     """
     return negative_weights(sim_t2i, image_id_B).argmax(1), negative_weights(sim_i2t, image_id_B).argmax(1)
 
@@ -61,11 +65,16 @@ def hard_negatives(sim_i2t, sim_t2i, image_id_B=None) -> tuple[torch.Tensor, tor
 def itm(logits_3B2: torch.Tensor) -> torch.Tensor:
     """Image-text matching on [B true pairs | B with a false image | B with a false text]."""
     labels = torch.zeros(len(logits_3B2), dtype=torch.long, device=logits_3B2.device)
-    labels[:len(labels) // 3] = 1
+    labels[: len(labels) // 3] = 1
     return F.cross_entropy(logits_3B2, labels)
 
 
 def lm(logits_BTV: torch.Tensor, labels_BT: torch.Tensor, smoothing: float = SMOOTHING) -> torch.Tensor:
-    """Caption loss: position t predicts label t + 1, mean over labels that are not pads, smoothing included."""
-    return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(),
-                           ignore_index=IGNORED, label_smoothing=smoothing)
+    """Caption loss: position t predicts label t + 1, mean over labels that are not pads, smoothing
+    included."""
+    return F.cross_entropy(
+        logits_BTV[:, :-1].flatten(0, 1),
+        labels_BT[:, 1:].flatten(),
+        ignore_index=IGNORED,
+        label_smoothing=smoothing,
+    )

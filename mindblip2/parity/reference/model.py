@@ -1,15 +1,17 @@
 """The torch twin: stage 1 of BLIP-2 in PyTorch, the reference that mindblip2's cells are compared with.
 
-Its ``state_dict`` has exactly LAVIS's names, so it reads a LAVIS checkpoint without a table; it reproduces what LAVIS
-itself computed on the tiny checkpoint (tests/parity/test_reference.py) and is then trusted at any width, seed and dtype.
-In float64 it is the truth of the noise-floor method (mindblip2/parity/compare.py). It has no dropout: parity is about eval mode.
+Its ``state_dict`` has exactly LAVIS's names, so it reads a LAVIS checkpoint without a table; it reproduces
+what LAVIS itself computed on the tiny checkpoint (tests/parity/test_reference.py) and is then trusted at any
+width, seed and dtype. In float64 it is the truth of the noise-floor method (mindblip2/parity/compare.py). It
+has no dropout: parity is about eval mode.
 
     twin = load("blip2_pretrained_with_vit.pth", dtype=torch.float64)
     losses = twin(image, ids, image_id=None, negatives=(image_index, text_index))
     with capture(twin, ["Qformer.bert.encoder.layer.*"]) as seen:
         twin.read(ids)
 
-    # B batch · Q queries · P patches + cls · W image width · T text · L = Q + T · D width · E embed · V vocabulary
+    # B batch · Q queries · P patches + cls · W image width · T text · L = Q + T · D width · E embed · V
+    vocabulary
 """
 
 import fnmatch
@@ -79,12 +81,15 @@ class Twin(nn.Module):
     def vit(self, image_B3SS: torch.Tensor) -> torch.Tensor:
         """Image (B, 3, S, S) -> raw ViT output (B, P, W)."""
         if self.visual_encoder is None:
-            raise ValueError("this twin has no ViT, because its checkpoint holds no visual_encoder.*: merge those "
-                             "keys into the state dict before load()")
+            raise ValueError(
+                "this twin has no ViT, because its checkpoint holds no visual_encoder.*: merge those "
+                "keys into the state dict before load()"
+            )
         return self.visual_encoder(image_B3SS)
 
     def embed_image(self, image_B3SS: torch.Tensor) -> torch.Tensor:
-        """Image (B, 3, S, S) -> what the Q-Former looks at (B, P, W): the ViT's output through ``ln_vision``."""
+        """Image (B, 3, S, S) -> what the Q-Former looks at (B, P, W): the ViT's output through
+        ``ln_vision``."""
         return self.ln_vision(self.vit(image_B3SS))
 
     def see(self, image_BPW: torch.Tensor):
@@ -103,7 +108,8 @@ class Twin(nn.Module):
         return self.Qformer.bert(ids_BT, self.query(len(ids_BT)), bias, image_BPW)[0]
 
     def caption(self, ids_BT, cache, mask_BT=None):
-        """Text sees what is cached (the queries, earlier text) and its own past -> (B, T, D) and the grown cache."""
+        """Text sees what is cached (the queries, earlier text) and its own past -> (B, T, D) and the grown
+        cache."""
         cached = cache[0][0].shape[2]
         bias = caption_bias(not_pad(ids_BT, mask_BT, self.config.pad), cached, self.query_tokens.dtype)
         return self.Qformer.bert(ids_BT, bias=bias, cache=cache, start=cached - self.config.queries)
@@ -122,13 +128,15 @@ class Twin(nn.Module):
 
     def itm_logits(self, ids_BT, image_BPW, mask_BT=None) -> torch.Tensor:
         """Pairwise (B, 2), class 1 = they match: mean over queries."""
-        return self.itm_head(self.match(ids_BT, image_BPW, mask_BT)[:, :self.config.queries]).mean(dim=1)
+        return self.itm_head(self.match(ids_BT, image_BPW, mask_BT)[:, : self.config.queries]).mean(dim=1)
 
     def started(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """The ids with [DEC] in the place of [CLS]: what tells the Q-Former to write."""
         return torch.cat([torch.full_like(ids_BT[:, :1], self.config.bos), ids_BT[:, 1:]], dim=1)
 
-    def forward(self, image, ids, image_id=None, negatives=None, gather_with_grad: bool | None = None) -> Losses:
+    def forward(
+        self, image, ids, image_id=None, negatives=None, gather_with_grad: bool | None = None
+    ) -> Losses:
         """Image (B, 3, S, S), ids (B, T), image_id (B,), negatives ((B,), (B,)) -> Losses."""
         gather_with_grad = self.config.gather_with_grad if gather_with_grad is None else gather_with_grad
         image_BPW = self.embed_image(image)
@@ -147,19 +155,26 @@ class Twin(nn.Module):
     def triple_logits(self, image_BPW, ids, negatives) -> torch.Tensor:
         """(3B, 2): true pairs, then a false image for each text, then a false text for each image."""
         image_idx, text_idx = negatives
-        return self.itm_logits(torch.cat([ids, ids, ids[text_idx]]),
-                               torch.cat([image_BPW, image_BPW[image_idx], image_BPW]))
+        return self.itm_logits(
+            torch.cat([ids, ids, ids[text_idx]]), torch.cat([image_BPW, image_BPW[image_idx], image_BPW])
+        )
 
     def extract_features(self, image: torch.Tensor, ids: torch.Tensor) -> Features:
         """The three modes of LAVIS's ``extract_features`` at once."""
         image_BPW = self.embed_image(image)
         query_BQD, text_BTD = self.see(image_BPW)[0], self.read(ids)
-        return Features(query_BQD, self.image_feats(query_BQD), text_BTD, self.text_feats(text_BTD),
-                        self.match(ids, image_BPW)[:, :self.config.queries])
+        return Features(
+            query_BQD,
+            self.image_feats(query_BQD),
+            text_BTD,
+            self.text_feats(text_BTD),
+            self.match(ids, image_BPW)[:, : self.config.queries],
+        )
 
     @torch.no_grad()
     def retrieval(self, image: torch.Tensor, ids: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(images, texts) and (texts, images) scores: cosine + ITM logit for each row's k best, -100 elsewhere."""
+        """(images, texts) and (texts, images) scores: cosine + ITM logit for each row's k best, -100
+        elsewhere."""
         image_BPW = self.embed_image(image)
         image_BQE = self.image_feats(self.see(image_BPW)[0])
         sim_i2t, _ = losses.similarities(image_BQE, self.text_feats(self.read(ids)[:, 0]), temp=1)
@@ -178,7 +193,8 @@ class Twin(nn.Module):
         return beam(self.step, ids, memory, rules, num_beams)
 
     def step(self, ids_NT: torch.Tensor, cache):
-        """Scores for the next word (N, V) and the grown cache. Every id counts as visible, a generated [PAD] too."""
+        """Scores for the next word (N, V) and the grown cache. Every id counts as visible, a generated [PAD]
+        too."""
         hidden_NTD, cache = self.caption(ids_NT, cache, torch.ones_like(ids_NT))
         return losses.wide(self.Qformer.logits(hidden_NTD[:, -1])), cache
 
@@ -201,9 +217,13 @@ def best_only(sim: torch.Tensor, itm: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def decay_groups(twin: nn.Module, decay: float = 0.05) -> list[dict]:
-    """LAVIS 1.0.2's parameter groups for AdamW: no decay for vectors, scalars and names with bias, ln or bn."""
-    free = {name: value.ndim < 2 or any(part in name for part in NO_DECAY)
-            for name, value in twin.named_parameters() if value.requires_grad}
+    """LAVIS 1.0.2's parameter groups for AdamW: no decay for vectors, scalars and names with bias, ln or
+    bn."""
+    free = {
+        name: value.ndim < 2 or any(part in name for part in NO_DECAY)
+        for name, value in twin.named_parameters()
+        if value.requires_grad
+    }
     pick = {False: [], True: []}
     for name, exempt in free.items():
         pick[exempt].append(twin.get_parameter(name))
@@ -211,7 +231,8 @@ def decay_groups(twin: nn.Module, decay: float = 0.05) -> list[dict]:
 
 
 def read_state_dict(source: str | Path | Mapping) -> dict[str, torch.Tensor]:
-    """A file or mapping, bare or as ``{"model": …}`` -> tensors by LAVIS name, both names of each tied pair present."""
+    """A file or mapping, bare or as ``{"model": …}`` -> tensors by LAVIS name, both names of each tied pair
+    present."""
     if isinstance(source, str | Path):
         source = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
     state = dict(source.get("model", source))
@@ -224,46 +245,65 @@ def read_state_dict(source: str | Path | Mapping) -> dict[str, torch.Tensor]:
     return state
 
 
-def load(source: str | Path | Mapping, config: TwinConfig | None = None, dtype: torch.dtype = torch.float32,
-         **heads: int) -> Twin:
-    """A frozen-ViT twin in eval mode from a LAVIS checkpoint; every key must be known and every parameter present.
+def load(
+    source: str | Path | Mapping,
+    config: TwinConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+    **heads: int,
+) -> Twin:
+    """A frozen-ViT twin in eval mode from a LAVIS checkpoint; every key must be known and every parameter
+    present.
 
-    All weights are cast to ``dtype``: a checkpoint with a float16 ViT computes as LAVIS does on a CPU, with rounded
-    weights and wide arithmetic. ``heads``: ``vit_heads=`` and ``heads=`` of TwinConfig.from_state_dict. A file is
-    mapped, not read (training leaves it as it is); a mapping's tensors are copied.
+    All weights are cast to ``dtype``: a checkpoint with a float16 ViT computes as LAVIS does on a CPU, with
+    rounded weights and wide arithmetic. ``heads``: ``vit_heads=`` and ``heads=`` of
+    TwinConfig.from_state_dict. A file is mapped, not read (training leaves it as it is); a mapping's tensors
+    are copied.
     """
     state = read_state_dict(source)
     copy = isinstance(source, Mapping)
     with torch.device("meta"):  # no memory and no time for an initialisation that the checkpoint replaces
         twin = Twin(config or TwinConfig.from_state_dict(state, **heads))
-    wanted = {name: value.to(dtype if value.is_floating_point() else value.dtype, copy=copy)
-              for name, value in state.items()}
+    wanted = {
+        name: value.to(dtype if value.is_floating_point() else value.dtype, copy=copy)
+        for name, value in state.items()
+    }
     twin.load_state_dict(wanted, strict=True, assign=True)
     twin.Qformer.tie()
     return twin.freeze_vit().eval()
 
 
 def part(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """What lies under ``prefix``, without it: the weights of one block, to stream a checkpoint block by block."""
+    """What lies under ``prefix``, without it: the weights of one block, to stream a checkpoint block by
+    block."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def seeded_state_dict(config: TwinConfig, seed: int = seeded_weights.SEED,
-                      sep_bias: float = 0.0) -> dict[str, torch.Tensor]:
-    """A reproducible random checkpoint of any size, under LAVIS's names (mindblip2/parity/seeded_weights.py)."""
+def seeded_state_dict(
+    config: TwinConfig, seed: int = seeded_weights.SEED, sep_bias: float = 0.0
+) -> dict[str, torch.Tensor]:
+    """A reproducible random checkpoint of any size, under LAVIS's names
+    (mindblip2/parity/seeded_weights.py)."""
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in Twin(config).state_dict().items()}
-    return {name: torch.from_numpy(value) for name, value in seeded_weights.weights(shapes, seed, sep_bias).items()}
+    return {
+        name: torch.from_numpy(value)
+        for name, value in seeded_weights.weights(shapes, seed, sep_bias).items()
+    }
 
 
 @contextmanager
-def capture(module: nn.Module, names: Iterable[str], inputs: bool = False) -> Iterator[dict[str, list[torch.Tensor]]]:
-    """Record what the submodules called ``names`` (patterns as in a shell) return, or their first input: one per call.
+def capture(
+    module: nn.Module, names: Iterable[str], inputs: bool = False
+) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """Record what the submodules called ``names`` (patterns as in a shell) return, or their first input: one
+    per call.
 
     Of a module that returns several things the first is kept, which is the activation.
     """
     names = list(names)
-    chosen = {name: sub for name, sub in module.named_modules() if any(fnmatch.fnmatchcase(name, n) for n in names)}
+    chosen = {
+        name: sub for name, sub in module.named_modules() if any(fnmatch.fnmatchcase(name, n) for n in names)
+    }
     if not chosen:
         known = [name for name, _ in module.named_modules() if name]
         raise ValueError(f"no submodule is called {names}; expected patterns of names such as {known[:5]}")
@@ -273,6 +313,7 @@ def capture(module: nn.Module, names: Iterable[str], inputs: bool = False) -> It
         def keep(_, args, output):
             value = args if inputs else output
             seen[name].append((value[0] if isinstance(value, tuple) else value).detach())
+
         return keep
 
     handles = [sub.register_forward_hook(hook(name)) for name, sub in chosen.items()]

@@ -1,4 +1,5 @@
-"""The torch side of a case: what a twin gives, and the three networks compared. An NPU host that only checks needs none of it."""
+"""The torch side of a case: what a twin gives, and the three networks compared. An NPU host that only checks
+needs none of it."""
 
 import numpy as np
 import torch
@@ -22,26 +23,45 @@ from mindblip2.parity.report.timing import side
 
 
 def twin_config(config: Blip2Config) -> TwinConfig:
-    """The twin's dimensions and ids from ours. Its constants (every eps, the GELU, the smoothing) stay its own, as they are what is
-    compared, unless the configuration gives another number than its default: see :func:`departures`."""
+    """The twin's dimensions and ids from ours. Its constants (every eps, the GELU, the smoothing) stay its
+    own, as they are what is compared, unless the configuration gives another number than its default: see
+    :func:`departures`."""
     vit, qformer = config.vision_config, config.qformer_config
     return TwinConfig(
-        image_size=vit.image_size, patch=vit.patch_size, vit_width=vit.hidden_size, vit_depth=vit.num_hidden_layers,
-        vit_heads=vit.num_attention_heads, vit_hidden=vit.intermediate_size, width=qformer.hidden_size,
-        layers=qformer.num_hidden_layers, heads=qformer.num_attention_heads, ffn=qformer.intermediate_size,
-        vocab=qformer.vocab_size, positions=qformer.max_position_embeddings,
-        cross_attention_freq=qformer.cross_attention_freq, queries=qformer.query_length, embed=qformer.head_embed_dim,
-        bos=qformer.bos_token_id, pad=qformer.pad_token_id, channels=vit.num_channels, query_reduce=config.query_reduce,
-        **{name: value for name, (_, value) in departures(config).items()})
+        image_size=vit.image_size,
+        patch=vit.patch_size,
+        vit_width=vit.hidden_size,
+        vit_depth=vit.num_hidden_layers,
+        vit_heads=vit.num_attention_heads,
+        vit_hidden=vit.intermediate_size,
+        width=qformer.hidden_size,
+        layers=qformer.num_hidden_layers,
+        heads=qformer.num_attention_heads,
+        ffn=qformer.intermediate_size,
+        vocab=qformer.vocab_size,
+        positions=qformer.max_position_embeddings,
+        cross_attention_freq=qformer.cross_attention_freq,
+        queries=qformer.query_length,
+        embed=qformer.head_embed_dim,
+        bos=qformer.bos_token_id,
+        pad=qformer.pad_token_id,
+        channels=vit.num_channels,
+        query_reduce=config.query_reduce,
+        **{name: value for name, (_, value) in departures(config).items()},
+    )
 
 
 def departures(config: Blip2Config) -> dict[str, tuple[str, float]]:
-    """Constants of LAVIS's that a configuration changes: field of the TwinConfig → our key and the value. Equality with LAVIS is not
-    given then, so a run prints them."""
+    """Constants of LAVIS's that a configuration changes: field of the TwinConfig → our key and the value.
+    Equality with LAVIS is not given then, so a run prints them."""
     found, default = {}, Blip2Config()
-    for name, (section, key) in {"vit_eps": ("vision_config", "layer_norm_eps"), "qformer_eps": ("qformer_config", "layer_norm_eps"),
-                                 "ln_vision_eps": ("", "ln_vision_eps"), "smoothing": ("", "label_smoothing"),
-                                 "gather_with_grad": ("", "gather_with_grad")}.items():
+    for name, (section, key) in {
+        "vit_eps": ("vision_config", "layer_norm_eps"),
+        "qformer_eps": ("qformer_config", "layer_norm_eps"),
+        "ln_vision_eps": ("", "ln_vision_eps"),
+        "smoothing": ("", "label_smoothing"),
+        "gather_with_grad": ("", "gather_with_grad"),
+    }.items():
         given, usual = (getattr(getattr(one, section) if section else one, key) for one in (config, default))
         if given != usual:
             found[name] = f"{section}.{key}".lstrip("."), given
@@ -64,8 +84,10 @@ def run_theirs(case: Case, twin: Twin) -> dict[str, np.ndarray]:
     if case.stacked:
         return together(run_theirs(problem, twin) for problem in case.problems())
     dtype = next(twin.parameters()).dtype
-    inputs = {name: torch.from_numpy(value).to(dtype if value.dtype.kind == "f" else torch.long)
-              for name, value in case.inputs.items()}
+    inputs = {
+        name: torch.from_numpy(value).to(dtype if value.dtype.kind == "f" else torch.long)
+        for name, value in case.inputs.items()
+    }
     if not case.backward:
         with torch.no_grad():
             return named([numbers(value) for value in several(case.theirs(twin, **inputs))])
@@ -73,8 +95,10 @@ def run_theirs(case: Case, twin: Twin) -> dict[str, np.ndarray]:
     variables = [inputs[name].requires_grad_() for name in case.differentiated]
     with trained(twin.parameters(), weights):
         found = several(case.theirs(twin, **inputs))
-        total = sum((value * torch.from_numpy(cotangent(case, i, tuple(value.shape)))).sum()
-                    for i, value in enumerate(found))
+        total = sum(
+            (value * torch.from_numpy(cotangent(case, i, tuple(value.shape)))).sum()
+            for i, value in enumerate(found)
+        )
         grads = list(torch.autograd.grad(total, variables + weights, materialize_grads=True))
     for i in range(len(variables), len(grads)):  # the patch convolution is a product here
         grads[i] = grads[i].flatten(1) if grads[i].ndim == 4 else grads[i]

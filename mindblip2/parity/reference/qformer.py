@@ -1,4 +1,5 @@
-"""The torch twin's Q-Former: BERT with cross-attention and a second feed-forward for queries, under LAVIS's names.
+"""The torch twin's Q-Former: BERT with cross-attention and a second feed-forward for queries, under LAVIS's
+names.
 
 Queries and text share self-attention (paper, figure 2); what sees what is a mask, made by the twin's verbs.
 Source of every number: LAVIS ``Qformer.py``, whose results under tests/reference/tiny it reproduces.
@@ -29,20 +30,28 @@ class AddNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention, or cross-attention if ``width_kv`` differs: (B, L, D) -> (B, L, D) and the keys and values used.
+    """Self-attention, or cross-attention if ``width_kv`` differs: (B, L, D) -> (B, L, D) and the keys and
+    values used.
 
-    ``cache`` holds keys and values of earlier tokens, which come before those of ``source`` (``x`` itself by default).
+    ``cache`` holds keys and values of earlier tokens, which come before those of ``source`` (``x`` itself by
+    default).
     """
 
     def __init__(self, config, width_kv: int):
         super().__init__()
         width, self.heads = config.width, config.heads
-        self.self = nn.ModuleDict({"query": nn.Linear(width, width),
-                                   "key": nn.Linear(width_kv, width),
-                                   "value": nn.Linear(width_kv, width)})
+        self.self = nn.ModuleDict(
+            {
+                "query": nn.Linear(width, width),
+                "key": nn.Linear(width_kv, width),
+                "value": nn.Linear(width_kv, width),
+            }
+        )
         self.output = AddNorm(width, width, config.qformer_eps)
 
-    def forward(self, x_BLD, source=None, bias=None, cache: KeyValue | None = None) -> tuple[torch.Tensor, KeyValue]:
+    def forward(
+        self, x_BLD, source=None, bias=None, cache: KeyValue | None = None
+    ) -> tuple[torch.Tensor, KeyValue]:
         source = x_BLD if source is None else source
         q_BHLK = self.split(self.self["query"](x_BLD))
         k_BHCK = self.split(self.self["key"](source))
@@ -59,10 +68,11 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """One Q-Former layer on [queries | text], (B, L, D) -> (B, L, D) and its self-attention's keys and values.
+    """One Q-Former layer on [queries | text], (B, L, D) -> (B, L, D) and its self-attention's keys and
+    values.
 
-    The first ``queries`` rows cross-attend to the image, if this layer does so and there is an image, and take
-    ``intermediate_query``/``output_query``; the rest, the text, takes ``intermediate``/``output``.
+    The first ``queries`` rows cross-attend to the image, if this layer does so and there is an image, and
+    take ``intermediate_query``/``output_query``; the rest, the text, takes ``intermediate``/``output``.
     """
 
     def __init__(self, config, cross: bool):
@@ -71,7 +81,9 @@ class Layer(nn.Module):
         self.attention = Attention(config, config.width)
         self.crossattention = Attention(config, config.vit_width) if cross else None
         for suffix in ("", "_query"):
-            self.add_module("intermediate" + suffix, nn.ModuleDict({"dense": nn.Linear(config.width, config.ffn)}))
+            self.add_module(
+                "intermediate" + suffix, nn.ModuleDict({"dense": nn.Linear(config.width, config.ffn)})
+            )
             self.add_module("output" + suffix, AddNorm(config.ffn, config.width, config.qformer_eps))
 
     def forward(self, x_BLD, bias=None, image_BPW=None, cache: KeyValue | None = None, queries: int = 0):
@@ -91,11 +103,13 @@ class Layer(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """[queries | words + positions] through one LayerNorm, -> (B, L, D). Queries have no position, text starts at 0."""
+    """[queries | words + positions] through one LayerNorm, -> (B, L, D). Queries have no position, text
+    starts at 0."""
 
     def __init__(self, config):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab, config.width)  # no padding_idx: row 0 is trained in LAVIS
+        # no padding_idx: row 0 is trained in LAVIS
+        self.word_embeddings = nn.Embedding(config.vocab, config.width)
         self.position_embeddings = nn.Embedding(config.positions, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.qformer_eps)
         self.register_buffer("position_ids", torch.arange(config.positions)[None])
@@ -103,7 +117,7 @@ class Embeddings(nn.Module):
     def forward(self, ids_BT=None, query_BQD=None, start: int = 0) -> torch.Tensor:
         parts = [] if query_BQD is None else [query_BQD]
         if ids_BT is not None:
-            position_1T = self.position_ids[:, start:start + ids_BT.shape[1]]
+            position_1T = self.position_ids[:, start : start + ids_BT.shape[1]]
             parts.append(self.word_embeddings(ids_BT) + self.position_embeddings(position_1T))
         return self.LayerNorm(torch.cat(parts, dim=1))
 
@@ -155,7 +169,8 @@ class Predictions(nn.Module):
 
 
 class QFormer(nn.Module):
-    """Bert and its LM head, with the two ties of LAVIS: word embeddings = decoder weight, and the head's bias."""
+    """Bert and its LM head, with the two ties of LAVIS: word embeddings = decoder weight, and the head's
+    bias."""
 
     def __init__(self, config):
         super().__init__()
@@ -180,7 +195,8 @@ def padding_bias(mask_BL: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def caption_bias(mask_BT: torch.Tensor, cached: int, dtype: torch.dtype) -> torch.Tensor:
-    """What text may see while it is being written, (B, 1, T, C + T): all that is cached, and earlier words but no pads.
+    """What text may see while it is being written, (B, 1, T, C + T): all that is cached, and earlier words
+    but no pads.
 
         cached  text
         1 1 1   1 0 0

@@ -1,7 +1,7 @@
 """The torch twin's image side: EVA-CLIP ViT-g as BLIP-2 uses it, under LAVIS's parameter names.
 
-39 of EVA's 40 blocks, no final norm, no pooling: the paper takes the output of the penultimate layer (section 3.1), and
-``ln_vision`` of the twin follows. Source of every number: LAVIS ``eva_vit.py``, whose results under
+39 of EVA's 40 blocks, no final norm, no pooling: the paper takes the output of the penultimate layer (section
+3.1), and ``ln_vision`` of the twin follows. Source of every number: LAVIS ``eva_vit.py``, whose results under
 tests/reference/tiny it reproduces.
 
     # B batch · P patches + cls · W width · H heads · K head width
@@ -15,7 +15,8 @@ from torch.nn import functional as F
 class Attention(nn.Module):
     """Self-attention over all patches, (B, P, W) -> (B, P, W), without mask or dropout.
 
-    One matrix makes q, k and v; EVA gives q and v a bias and k none, hence two parameters and the zeros between them.
+    One matrix makes q, k and v; EVA gives q and v a bias and k none, hence two parameters and the zeros
+    between them.
     """
 
     def __init__(self, width: int, heads: int):
@@ -35,7 +36,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with GELU between, (B, P, W) -> (B, P, W). ``gelu`` is torch's ``approximate``: exact is "none"."""
+    """Two layers with GELU between, (B, P, W) -> (B, P, W). ``gelu`` is torch's ``approximate``: exact is
+    "none"."""
 
     def __init__(self, width: int, hidden: int, gelu: str = "none"):
         super().__init__()
@@ -48,7 +50,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block, (B, P, W) -> (B, P, W); stands alone when full-width parity streams blocks."""
+    """One pre-norm transformer block, (B, P, W) -> (B, P, W); stands alone when full-width parity streams
+    blocks."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float = 1e-6, gelu: str = "none"):
         super().__init__()
@@ -74,7 +77,8 @@ class PatchEmbed(nn.Module):
 
 
 class ViT(nn.Module):
-    """Image (B, 3, S, S) -> raw output of the last block (B, P, W), class token first, P = 1 + (S / patch)^2."""
+    """Image (B, 3, S, S) -> raw output of the last block (B, P, W), class token first, P = 1 + (S /
+    patch)^2."""
 
     def __init__(self, config):
         super().__init__()
@@ -83,9 +87,12 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
         self.patch_embed = PatchEmbed(width, config.patch, config.channels)
-        self.pos_drop = nn.Identity()  # LAVIS's dropout of rate 0; here a name to capture the embedded tokens at
-        self.blocks = nn.ModuleList(Block(width, config.vit_heads, config.vit_hidden, config.vit_eps, config.gelu)
-                                    for _ in range(config.vit_depth))
+        # LAVIS's dropout of rate 0; here a name to capture the embedded tokens at
+        self.pos_drop = nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(width, config.vit_heads, config.vit_hidden, config.vit_eps, config.gelu)
+            for _ in range(config.vit_depth)
+        )
 
     def forward(self, image_B3SS: torch.Tensor) -> torch.Tensor:
         patches = self.patch_embed(image_B3SS)

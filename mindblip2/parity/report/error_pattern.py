@@ -1,4 +1,5 @@
-"""What an error looks like: facts about ours - truth that tell one kind of defect from another. Words, in the order of their weight."""
+"""What an error looks like: facts about ours - truth that tell one kind of defect from another. Words, in the
+order of their weight."""
 
 import numpy as np
 
@@ -15,7 +16,13 @@ def signature(ours: np.ndarray, truth: np.ndarray) -> tuple[str, ...]:
     if not ours.any():
         return ("all zeros",)
     error = ours - truth
-    found = [shifted(ours, truth), rounded(ours, truth), constant(error), scaled(ours, truth), *(places(error))]
+    found = [
+        shifted(ours, truth),
+        rounded(ours, truth),
+        constant(error),
+        scaled(ours, truth),
+        *(places(error)),
+    ]
     return tuple(fact for fact in found if fact)
 
 
@@ -26,13 +33,13 @@ def not_finite(ours: np.ndarray) -> str:
 
 def constant(error: np.ndarray) -> str:
     """The same amount everywhere?"""
-    mean, size = error.mean(), np.sqrt(np.mean(error ** 2))
+    mean, size = error.mean(), np.sqrt(np.mean(error**2))
     return f"constant offset {mean:+.2e}" if size and abs(mean) > MOST * size else ""
 
 
 def scaled(ours: np.ndarray, truth: np.ndarray) -> str:
     """Ours = c · truth?"""
-    energy = float((truth ** 2).sum())
+    energy = float((truth**2).sum())
     if not energy:
         return ""
     factor = float((ours * truth).sum()) / energy
@@ -47,20 +54,22 @@ def rounded(ours: np.ndarray, truth: np.ndarray) -> str:
         return "rounded to bfloat16"  # asked first: in the range of float16 its values are float16's too
     if np.array_equal(ours, ours.astype(np.float16)) and not np.array_equal(truth, truth.astype(np.float16)):
         return "rounded to float16"
-    size = np.sqrt(((ours - truth) ** 2).mean() / max((truth ** 2).mean(), 1e-300))
+    size = np.sqrt(((ours - truth) ** 2).mean() / max((truth**2).mean(), 1e-300))
     return "as large as half-precision rounding" if 5e-5 < size < 3e-3 else ""
 
 
 def shifted(ours: np.ndarray, truth: np.ndarray) -> str:
     """The truth's numbers, but one place further along an axis, or along the last axis in another order."""
-    size = np.sqrt((truth ** 2).mean())
+    size = np.sqrt((truth**2).mean())
     bound = 1e-3 * size
     if np.sqrt(((ours - truth) ** 2).mean()) < 0.1 * size:
         return ""  # numbers that are where they belong
     for axis in range(truth.ndim):
         if truth.shape[axis] > 2:
             for step in (1, -1):
-                inner = np.take(np.abs(np.roll(truth, step, axis) - ours), range(1, truth.shape[axis] - 1), axis)
+                inner = np.take(
+                    np.abs(np.roll(truth, step, axis) - ours), range(1, truth.shape[axis] - 1), axis
+                )
                 if inner.max() < bound:
                     return f"shifted by {step:+d} along axis {axis}"
     same = np.abs(np.sort(ours, -1) - np.sort(truth, -1)).max() < bound
@@ -69,22 +78,31 @@ def shifted(ours: np.ndarray, truth: np.ndarray) -> str:
 
 def places(error: np.ndarray) -> list[str]:
     """Where nearly all of the error is, if that is less than half of an axis."""
-    found, energy = [], error ** 2
+    found, energy = [], error**2
     for axis in range(error.ndim):
         count = error.shape[axis]
         along = energy.sum(tuple(other for other in range(error.ndim) if other != axis))
         order = np.argsort(-along)
         needed = 1 + int(np.searchsorted(np.cumsum(along[order]), ALMOST_ALL * along.sum()))
         if count > 2 and needed <= count / 2:
-            found.append(f"only at {ranges(sorted(order[:needed]))} of {count} along axis {axis} {meaning(error.ndim, axis)}".rstrip())
+            found.append(
+                f"only at {ranges(sorted(order[:needed]))} of {count} along axis {axis} {meaning(error.ndim, axis)}".rstrip()
+            )
     return found
 
 
 def meaning(ndim: int, axis: int) -> str:
     """What an axis usually is."""
-    names = {(3, 0): "(batch)", (3, 1): "(positions: pads, or one end of the text?)", (3, 2): "(channels: one head?)",
-             (4, 0): "(batch)", (4, 1): "(heads)", (4, 2): "(positions)", (4, 3): "(channels of a head)",
-             (2, 1): "(channels)"}
+    names = {
+        (3, 0): "(batch)",
+        (3, 1): "(positions: pads, or one end of the text?)",
+        (3, 2): "(channels: one head?)",
+        (4, 0): "(batch)",
+        (4, 1): "(heads)",
+        (4, 2): "(positions)",
+        (4, 3): "(channels of a head)",
+        (2, 1): "(channels)",
+    }
     return names.get((ndim, axis), "")
 
 

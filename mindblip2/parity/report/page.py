@@ -47,7 +47,9 @@ CHAINS = {  # title -> name of a line -> pattern of rows whose number is the lay
     "Q-Former, each verb's layers alone": {verb: verb + r"\.layers\.(\d+)( 0)?" for verb in VERBS},
     "Q-Former, in the chain": {verb: r"chained qformer\.encoder\.layers\.(\d+) " + verb for verb in VERBS},
     "Language model, layer by layer": {
-        "alone": r"(?:llama|opt)\S* layers\.(\d+)", "in the chain": r"chained (?:llama|opt)\S* layers\.(\d+)"},
+        "alone": r"(?:llama|opt)\S* layers\.(\d+)",
+        "in the chain": r"chained (?:llama|opt)\S* layers\.(\d+)",
+    },
 }
 
 
@@ -57,7 +59,9 @@ def write(result: str | Path, output: str | Path | None = None, mutations: str |
     try:
         rows = [row_of(record) for record in document["rows"]]
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise FileError(f"{result} is not a result of parity: a row is damaged ({str(error)[:100]}); give what --report wrote") from None
+        raise FileError(
+            f"{result} is not a result of parity: a row is damaged ({str(error)[:100]}); give what --report wrote"
+        ) from None
     caught = load(mutations, list) if mutations else []
     path = Path(output or Path(result).with_suffix(".html"))
     write_text(path, page(rows, document["about"], caught))
@@ -67,8 +71,12 @@ def write(result: str | Path, output: str | Path | None = None, mutations: str |
 def load(path: str | Path, kind: type = dict):
     """JSON of a run, or of the mutation table. Raises :class:`FileError`."""
     document = read_json(path, kind, "a result of parity", "give what --report wrote")
-    if kind is dict and not (isinstance(document.get("rows"), list) and isinstance(document.get("about"), dict)):
-        raise FileError(f"{path} is not a result of parity: it has no rows, or no about; give what --report wrote")
+    if kind is dict and not (
+        isinstance(document.get("rows"), list) and isinstance(document.get("about"), dict)
+    ):
+        raise FileError(
+            f"{path} is not a result of parity: it has no rows, or no about; give what --report wrote"
+        )
     if kind is list and not all(isinstance(one, dict) for one in document):
         raise FileError(f"{path} is not a mutation table of parity; give what mutations --report wrote")
     return document
@@ -77,15 +85,25 @@ def load(path: str | Path, kind: type = dict):
 def page(rows: list[Row], about: Mapping, mutations: list[Mapping]) -> str:
     """The whole file."""
     state = verdict(rows).partition(":")[0].lower()
-    sections = [f"<h1>Parity with PyTorch, {escape(str(about.get('date', '')))}</h1>",
-                f'<p class="box {state}">{escape(verdict(rows))}</p>', divergence(diagnose(rows)),
-                figures(rows, about.get("curves", {})),
-                "<h2>In short</h2>", table(summary(rows)[0], summary(rows)[1:]), "<h2>Every row</h2>",
-                '<p><input id="find" placeholder="part of a name" aria-label="part of a name"></p>', table(HEAD, map(cells, rows), "rows"),
-                noticed(mutations), "<h2>Where and how</h2>", environment(about)]
-    return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f"<title>Parity with PyTorch</title><style>{STYLE}</style></head><body>{''.join(sections)}<script>{SCRIPT}</script></body>"
-            "</html>\n")
+    sections = [
+        f"<h1>Parity with PyTorch, {escape(str(about.get('date', '')))}</h1>",
+        f'<p class="box {state}">{escape(verdict(rows))}</p>',
+        divergence(diagnose(rows)),
+        figures(rows, about.get("curves", {})),
+        "<h2>In short</h2>",
+        table(summary(rows)[0], summary(rows)[1:]),
+        "<h2>Every row</h2>",
+        '<p><input id="find" placeholder="part of a name" aria-label="part of a name"></p>',
+        table(HEAD, map(cells, rows), "rows"),
+        noticed(mutations),
+        "<h2>Where and how</h2>",
+        environment(about),
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>Parity with PyTorch</title><style>{STYLE}</style></head><body>{''.join(sections)}<script>{SCRIPT}</script></body>"
+        "</html>\n"
+    )
 
 
 def divergence(found: Diagnosis | None) -> str:
@@ -94,7 +112,9 @@ def divergence(found: Diagnosis | None) -> str:
         return ""
     facts = "".join(f"<li>seen: {escape(fact)}</li>" for fact in found.facts)
     causes = "".join(f"<li>likely: {escape(cause)}</li>" for cause in found.causes)
-    others = f"<p>Also without a failing part: {escape(', '.join(found.others[:12]))}</p>" if found.others else ""
+    others = (
+        f"<p>Also without a failing part: {escape(', '.join(found.others[:12]))}</p>" if found.others else ""
+    )
     return f'<h2>{found.title}</h2><div class="box"><p class="fail">{escape(found.place)}</p><ul>{facts}{causes}</ul>{others}</div>'
 
 
@@ -103,9 +123,14 @@ def figures(rows: list[Row], curves: Mapping[str, Mapping]) -> str:
     limits = {"pass": PASS, "look": LOOK}
     drawn = []
     for title, lines in CHAINS.items():
-        series = {name: found for name, pattern in lines.items() if len(found := over_layers(rows, pattern)) > 1}
+        series = {
+            name: found for name, pattern in lines.items() if len(found := over_layers(rows, pattern)) > 1
+        }
         drawn.append(svg(title + ": ratio", series, limits) if series else "")
-    drawn += [svg(title, curve["lines"], log=curve.get("log", False), x_label=curve.get("x", "step")) for title, curve in curves.items()]
+    drawn += [
+        svg(title, curve["lines"], log=curve.get("log", False), x_label=curve.get("x", "step"))
+        for title, curve in curves.items()
+    ]
     return "<h2>Over the depth</h2>" + "".join(drawn) if any(drawn) else ""
 
 
@@ -116,15 +141,26 @@ def over_layers(rows: Iterable[Row], pattern: str) -> list[float]:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    return (row.verdict, f"{row.ratio:.3g}", f"{row.rel_frobenius:.2e}", f"{row.max_abs:.2e}", f"{row.cosine:.9f}",
-            f"{row.within_1000th:.2%}", row.name)
+    return (
+        row.verdict,
+        f"{row.ratio:.3g}",
+        f"{row.rel_frobenius:.2e}",
+        f"{row.max_abs:.2e}",
+        f"{row.cosine:.9f}",
+        f"{row.within_1000th:.2%}",
+        row.name,
+    )
 
 
 def table(head: Iterable[str], lines: Iterable[Iterable[str]], name: str = "") -> str:
     """A table whose columns sort at a touch; the first column is a verdict."""
     top = "".join(f"<th><button>{escape(title)}</button></th>" for title in head)
-    body = "".join(f'<tr><td class="{escape(first)}">{escape(first)}</td>' + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>"
-                   for first, *rest in lines)
+    body = "".join(
+        f'<tr><td class="{escape(first)}">{escape(first)}</td>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in lines
+    )
     return f'<div class="wide"><table class="sort" id="{name}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -132,14 +168,29 @@ def noticed(mutations: list[Mapping]) -> str:
     """What a run of all deliberate defects gave."""
     if not mutations:
         return ""
-    lines = [(str(one["verdict"]), str(one["defect"]), f"{one['weakest ratio'] or math.inf:.3g}", str(one["caught"])) for one in mutations]
+    lines = [
+        (
+            str(one["verdict"]),
+            str(one["defect"]),
+            f"{one['weakest ratio'] or math.inf:.3g}",
+            str(one["caught"]),
+        )
+        for one in mutations
+    ]
     count = sum(one["verdict"] == "caught" for one in mutations)
-    return (f"<h2>What would be noticed</h2><p>{count} of {len(mutations)} deliberate defects were caught where they should be.</p>"
-            + table(("verdict", "defect", "weakest ratio", "by"), lines))
+    return (
+        f"<h2>What would be noticed</h2><p>{count} of {len(mutations)} deliberate defects were caught where they should be.</p>"
+        + table(("verdict", "defect", "weakest ratio", "by"), lines)
+    )
 
 
 def environment(about: Mapping) -> str:
     """Date, hardware, versions, command."""
-    lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in about.items() if name != "curves")
+    lines = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
+        for name, value in about.items()
+        if name != "curves"
+    )
     return f'<div class="wide"><table>{lines}</table></div>' + (
-        f"<p>Ratio: rms(ours − truth in float64) / rms(torch − truth); up to {PASS:g} passes.</p>")
+        f"<p>Ratio: rms(ours − truth in float64) / rms(torch − truth); up to {PASS:g} passes.</p>"
+    )

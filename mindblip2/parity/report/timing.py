@@ -1,4 +1,5 @@
-"""Where the time of a run goes: a line on stderr when a phase ends, with its seconds, and the sums at the end of the run."""
+"""Where the time of a run goes: a line on stderr when a phase ends, with its seconds, and the sums at the end
+of the run."""
 
 import sys
 import time

@@ -1,4 +1,6 @@
-"""What a task does for each verb of ``Trainer``.  A task is a class of functions; ``TASKS`` is the registry."""
+"""What a task does for each verb of ``Trainer``.  A task is a class of functions; ``TASKS`` is the
+registry."""
+
 import dataclasses
 import re
 from pathlib import Path
@@ -25,8 +27,8 @@ from mindblip2.trainer.tasks.generation import Generation
 from mindblip2.trainer.tasks.inputs import load, pictures_of
 from mindblip2.trainer.tasks.pretrain import Pretrain
 
-SHEET_LIMIT = 48    # pictures on one result page
-QUERIES = 6         # pictures, and texts, whose hits are drawn
+SHEET_LIMIT = 48  # pictures on one result page
+QUERIES = 6  # pictures, and texts, whose hits are drawn
 
 
 class ZeroShot:
@@ -38,11 +40,13 @@ class ZeroShot:
         top_k = argument(Count, options.pop("top_k", 1), "top_k")
         batch_size = argument(Count, options.pop("batch_size", 8), "batch_size")
         picture_file = options.pop("save_picture", None)
-        decoded = DecodedPictures(pictures, trainer.processor().image_processor, SHEET_LIMIT if picture_file else 0)
+        decoded = DecodedPictures(
+            pictures, trainer.processor().image_processor, SHEET_LIMIT if picture_file else 0
+        )
         result = _classifier(trainer, checkpoint, options)(decoded, None, batch_size)
         for picture, row in zip(pictures, result):
             if isinstance(picture, (str, Path)):
-                scores = ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in row[:max(top_k, 3)])
+                scores = ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in row[: max(top_k, 3)])
                 print(f"{picture}: {scores}")
         if picture_file:
             small = [decoded.thumbnail(i) for i in range(min(len(pictures), SHEET_LIMIT))]
@@ -57,15 +61,24 @@ class ZeroShot:
             sets = labelled_sets(config.eval_dataset.data_loader, config.processor.image_processor.image_size)
         sets = [sets] if isinstance(sets, LabelledSet) else sets
         for data in sets:
-            classifier = _classifier(trainer, checkpoint, {"candidate_labels": data.labels,
-                                                           "hypothesis_template": data.template, **options})
-            figures[data.name], counts_LL = accuracy(classifier, data.pictures, data.truths, max(config.eval_dataset.batch_size, 1))
-            line = "top-1 {top1:.2%}, top-5 {top5:.2%} of {pictures} pictures, {labels} labels".format(**figures[data.name])
+            classifier = _classifier(
+                trainer,
+                checkpoint,
+                {"candidate_labels": data.labels, "hypothesis_template": data.template, **options},
+            )
+            figures[data.name], counts_LL = accuracy(
+                classifier, data.pictures, data.truths, max(config.eval_dataset.batch_size, 1)
+            )
+            line = "top-1 {top1:.2%}, top-5 {top5:.2%} of {pictures} pictures, {labels} labels".format(
+                **figures[data.name]
+            )
             print(f"{data.name}: {line}")
-            _save(confusion_sheet(counts_LL, classifier.labels, f"{data.name}: {line}"),
-                  Path(config.output_dir) / f"{trainer.task}_{re.sub(r'[^a-z0-9]+', '_', data.name.lower())}_confusion.png")
+            _save(
+                confusion_sheet(counts_LL, classifier.labels, f"{data.name}: {line}"),
+                Path(config.output_dir)
+                / f"{trainer.task}_{re.sub(r'[^a-z0-9]+', '_', data.name.lower())}_confusion.png",
+            )
         return figures
-
 
     @staticmethod
     def export(trainer, checkpoint, options):
@@ -73,10 +86,14 @@ class ZeroShot:
         batch = options.pop("batch_size")
         classifier = _classifier(trainer, checkpoint, options)
         if classifier.use_itm or classifier.temperature is not None:
-            raise ValueError("the exported classifier divides ITC similarities by the learnt temperature: leave use_itm and temperature "
-                             "out (the ITM head is exported by the task image_to_text_retrieval)")
-        return (export.classifier(trainer.model, batch, classifier.ids_LT),
-                {"labels": classifier.labels, "label_ids": classifier.ids_LT.asnumpy().tolist()})
+            raise ValueError(
+                "the exported classifier divides ITC similarities by the learnt temperature: leave use_itm and temperature "
+                "out (the ITM head is exported by the task image_to_text_retrieval)"
+            )
+        return (
+            export.classifier(trainer.model, batch, classifier.ids_LT),
+            {"labels": classifier.labels, "label_ids": classifier.ids_LT.asnumpy().tolist()},
+        )
 
 
 class Retrieval:
@@ -84,12 +101,18 @@ class Retrieval:
 
     @staticmethod
     def evaluate(trainer, checkpoint, options):
-        config, data, text = trainer.config, trainer.config.eval_dataset, trainer.config.eval_dataset.text_transforms
+        config, data, text = (
+            trainer.config,
+            trainer.config.eval_dataset,
+            trainer.config.eval_dataset.text_transforms,
+        )
         known = [field.name for field in dataclasses.fields(retrieval.Recipe)]
         unknown = sorted(set(options) - set(known))
         if unknown:
-            raise ValueError(f"{trainer.task} has no option {unknown[0]}; it takes {', '.join(known)} (rerank='itm' for the matching head "
-                             "alone)")
+            raise ValueError(
+                f"{trainer.task} has no option {unknown[0]}; it takes {', '.join(known)} (rerank='itm' for the matching head "
+                "alone)"
+            )
         recipe = retrieval.Recipe.of(data, **options)
         samples = trainer.eval_dataset
         if samples is None:
@@ -101,17 +124,24 @@ class Retrieval:
         check_vocabulary(trainer.model, processor.tokenizer)
         ids_TL = token_ids(trainer.model, processor.tokenizer, texts, recipe.text_length)
         scores = retrieval.score(trainer.model, processor.image_processor, pictures, ids_TL, recipe)
-        figures = retrieval.report(scores, owners, recipe, weights=weights, image_size=processor.image_processor.image_size)
+        figures = retrieval.report(
+            scores, owners, recipe, weights=weights, image_size=processor.image_processor.image_size
+        )
         print(retrieval.table(figures))
         title = "picture to text R@1 {txt_r1:.1f} %, text to picture R@1 {img_r1:.1f} %".format(**figures)
-        _save(_hits_page(pictures, texts, owners, scores, title), Path(config.output_dir) / f"{trainer.task}_hits.png")
+        _save(
+            _hits_page(pictures, texts, owners, scores, title),
+            Path(config.output_dir) / f"{trainer.task}_hits.png",
+        )
         return figures
 
     @staticmethod
     def export(trainer, checkpoint, options):
         """Parts, and what else ``mindir.json`` says."""
         load(trainer, Blip2Qformer, checkpoint)
-        return export.stage1(trainer.model, **{"length": trainer.config.eval_dataset.text_transforms.max_length, **options}), {}
+        return export.stage1(
+            trainer.model, **{"length": trainer.config.eval_dataset.text_transforms.max_length, **options}
+        ), {}
 
 
 class Features:
@@ -123,10 +153,15 @@ class Features:
     def predict(trainer, input_data, checkpoint, options):
         """Pictures, folders, and ``.txt`` files that hold one caption per line; or ``captions=[…]``."""
         path = Path(options.pop("save_arrays", f"{trainer.task}_result.npz"))
-        captions, batch_size = options.pop("captions", ()), argument(Count, options.pop("batch_size", 8), "batch_size")
+        captions, batch_size = (
+            options.pop("captions", ()),
+            argument(Count, options.pop("batch_size", 8), "batch_size"),
+        )
         captions = [captions] if isinstance(captions, str) else list(captions)
         if options:
-            raise TypeError(f"unknown option {sorted(options)[0]!r}; {trainer.task} takes captions, batch_size, save_arrays")
+            raise TypeError(
+                f"unknown option {sorted(options)[0]!r}; {trainer.task} takes captions, batch_size, save_arrays"
+            )
         pictures = []
         for one in pictures_of(input_data):
             if isinstance(one, (str, Path)) and Path(one).suffix.lower() == ".txt":
@@ -139,16 +174,27 @@ class Features:
         check_vocabulary(trainer.model, processor.tokenizer)
         ids_TL = caption_ids(trainer, processor, captions) if captions else None
         arrays = extract(trainer.model, processor.image_processor, decoded, ids_TL, batch_size)
-        names = {"paths": [str(one) if isinstance(one, (str, Path)) else f"picture {i}" for i, one in enumerate(pictures)],
-                 "captions": captions}
+        names = {
+            "paths": [
+                str(one) if isinstance(one, (str, Path)) else f"picture {i}" for i, one in enumerate(pictures)
+            ],
+            "captions": captions,
+        }
         if comm.first():
             with atomic_file(path, "wb") as file:
-                np.savez(file, **arrays, **{name: np.array(values) for name, values in names.items() if values})
+                np.savez(
+                    file, **arrays, **{name: np.array(values) for name, values in names.items() if values}
+                )
         return {"file": str(path), **{name: list(array.shape) for name, array in arrays.items()}}
 
 
-TASKS = {"contrastive_language_image_pretrain": Pretrain, "zero_shot_image_classification": ZeroShot,
-         "image_to_text_retrieval": Retrieval, "feature_extraction": Features, "image_to_text_generation": Generation}
+TASKS = {
+    "contrastive_language_image_pretrain": Pretrain,
+    "zero_shot_image_classification": ZeroShot,
+    "image_to_text_retrieval": Retrieval,
+    "feature_extraction": Features,
+    "image_to_text_generation": Generation,
+}
 
 
 def task_named(name):
@@ -163,22 +209,39 @@ def _classifier(trainer, checkpoint, options):
     load(trainer, Blip2Classifier, checkpoint)
     data = trainer.config.eval_dataset.data_loader
     options = {**options}
-    options["candidate_labels"] = options.get("candidate_labels") or trainer.candidate_labels or data.candidate_labels
-    options["hypothesis_template"] = (options.get("hypothesis_template") or trainer.hypothesis_template
-                                      or data.hypothesis_template or TEMPLATE)
+    options["candidate_labels"] = (
+        options.get("candidate_labels") or trainer.candidate_labels or data.candidate_labels
+    )
+    options["hypothesis_template"] = (
+        options.get("hypothesis_template")
+        or trainer.hypothesis_template
+        or data.hypothesis_template
+        or TEMPLATE
+    )
     options.setdefault("temperature", trainer.config.eval_dataset.temperature)
     return ZeroShotClassifier(trainer.model, trainer.processor(), **options)
 
 
 def _hits_page(pictures, texts, owners, scores, title):
     """The first hits of a few pictures and texts, evenly spread over the set."""
+
     def few(count):
         return np.unique(np.linspace(0, count - 1, QUERIES).astype(int))
 
-    image_rows = [(_shown(pictures[i]), [(texts[t], value, owners[t] == i) for t, value in retrieval.best(scores.i2t[i])])
-                  for i in few(len(pictures))]
-    text_rows = [(texts[t], [(_shown(pictures[i]), value, owners[t] == i) for i, value in retrieval.best(scores.t2i[t])])
-                 for t in few(len(texts))]
+    image_rows = [
+        (
+            _shown(pictures[i]),
+            [(texts[t], value, owners[t] == i) for t, value in retrieval.best(scores.i2t[i])],
+        )
+        for i in few(len(pictures))
+    ]
+    text_rows = [
+        (
+            texts[t],
+            [(_shown(pictures[i]), value, owners[t] == i) for i, value in retrieval.best(scores.t2i[t])],
+        )
+        for t in few(len(texts))
+    ]
     return hit_sheet(image_rows, text_rows, title)
 
 

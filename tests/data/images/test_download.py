@@ -1,4 +1,5 @@
 """Pictures over http, from a server on this machine."""
+
 import math
 import re
 import socket
@@ -17,6 +18,7 @@ from mindblip2.data.images.load import load_image
 
 class Handler(BaseHTTPRequestHandler):
     """Each path is one behaviour of a server."""
+
     protocol_version = "HTTP/1.1"
     picture = b""
     redirects = 0
@@ -125,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle(self):
         try:
             super().handle()
-        except ConnectionError:     # the client has gone, as the time-out tests want
+        except ConnectionError:  # the client has gone, as the time-out tests want
             pass
 
 
@@ -150,8 +152,18 @@ def own_server(monkeypatch):
     monkeypatch.setenv("MINDBLIP2_ALLOW_PRIVATE", "1")
 
 
-@pytest.mark.parametrize("path", ["ok.png", "ok.png?size=1&key=a%20b", "unknown_length.png", "chunked.png", "moved.png",
-                                  "猫 picture.png", "%E7%8C%AB%20picture.png"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "ok.png",
+        "ok.png?size=1&key=a%20b",
+        "unknown_length.png",
+        "chunked.png",
+        "moved.png",
+        "猫 picture.png",
+        "%E7%8C%AB%20picture.png",
+    ],
+)
 def test_pictures_arrive(address, noise, path):
     for url in (f"{address}/{path}", f"{address}/{path}".replace("http", "HTTP")):
         np.testing.assert_array_equal(np.asarray(load_image(url)), np.asarray(noise))
@@ -177,11 +189,15 @@ def test_too_large(address, path):
     size = len(Handler.picture)
     with pytest.raises(OSError, match=f"{path}: .*{size} bytes, the limit for one picture is {size - 1};"):
         load_image(f"{address}/{path}", max_bytes=size - 1)
-    assert load_image(f"{address}/{path}", max_bytes=size).size == (30, 20)      # negative control: one byte more
+    # negative control: one byte more
+    assert load_image(f"{address}/{path}", max_bytes=size).size == (30, 20)
 
 
 def test_broken_transfer(address):
-    with pytest.raises(ConnectionError, match=f"short.png: the connection broke off: it was closed after 100 of {len(Handler.picture)}"):
+    with pytest.raises(
+        ConnectionError,
+        match=f"short.png: the connection broke off: it was closed after 100 of {len(Handler.picture)}",
+    ):
         load_image(f"{address}/short.png")
 
 
@@ -200,17 +216,34 @@ def test_no_server():
         load_image("http://127.0.0.1:9/a.png")
 
 
-@pytest.mark.parametrize("wrong", ["http://", "http:///a.png", "http://127.0.0.1:port/a.png", "http://[::1/a.png"])
+@pytest.mark.parametrize(
+    "wrong", ["http://", "http:///a.png", "http://127.0.0.1:port/a.png", "http://[::1/a.png"]
+)
 def test_malformed_address(wrong):
     with pytest.raises(OSError, match="address"):
         load_image(wrong)
 
 
-@pytest.mark.parametrize("argument, value", [
-    ("timeout", 0), ("timeout", -1), ("timeout", None), ("timeout", math.inf), ("timeout", math.nan), ("timeout", "5"), ("timeout", 1e300),
-    ("timeout", True), ("max_bytes", None), ("max_bytes", 0), ("max_bytes", math.inf), ("max_bytes", "9"), ("alpha", "black")])
+@pytest.mark.parametrize(
+    "argument, value",
+    [
+        ("timeout", 0),
+        ("timeout", -1),
+        ("timeout", None),
+        ("timeout", math.inf),
+        ("timeout", math.nan),
+        ("timeout", "5"),
+        ("timeout", 1e300),
+        ("timeout", True),
+        ("max_bytes", None),
+        ("max_bytes", 0),
+        ("max_bytes", math.inf),
+        ("max_bytes", "9"),
+        ("alpha", "black"),
+    ],
+)
 def test_b12_arguments_out_of_range_are_one_line(address, argument, value):
-    for source in (f"{address}/ok.png", b"\x89PNG"):        # checked before anything is read
+    for source in (f"{address}/ok.png", b"\x89PNG"):  # checked before anything is read
         with pytest.raises(ValueError, match=f"^{argument} = .*expected") as error:
             load_image(source, **{argument: value})
         assert "\n" not in str(error.value)
@@ -229,7 +262,9 @@ def test_b2_a_redirect_loop_ends(address):
 
 
 def test_b2_the_body_of_a_redirect_is_not_read(address, noise):
-    np.testing.assert_array_equal(np.asarray(load_image(f"{address}/flood.png", timeout=5)), np.asarray(noise))
+    np.testing.assert_array_equal(
+        np.asarray(load_image(f"{address}/flood.png", timeout=5)), np.asarray(noise)
+    )
 
 
 @pytest.mark.parametrize("path, scheme", [("to_ftp.png", "ftp:"), ("to_file.png", "file:")])
@@ -243,21 +278,48 @@ def test_a_name_and_password_are_refused_not_ignored():
         load_image("http://me:secret@127.0.0.1/a.png")
 
 
-# ------------------------------------------------------------------------------------------------ private addresses
-PRIVATE = ["127.0.0.1", "127.9.9.9", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "100.100.100.200",
-           "224.0.0.1", "239.1.2.3", "240.0.0.1", "255.255.255.255", "168.63.129.16", "::1", "::", "fe80::1", "fe80::1%eth0",
-           "fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "2002:7f00:1::"]
+# ------------------------------------------------------------------------------------------------ private add
+PRIVATE = [
+    "127.0.0.1",
+    "127.9.9.9",
+    "0.0.0.0",
+    "10.0.0.1",
+    "172.16.0.1",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "100.100.100.200",
+    "224.0.0.1",
+    "239.1.2.3",
+    "240.0.0.1",
+    "255.255.255.255",
+    "168.63.129.16",
+    "::1",
+    "::",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fd00:ec2::254",
+    "ff02::1",
+    "::ffff:127.0.0.1",
+    "::ffff:169.254.169.254",
+    "64:ff9b::7f00:1",
+    "2002:7f00:1::",
+]
 PUBLIC = ["8.8.8.8", "93.184.216.34", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
 
 
 @pytest.fixture
 def answers(monkeypatch):
-    """answers(*addresses): every name resolves to these, and whoever is connected to is written down, not called."""
+    """answers(*addresses): every name resolves to these, and whoever is connected to is written down, not
+    called."""
     called = []
 
     def set_up(*addresses):
         def resolve(host, port, *_, **__):
-            return [(socket.AF_INET6 if ":" in one else socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in addresses]
+            return [
+                (socket.AF_INET6 if ":" in one else socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port))
+                for one in addresses
+            ]
 
         class Closed:
             def __init__(self, *_):
@@ -272,18 +334,23 @@ def answers(monkeypatch):
 
             def close(self):
                 pass
+
         monkeypatch.setattr(fetching.socket, "getaddrinfo", resolve)
         monkeypatch.setattr(fetching.socket, "socket", Closed)
         monkeypatch.setenv("no_proxy", "*")
         monkeypatch.delenv("MINDBLIP2_ALLOW_PRIVATE")
         return called
+
     return set_up
 
 
 @pytest.mark.parametrize("private", PRIVATE)
 def test_b2_private_addresses_are_refused_by_what_the_name_resolves_to(answers, private):
     called = answers(private)
-    with pytest.raises(PermissionError, match=rf"http://cats.example/a.png is at {re.escape(private)}, .*allow_private=True .*MINDBLIP2"):
+    with pytest.raises(
+        PermissionError,
+        match=rf"http://cats.example/a.png is at {re.escape(private)}, .*allow_private=True .*MINDBLIP2",
+    ):
         load_image("http://cats.example/a.png")
     assert not called
 
@@ -311,7 +378,12 @@ def test_b2_the_checked_address_is_the_one_that_is_called(answers, monkeypatch):
 
     def changing(host, port, *rest, **options):
         asked.append(host)
-        return first(host, port) if len(asked) == 1 else [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+        return (
+            first(host, port)
+            if len(asked) == 1
+            else [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+        )
+
     monkeypatch.setattr(fetching.socket, "getaddrinfo", changing)
     with pytest.raises(OSError, match="cannot be reached"):
         load_image("http://cats.example/a.png")
@@ -325,9 +397,12 @@ def test_b2_this_machine_is_refused_unless_allowed(address, noise, monkeypatch):
         with pytest.raises(PermissionError, match="is at 127.0.0.1"):
             load_image(url)
     for allowed in ({"allow_private": True}, {}):
-        np.testing.assert_array_equal(np.asarray(load_image(f"{address}/ok.png", **allowed)), np.asarray(noise))
+        np.testing.assert_array_equal(
+            np.asarray(load_image(f"{address}/ok.png", **allowed)), np.asarray(noise)
+        )
         monkeypatch.setenv("MINDBLIP2_ALLOW_PRIVATE", "1")
-    with pytest.raises(PermissionError, match="is at 127.0.0.1"):       # an argument goes before the environment
+    # an argument goes before the environment
+    with pytest.raises(PermissionError, match="is at 127.0.0.1"):
         load_image(f"{address}/ok.png", allow_private=False)
     monkeypatch.setenv("MINDBLIP2_ALLOW_PRIVATE", "yes")
     with pytest.raises(ValueError, match="MINDBLIP2_ALLOW_PRIVATE = 'yes': expected 1 or 0"):
@@ -339,9 +414,12 @@ def test_b2_a_redirect_into_the_private_network_is_refused(address, monkeypatch)
     known = fetching._check_public
     monkeypatch.setattr(fetching, "_check_public", lambda host: host == "127.0.0.1" or known(host))
     monkeypatch.delenv("MINDBLIP2_ALLOW_PRIVATE")
-    with pytest.raises(PermissionError, match="to_metadata.png .redirected to http://169.254.169.254/.* is at 169.254.169.254"):
+    with pytest.raises(
+        PermissionError,
+        match="to_metadata.png .redirected to http://169.254.169.254/.* is at 169.254.169.254",
+    ):
         load_image(f"{address}/to_metadata.png")
-    assert load_image(f"{address}/moved.png").size == (30, 20)      # negative control
+    assert load_image(f"{address}/moved.png").size == (30, 20)  # negative control
 
 
 def test_b2_a_slow_name_server_counts_too(monkeypatch):

@@ -1,4 +1,5 @@
 """Pixels equal those of torchvision in LAVIS's BlipImageEvalProcessor."""
+
 import hashlib
 
 import numpy as np
@@ -16,7 +17,10 @@ def picture(lavis_images, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_reference_pixels_are_whole(lavis_images, lavis_images_json, name):
-    assert hashlib.sha256(lavis_images[f"{name}.rgb"].tobytes()).hexdigest() == lavis_images_json[name]["sha256_rgb"]
+    assert (
+        hashlib.sha256(lavis_images[f"{name}.rgb"].tobytes()).hexdigest()
+        == lavis_images_json[name]["sha256_rgb"]
+    )
     assert (list(CLIP_MEAN), list(CLIP_STD)) == (lavis_images_json["mean"], lavis_images_json["std"])
 
 
@@ -36,6 +40,7 @@ def test_another_filter_is_not_equal(lavis_images, resample):
 def test_bicubic_without_antialiasing_is_not_equal(lavis_images):
     """Negative control: MindFormers' resize of arrays samples 4 x 4 pixels however large the reduction."""
     from mindspore.dataset import vision
+
     other = vision.Resize((224, 224), vision.Inter.BICUBIC)(lavis_images["china.rgb"])
     assert np.abs(other.astype(int) - lavis_images["china.resized224_uint8"]).max() > 50
 
@@ -45,7 +50,9 @@ def test_no_crop_is_made(lavis_images):
     china = picture(lavis_images, "china")
     width = round(224 * china.width / china.height)
     left = (width - 224) // 2
-    cropped = np.asarray(china.resize((width, 224), Image.Resampling.BICUBIC).crop((left, 0, left + 224, 224)), int)
+    cropped = np.asarray(
+        china.resize((width, 224), Image.Resampling.BICUBIC).crop((left, 0, left + 224, 224)), int
+    )
     assert np.abs(cropped - lavis_images["china.resized224_uint8"]).max() > 100
 
 

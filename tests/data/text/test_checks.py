@@ -1,4 +1,5 @@
 """What a tokenizer does not know and what is cut off is counted and said."""
+
 import logging
 
 import numpy as np
@@ -33,6 +34,7 @@ def test_a8_a_vocabulary_of_bytes_has_no_unknown_token(llama, opt, copy):
     assert unknown_id(llama) is None and unknown_id(opt) is None
     assert known(llama, "\U00013001 猫").unknown == known(opt, "\U00013001 猫").unknown == 0
     from tokenizers import Tokenizer, models, pre_tokenizers
+
     library = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "<s>": 2, "seven": 3}, unk_token="<unk>"))
     library.pre_tokenizer = pre_tokenizers.Whitespace()
     folder = copy("gpt2")
@@ -50,25 +52,37 @@ def test_a8_training_warns_once_of_unknown_tokens(digits, caplog):
             counter.add(row["input_ids"], row["attention_mask"].sum(1))
         counter.end()
         return caplog.text
+
     assert "of the first 4 captions" in count(*["lorry bus"] * 4, *["one"] * 9)
-    assert "of the first 2 captions" in count(*["lorry bus"] * 2)           # the data ended before there were enough
+    # the data ended before there were enough
+    assert "of the first 2 captions" in count(*["lorry bus"] * 2)
     assert count(*["a red seven"] * 9) == ""
-    assert count(*["one two three four five six"] * 40, "one lorry", enough=41) == ""      # 1 of some 300
+    assert count(*["one two three four five six"] * 40, "one lorry", enough=41) == ""  # 1 of some 300
 
 
 def test_a10_texts_that_are_cut_are_counted(bert, caplog):
     texts = ["a cat", "one two three four five six", "one two three four five seven"]
     encoded = bert(texts, max_length=6, return_tensors="np")
     assert warn_truncated(bert, texts, encoded["attention_mask"], 6, "max_length") == 2
-    assert "2 of 3 texts have more than 6 tokens and lose their end" in caplog.text and "'one two three four five six'" in caplog.text
-    np.testing.assert_array_equal(encoded["input_ids"][1], encoded["input_ids"][2])      # which is why
+    assert (
+        "2 of 3 texts have more than 6 tokens and lose their end" in caplog.text
+        and "'one two three four five six'" in caplog.text
+    )
+    np.testing.assert_array_equal(encoded["input_ids"][1], encoded["input_ids"][2])  # which is why
     caplog.clear()
-    full = bert(["one two three four"], max_length=6, return_tensors="np")              # as many as there is room for: nothing is lost
-    assert warn_truncated(bert, ["one two three four"], full["attention_mask"], 6, "max_length") == 0 and caplog.text == ""
+    # as many as there is room for: nothing is lost
+    full = bert(["one two three four"], max_length=6, return_tensors="np")
+    assert (
+        warn_truncated(bert, ["one two three four"], full["attention_mask"], 6, "max_length") == 0
+        and caplog.text == ""
+    )
 
 
 def test_a10_words_beyond_max_words_are_counted(caplog):
-    assert cleaned(["One, two!", "three"], BlipCaption("a ", 2)) == ["a one, two", "a three"] and caplog.text == ""
+    assert (
+        cleaned(["One, two!", "three"], BlipCaption("a ", 2)) == ["a one, two", "a three"]
+        and caplog.text == ""
+    )
     assert cleaned(["One two three"], BlipCaption("", 2)) == ["one two"]
     assert "1 of 1 texts have more than 2 words and lose their end: 'One two three'" in caplog.text
     with pytest.raises(ValueError, match=r"nothing is left of '\.\.\.!'"):
@@ -81,8 +95,11 @@ def test_a10_the_processor_cleans_captions_and_leaves_prompts(llama, caplog):
 
     def ids(processor, text, **options):
         return processor(text=text, return_tensors="np", **options)["input_ids"].tolist()
+
     asked = "Question: how many?"
-    assert ids(caption, asked) == ids(caption, "question how many?") != ids(Blip2Processor(clean=False), asked)
+    assert (
+        ids(caption, asked) == ids(caption, "question how many?") != ids(Blip2Processor(clean=False), asked)
+    )
     assert ids(Blip2Processor(clean=False), asked) == BertTokenizer()([asked])["input_ids"]
     assert ids(prompt, "Question: a cat!") == llama(["Question: a cat!"], padding="max_length")["input_ids"]
     with caplog.at_level(logging.WARNING, "mindblip2"):
@@ -98,4 +115,8 @@ def test_a10_whether_texts_are_cleaned_is_saved(tmp_path):
 
 
 def test_a8_labels_in_one_string():
-    assert split_labels("seven, one") == ["seven", "one"] and split_labels(["a, b"]) == ["a, b"] and split_labels(None) == []
+    assert (
+        split_labels("seven, one") == ["seven", "one"]
+        and split_labels(["a, b"]) == ["a, b"]
+        and split_labels(None) == []
+    )

@@ -1,4 +1,5 @@
 """Captions and questions are cleaned exactly as by LAVIS 1.0.2."""
+
 import re
 
 import numpy as np
@@ -24,14 +25,16 @@ def test_question_and_caption_differ(lavis_text):
 
 def test_spaces_must_be_collapsed_after_punctuation_is_replaced(lavis_text):
     """Negative control: the two steps in the other order leave double spaces."""
+
     def swapped(text):
         return re.sub(r'[.!"()*#:;~]', " ", re.sub(r"\s{2,}", " ", text.lower())).rstrip("\n").strip(" ")
+
     assert any(swapped(case["raw"]) != case["caption"] for case in lavis_text["captions"][:6])
 
 
 def test_prompt_is_added_after_cleaning():
     assert BlipCaption(prompt="A photo of: ")("A Cat!") == "A photo of: a cat"
-    assert BlipCaption()("A photo of: " + "A Cat!") == "a photo of a cat"      # MindFormers' order
+    assert BlipCaption()("A photo of: " + "A Cat!") == "a photo of a cat"  # MindFormers' order
 
 
 def test_prompt_does_not_count_as_words():

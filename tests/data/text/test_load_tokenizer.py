@@ -1,4 +1,5 @@
 """A language model's tokenizer comes from its own files and the configuration; what does not fit is said."""
+
 import shutil
 
 import pytest
@@ -9,28 +10,42 @@ from mindblip2.data.text.tokenizer import BertTokenizer, load_tokenizer
 from mindblip2.file_io import FileError
 
 
-# ------------------------------------------------------------------------------------------------ bos, eos, added tokens
-@pytest.mark.parametrize("kind, around", [("LlamaTokenizer", (True, False)), ("BaichuanTokenizer", (False, False))])
+# ------------------------------------------------------------------------------------------------ bos, eos, a
+@pytest.mark.parametrize(
+    "kind, around", [("LlamaTokenizer", (True, False)), ("BaichuanTokenizer", (False, False))]
+)
 def test_what_each_model_puts_around_a_text(folder, kind, around):
     bare = LanguageTokenizer(folder / "llama").encode("a cat", add_special_tokens=False)
     for bos in (None, True, False):
         for eos in (None, True, False):
-            ids = LanguageTokenizer(folder / "llama", kind, add_bos_token=bos, add_eos_token=eos).encode("a cat")
+            ids = LanguageTokenizer(folder / "llama", kind, add_bos_token=bos, add_eos_token=eos).encode(
+                "a cat"
+            )
             expected = [around[0] if bos is None else bos, around[1] if eos is None else eos]
             assert ids == [1] * expected[0] + bare + [2] * expected[1]
 
 
 def test_files_beside_the_vocabulary_are_read(copy):
-    path = copy("llama", tokenizer_config={"add_bos_token": False, "add_eos_token": True, "pad_token": "</s>",
-                                           "eos_token": {"content": "<end>", "lstrip": False},
-                                           "added_tokens_decoder": {"500": {"content": "<end>", "special": True},
-                                                                    "501": {"content": "<word>", "special": False}}},
-                special_tokens_map={"pad_token": "<s>", "bos_token": {"content": "<s>"}})
+    path = copy(
+        "llama",
+        tokenizer_config={
+            "add_bos_token": False,
+            "add_eos_token": True,
+            "pad_token": "</s>",
+            "eos_token": {"content": "<end>", "lstrip": False},
+            "added_tokens_decoder": {
+                "500": {"content": "<end>", "special": True},
+                "501": {"content": "<word>", "special": False},
+            },
+        },
+        special_tokens_map={"pad_token": "<s>", "bos_token": {"content": "<s>"}},
+    )
     made = LanguageTokenizer(path)
     assert (made.eos_token_id, made.pad_token_id, made.bos_token_id, len(made)) == (500, 2, 1, 502)
     ids = made.encode("a<word>cat")
     assert ids[-1] == 500 and 501 in ids and made.decode(ids) == "a<word> cat"
-    assert LanguageTokenizer(path, add_eos_token=False, pad_token="<unk>").pad_token_id == 0        # what is said wins
+    # what is said wins
+    assert LanguageTokenizer(path, add_eos_token=False, pad_token="<unk>").pad_token_id == 0
 
 
 def test_added_tokens_json(copy):
@@ -40,8 +55,14 @@ def test_added_tokens_json(copy):
 
 
 def test_pad_is_appended_as_lavis_appends_it_to_vicuna(folder, llama):
-    made = LanguageTokenizer(folder / "llama", bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="[PAD]",
-                             added_tokens=("[PAD]",))
+    made = LanguageTokenizer(
+        folder / "llama",
+        bos_token="</s>",
+        eos_token="</s>",
+        unk_token="</s>",
+        pad_token="[PAD]",
+        added_tokens=("[PAD]",),
+    )
     assert made.pad_token_id == len(llama) and len(made) == len(llama) + 1
     assert made.encode("a cat") == [2, *llama.encode("a cat")[1:]]
     assert made("a", max_length=4, padding="max_length")["input_ids"][-1] == len(llama)
@@ -53,9 +74,13 @@ def test_a_pad_token_that_is_not_there_is_the_unknown_one(folder, opt):
     assert LanguageTokenizer(folder / "gpt2", "GPT2Tokenizer", pad_token="<pad>").pad_token_id == 1
 
 
-# ------------------------------------------------------------------------------------------------ the configuration decides
+# ------------------------------------------------------------------------------------------------ the configu
 def test_a_configuration_names_its_tokenizer(folder, llama, opt):
-    made = load_tokenizer(TokenizerConfig(type="LlamaTokenizer", vocab_file=str(folder / "llama" / "tokenizer.model"), max_length=7))
+    made = load_tokenizer(
+        TokenizerConfig(
+            type="LlamaTokenizer", vocab_file=str(folder / "llama" / "tokenizer.model"), max_length=7
+        )
+    )
     assert made.encode("a cat") == llama.encode("a cat") and made.max_length == 7
     made = load_tokenizer(TokenizerConfig(type="GPT2Tokenizer", checkpoint_name_or_path=str(folder / "gpt2")))
     assert made.encode("a cat") == opt.encode("a cat")
@@ -63,25 +88,43 @@ def test_a_configuration_names_its_tokenizer(folder, llama, opt):
 
 
 def test_the_keys_of_mindformers(folder, llama):
-    keys = {"type": "LlamaTokenizer", "unk_token": "</s>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>",
-            "vocab_file": str(folder / "llama" / "tokenizer.model"), "add_special_tokens": False}
+    keys = {
+        "type": "LlamaTokenizer",
+        "unk_token": "</s>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "vocab_file": str(folder / "llama" / "tokenizer.model"),
+        "add_special_tokens": False,
+    }
     bare = llama.encode("a cat", add_special_tokens=False)
     assert load_tokenizer(TokenizerConfig(**keys)).encode("a cat") == bare
-    assert load_tokenizer(TokenizerConfig(**keys, add_bos_token=False, add_eos_token=True)).encode("a cat") == [*bare, 2]
+    assert load_tokenizer(TokenizerConfig(**keys, add_bos_token=False, add_eos_token=True)).encode(
+        "a cat"
+    ) == [*bare, 2]
 
 
 def test_a_file_shipped_with_mindblip2_is_found_by_its_name(folder, monkeypatch):
     from mindblip2.data.text import tokenizer_files
+
     monkeypatch.setattr(tokenizer_files, "ASSETS", folder / "llama")
     assert load_tokenizer(TokenizerConfig(type="LlamaTokenizer", vocab_file="tokenizer.model")).encode("a")
 
 
-# ------------------------------------------------------------------------------------------------ ways to fail
-@pytest.mark.parametrize("kind, words", [
-    ("LlamaTokenizer", "tokenizer.model or tokenizer.json of the language model .Llama, Vicuna"),
-    ("BaichuanTokenizer", "tokenizer.model of the language model .Baichuan"), ("GPT2Tokenizer", "tokenizer.json or vocab.json .*OPT")])
+# ------------------------------------------------------------------------------------------------ ways to fai
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("LlamaTokenizer", "tokenizer.model or tokenizer.json of the language model .Llama, Vicuna"),
+        ("BaichuanTokenizer", "tokenizer.model of the language model .Baichuan"),
+        ("GPT2Tokenizer", "tokenizer.json or vocab.json .*OPT"),
+    ],
+)
 def test_a_missing_file_says_what_to_get_and_where_to_put_it(kind, words, tmp_path):
-    with pytest.raises(ValueError, match=f"{kind} needs .* vocab_file is empty: .*download {words}.*processor.tokenizer.vocab_file"):
+    with pytest.raises(
+        ValueError,
+        match=f"{kind} needs .* vocab_file is empty: .*download {words}.*processor.tokenizer.vocab_file",
+    ):
         load_tokenizer(TokenizerConfig(type=kind))
     with pytest.raises(FileNotFoundError, match=f"no tokenizer file .*none.model: download {words}"):
         LanguageTokenizer(tmp_path / "none.model", kind)
@@ -95,10 +138,23 @@ def test_merges_must_lie_beside_the_vocabulary(folder, tmp_path):
         LanguageTokenizer(tmp_path, "GPT2Tokenizer")
 
 
-@pytest.mark.parametrize("name, content, words", [
-    ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "a Git LFS pointer; run `git lfs pull`"),
-    ("tokenizer.model", b"\x00" * 99, "not a sentencepiece model .99 bytes"), ("tokenizer.json", b"{]", "not a JSON file"),
-    ("tokenizer.json", b'{"version": "1.0"}', "not a tokenizer.json that the tokenizers library can read")])
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        (
+            "tokenizer.model",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1",
+            "a Git LFS pointer; run `git lfs pull`",
+        ),
+        ("tokenizer.model", b"\x00" * 99, "not a sentencepiece model .99 bytes"),
+        ("tokenizer.json", b"{]", "not a JSON file"),
+        (
+            "tokenizer.json",
+            b'{"version": "1.0"}',
+            "not a tokenizer.json that the tokenizers library can read",
+        ),
+    ],
+)
 def test_files_of_another_format(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=words):
@@ -107,6 +163,7 @@ def test_files_of_another_format(tmp_path, name, content, words):
 
 def test_without_sentencepiece_the_error_says_how_to_install_it(folder, monkeypatch):
     import sys
+
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(ImportError, match=r"pip install 'mindblip2\[llm\]'"):
         LanguageTokenizer(folder / "llama")
@@ -120,7 +177,9 @@ def test_a_model_may_have_a_vocabulary_rounded_up(llama, more):
 
 @pytest.mark.parametrize("more", [-1, 128, 32000])
 def test_a_tokenizer_of_another_model_is_an_error(llama, more):
-    with pytest.raises(ValueError, match=f"has {len(llama)} tokens, but Llama has a vocabulary of {len(llama) + more}"):
+    with pytest.raises(
+        ValueError, match=f"has {len(llama)} tokens, but Llama has a vocabulary of {len(llama) + more}"
+    ):
         llama.check_vocabulary(len(llama) + more, "Llama")
 
 
@@ -142,25 +201,55 @@ def test_other_errors(folder, llama):
 
 
 # ------------------------------------------------------------------------------------------------ damage
-@pytest.mark.parametrize("name, content, words", [
-    ("tokenizer_config.json", "[1]", "tokenizer_config.json .*it holds a list, expected an object"),
-    ("tokenizer_config.json", '{"bos_token": 5}', "tokenizer_config.json: bos_token is a int, expected a text"),
-    ("tokenizer_config.json", '{"bos_token": {"text": "<s>"}}', "tokenizer_config.json: bos_token is a dict"),
-    ("tokenizer_config.json", '{"add_bos_token": "yes"}', "add_bos_token is a str, expected true or false"),
-    ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "added_tokens_decoder is a list"),
-    ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "<y>"}}}', "the id of '<y>' is 'x', expected a whole number"),
-    ("tokenizer_config.json", '{"added_tokens_decoder": {"1": "<y>"}}', r"added_tokens_decoder\[1\] is not"),
-    ("tokenizer_config.json", "[" * 100_000, "nested too deeply"), ("tokenizer_config.json", '{"a', "Unterminated string"),
-    ("special_tokens_map.json", '{"eos_token": [1]}', "special_tokens_map.json: eos_token is a list"),
-    ("added_tokens.json", '{"<y>": "a"}', "added_tokens.json: the id of '<y>' is 'a', expected a whole number"),
-    ("added_tokens.json", '{"<y>": 1099511627776}', "the id of '<y>' is '1099511627776'"),
-    ("merges.txt", b"\xff\xfe\x00", "merges.txt is not a list of merges: byte 0 is not UTF-8"),
-    ("merges.txt", "a b c d\n", "merges.txt is not the list of merges of vocab.json"),
-    ("merges.txt", "qqqq zzzz\n", "merges.txt is not the list"),
-    ("vocab.json", "[" * 100_000, "vocab.json .*nested too deeply"), ("vocab.json", b"\x80", "vocab.json .*not UTF-8")])
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("tokenizer_config.json", "[1]", "tokenizer_config.json .*it holds a list, expected an object"),
+        (
+            "tokenizer_config.json",
+            '{"bos_token": 5}',
+            "tokenizer_config.json: bos_token is a int, expected a text",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"bos_token": {"text": "<s>"}}',
+            "tokenizer_config.json: bos_token is a dict",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"add_bos_token": "yes"}',
+            "add_bos_token is a str, expected true or false",
+        ),
+        ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "added_tokens_decoder is a list"),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"x": {"content": "<y>"}}}',
+            "the id of '<y>' is 'x', expected a whole number",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"1": "<y>"}}',
+            r"added_tokens_decoder\[1\] is not",
+        ),
+        ("tokenizer_config.json", "[" * 100_000, "nested too deeply"),
+        ("tokenizer_config.json", '{"a', "Unterminated string"),
+        ("special_tokens_map.json", '{"eos_token": [1]}', "special_tokens_map.json: eos_token is a list"),
+        (
+            "added_tokens.json",
+            '{"<y>": "a"}',
+            "added_tokens.json: the id of '<y>' is 'a', expected a whole number",
+        ),
+        ("added_tokens.json", '{"<y>": 1099511627776}', "the id of '<y>' is '1099511627776'"),
+        ("merges.txt", b"\xff\xfe\x00", "merges.txt is not a list of merges: byte 0 is not UTF-8"),
+        ("merges.txt", "a b c d\n", "merges.txt is not the list of merges of vocab.json"),
+        ("merges.txt", "qqqq zzzz\n", "merges.txt is not the list"),
+        ("vocab.json", "[" * 100_000, "vocab.json .*nested too deeply"),
+        ("vocab.json", b"\x80", "vocab.json .*not UTF-8"),
+    ],
+)
 def test_b12_damage_of_a_tokenizer_names_the_file(copy, name, content, words):
     path = copy("gpt2")
-    assert len(LanguageTokenizer(path, "GPT2Tokenizer")) > 99      # the control
+    assert len(LanguageTokenizer(path, "GPT2Tokenizer")) > 99  # the control
     (path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(FileError, match=words) as error:
         LanguageTokenizer(path, "GPT2Tokenizer")
@@ -168,11 +257,14 @@ def test_b12_damage_of_a_tokenizer_names_the_file(copy, name, content, words):
 
 
 def test_b12_an_added_token_with_another_id_than_it_gets_is_an_error(copy):
-    """The tokenizers library gives the next id, whatever the file says: the model's row of it would be another token's."""
+    """The tokenizers library gives the next id, whatever the file says: the model's row of it would be
+    another token's."""
     size = len(LanguageTokenizer(copy("gpt2"), "GPT2Tokenizer"))
     tokenizer = LanguageTokenizer(copy("gpt2", added_tokens={"<y>": size}), "GPT2Tokenizer")
     assert tokenizer.convert_tokens_to_ids("<y>") == size
-    with pytest.raises(FileError, match=f"'<y>' has id {size + 5} in the files beside .*, but {size} in the vocabulary"):
+    with pytest.raises(
+        FileError, match=f"'<y>' has id {size + 5} in the files beside .*, but {size} in the vocabulary"
+    ):
         LanguageTokenizer(copy("gpt2", added_tokens={"<y>": size + 5}), "GPT2Tokenizer")
 
 
@@ -182,6 +274,8 @@ def test_b12_a_vocab_txt_that_is_not_utf_8(tmp_path):
         BertTokenizer(tmp_path / "vocab.txt")
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n猫\n", encoding="utf-8")
     assert len(BertTokenizer(tmp_path / "vocab.txt")) == 6
+
+
 # ------------------------------------------------------------------------------------------------ A1
 def test_a1_a_tokenizer_is_found_by_checkpoint_name_or_path(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MINDBLIP2_CACHE", str(tmp_path))
@@ -192,13 +286,21 @@ def test_a1_a_tokenizer_is_found_by_checkpoint_name_or_path(folder, tmp_path, mo
     (tmp_path / "words" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\ncat\n")
     for name in ("words", str(tmp_path / "words"), str(tmp_path / "words" / "vocab.txt")):
         assert len(load_tokenizer(TokenizerConfig(checkpoint_name_or_path=name))) == 6
-    assert len(load_tokenizer(TokenizerConfig(checkpoint_name_or_path="bert_base_uncased"))) == 30523       # MindFormers' name
-    given = TokenizerConfig(vocab_file=str(tmp_path / "words" / "vocab.txt"), checkpoint_name_or_path="nowhere")
-    assert len(load_tokenizer(given)) == 6      # named as without effect, see tests/config/test_keys.py
+    # MindFormers' name
+    assert len(load_tokenizer(TokenizerConfig(checkpoint_name_or_path="bert_base_uncased"))) == 30523
+    given = TokenizerConfig(
+        vocab_file=str(tmp_path / "words" / "vocab.txt"), checkpoint_name_or_path="nowhere"
+    )
+    assert len(load_tokenizer(given)) == 6  # named as without effect, see tests/config/test_keys.py
 
 
-@pytest.mark.parametrize("kind", ["BertTokenizer", "LlamaTokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize(
+    "kind", ["BertTokenizer", "LlamaTokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast"]
+)
 def test_a1_a_tokenizer_that_is_not_there_names_the_key(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("MINDBLIP2_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=f"processor.tokenizer.checkpoint_name_or_path = 'nowhere': .*{tmp_path}/nowhere"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=f"processor.tokenizer.checkpoint_name_or_path = 'nowhere': .*{tmp_path}/nowhere",
+    ):
         load_tokenizer(TokenizerConfig(type=kind, checkpoint_name_or_path="nowhere"))

@@ -1,4 +1,5 @@
 """Ids, masks and decoded text equal those of LAVIS's BertTokenizer."""
+
 import hashlib
 import pickle
 import threading
@@ -23,6 +24,7 @@ def write(tmp_path):
         path = tmp_path / "words.txt"
         path.write_bytes("".join(word + end for word in words).encode())
         return path
+
     return written
 
 
@@ -32,7 +34,11 @@ def test_the_shipped_vocabulary_is_bert_base_uncased(lavis_text):
 
 
 def test_sizes_and_special_ids(tokenizer, lavis_text):
-    assert (len(tokenizer), tokenizer.vocab_size) == (lavis_text["len"], lavis_text["vocab_size"]) == (30523, 30522)
+    assert (
+        (len(tokenizer), tokenizer.vocab_size)
+        == (lavis_text["len"], lavis_text["vocab_size"])
+        == (30523, 30522)
+    )
     for name, number in lavis_text["special"].items():
         assert getattr(tokenizer, f"{name}_token_id") == number
     assert tokenizer.bos_token_id == 30522 and tokenizer.all_special_ids == {0, 100, 101, 102, 103, 30522}
@@ -67,11 +73,14 @@ def test_the_mask_is_where_ids_are_not_padding(tokenizer, lavis_text):
     np.testing.assert_array_equal(batch["attention_mask"], batch["input_ids"] != tokenizer.pad_token_id)
 
 
-@pytest.mark.parametrize("padding, lengths", [("max_length", [8, 8]), ("longest", [5, 5]), (True, [5, 5]),
-                                              (False, [3, 5])])
+@pytest.mark.parametrize(
+    "padding, lengths", [("max_length", [8, 8]), ("longest", [5, 5]), (True, [5, 5]), (False, [3, 5])]
+)
 def test_padding(tokenizer, padding, lengths):
     batch = tokenizer(["cat", "a red cat"], max_length=8, padding=padding)
-    assert [len(row) for row in batch["input_ids"]] == [len(row) for row in batch["attention_mask"]] == lengths
+    assert (
+        [len(row) for row in batch["input_ids"]] == [len(row) for row in batch["attention_mask"]] == lengths
+    )
     assert [sum(row) for row in batch["attention_mask"]] == [3, 5]
 
 
@@ -84,8 +93,15 @@ def test_truncation_keeps_sep(tokenizer):
 
 def test_return_types(tokenizer):
     import mindspore as ms
-    assert isinstance(tokenizer("a cat")["input_ids"], list) and isinstance(tokenizer("a cat")["input_ids"][0], int)
-    assert np.shape(tokenizer("a cat")["input_ids"]) == np.shape(tokenizer(np.array("a cat"))["input_ids"]) == (32,)
+
+    assert isinstance(tokenizer("a cat")["input_ids"], list) and isinstance(
+        tokenizer("a cat")["input_ids"][0], int
+    )
+    assert (
+        np.shape(tokenizer("a cat")["input_ids"])
+        == np.shape(tokenizer(np.array("a cat"))["input_ids"])
+        == (32,)
+    )
     assert np.shape(tokenizer(["a cat"])["input_ids"]) == (1, 32)
     for text in ("a cat", ["a cat"]):
         for key in ("input_ids", "attention_mask"):
@@ -116,11 +132,16 @@ def test_decode(tokenizer):
     assert tokenizer.decode(ids, skip_special_tokens=False) == "[DEC] a red cat [SEP] [PAD] [PAD]"
     assert tokenizer.decode(tokenizer("it's o'clock, don't!")["input_ids"]) == "it's o'clock, don't!"
     assert tokenizer.decode([]) == ""
-    assert tokenizer.batch_decode(np.array([ids, ids])) == tokenizer.batch_decode([ids, ids[:4]]) == ["a red cat"] * 2
+    assert (
+        tokenizer.batch_decode(np.array([ids, ids]))
+        == tokenizer.batch_decode([ids, ids[:4]])
+        == ["a red cat"] * 2
+    )
 
 
 def test_decode_of_a_tensor(tokenizer):
     from mindspore import Tensor
+
     assert tokenizer.batch_decode(Tensor(np.array([[1037, 4937]], np.int32))) == ["a cat"]
     assert tokenizer.decode(Tensor(np.array([1037, 4937], np.int32))) == "a cat"
 
@@ -136,14 +157,24 @@ def test_ids_outside_the_vocabulary(tokenizer, wrong):
 
 def test_a_small_vocabulary(write):
     tokenizer = BertTokenizer(write(SMALL), max_length=8)
-    assert (len(tokenizer), tokenizer.vocab_size, tokenizer.bos_token_id, tokenizer.mask_token_id) == (10, 9, 9, None)
+    assert (len(tokenizer), tokenizer.vocab_size, tokenizer.bos_token_id, tokenizer.mask_token_id) == (
+        10,
+        9,
+        9,
+        None,
+    )
     assert tokenizer("A red Cats, dog")["input_ids"] == [2, 4, 7, 5, 6, 8, 1, 3]
     assert tokenizer.decode([9, 4, 5, 6, 8, 7, 3, 0]) == "a cats, red"
 
 
 def test_a_vocabulary_that_holds_dec_keeps_its_id(write):
     tokenizer = BertTokenizer(write(["[DEC]"] + SMALL))
-    assert (len(tokenizer), tokenizer.vocab_size, tokenizer.bos_token_id, tokenizer.pad_token_id) == (10, 10, 0, 1)
+    assert (len(tokenizer), tokenizer.vocab_size, tokenizer.bos_token_id, tokenizer.pad_token_id) == (
+        10,
+        10,
+        0,
+        1,
+    )
 
 
 def test_windows_line_ends_and_byte_order_mark(write):
@@ -180,7 +211,10 @@ def test_worker_processes_and_threads(write):
     wrong = []
 
     def work(length):
-        wrong.extend(1 for _ in range(200) if len(tokenizer("a red cat", max_length=length)["input_ids"]) != length)
+        wrong.extend(
+            1 for _ in range(200) if len(tokenizer("a red cat", max_length=length)["input_ids"]) != length
+        )
+
     threads = [threading.Thread(target=work, args=(length,)) for length in (3, 9)]
     for thread in threads:
         thread.start()
@@ -223,10 +257,16 @@ def test_empty_list(tokenizer, empty):
         tokenizer(empty)
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"padding": "left"}, "padding = 'left': expected"), ({"return_tensors": "pt"}, "return_tensors = 'pt': expected"),
-    ({"max_length": 1}, "max_length = 1: expected"), ({"max_length": "32"}, "max_length = '32': expected"),
-    ({"max_length": 0}, "max_length = 0: expected")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"padding": "left"}, "padding = 'left': expected"),
+        ({"return_tensors": "pt"}, "return_tensors = 'pt': expected"),
+        ({"max_length": 1}, "max_length = 1: expected"),
+        ({"max_length": "32"}, "max_length = '32': expected"),
+        ({"max_length": 0}, "max_length = 0: expected"),
+    ],
+)
 def test_unknown_options(tokenizer, options, words):
     with pytest.raises(ValueError, match=words):
         tokenizer("a cat", **options)

@@ -1,4 +1,6 @@
-"""METEOR and SPICE: asked in pycocoevalcap's way where it is installed, left out with a line where something is missing."""
+"""METEOR and SPICE: asked in pycocoevalcap's way where it is installed, left out with a line where something
+is missing."""
+
 import json
 import os
 import shutil
@@ -9,10 +11,13 @@ import pytest
 
 from mindblip2.evaluation.metrics.java import java_scores, why_not
 
-MEASURED = json.loads((Path(__file__).parents[2] / "fixtures" / "caption_scores.json").read_text(encoding="utf-8"))
+MEASURED = json.loads(
+    (Path(__file__).parents[2] / "fixtures" / "caption_scores.json").read_text(encoding="utf-8")
+)
 CAPTIONS, REFERENCES = {3: "A dog's toy."}, {3: ["The dog.", "A toy!"]}
 
-# A stand-in with pycocoevalcap's names and layout: METEOR is 0.5, SPICE 0.25, and what they are asked is kept.
+# A stand-in with pycocoevalcap's names and layout: METEOR is 0.5, SPICE 0.25, and what they are asked is
+# kept.
 METEOR = """
 import threading
 ASKED = []
@@ -42,7 +47,9 @@ class Spice:
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """installed(score, parser) → the folder of a stand-in, first on the path, and a ``java`` that is never run."""
+    """installed(score, parser) → the folder of a stand-in, first on the path, and a ``java`` that is never
+    run."""
+
     def made(score="0.5", parser=True):
         root = tmp_path / "site" / "pycocoevalcap"
         (root / "spice" / "lib").mkdir(parents=True)
@@ -50,7 +57,9 @@ def installed(tmp_path, monkeypatch):
         (root / "meteor" / "meteor.py").write_text(METEOR.replace("{score}", score))
         (root / "spice" / "__init__.py").write_text("")
         (root / "spice" / "spice.py").write_text(SPICE)
-        (root / "spice" / "get_stanford_models.py").write_text("SPICELIB, JAR = 'lib', 'stanford-corenlp-3.6.0'\n")
+        (root / "spice" / "get_stanford_models.py").write_text(
+            "SPICELIB, JAR = 'lib', 'stanford-corenlp-3.6.0'\n"
+        )
         if parser:
             (root / "spice" / "lib" / "stanford-corenlp-3.6.0.jar").write_bytes(b"")
         (tmp_path / "bin").mkdir()
@@ -59,6 +68,7 @@ def installed(tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", str(tmp_path / "bin"))
         monkeypatch.syspath_prepend(str(tmp_path / "site"))
         return root
+
     for name in [name for name in sys.modules if name.startswith("pycocoevalcap")]:
         monkeypatch.delitem(sys.modules, name)
     yield made
@@ -74,24 +84,35 @@ def test_both_are_asked_about_words_as_the_other_scores(installed, capsys, monke
     installed()
     monkeypatch.delenv("JDK_JAVA_OPTIONS", raising=False)
     assert java_scores(CAPTIONS, REFERENCES) == {"METEOR": 0.5, "SPICE": 0.25}
-    words = {3: ["the dog", "a toy"]}, {3: ["a dog 's toy"]}            # references first: pycocoevalcap's order
+    # references first: pycocoevalcap's order
+    words = {3: ["the dog", "a toy"]}, {3: ["a dog 's toy"]}
     assert asked("meteor") == [words, "ended"] and asked("spice")[0][:2] == words
-    assert "--add-opens=java.base/java.lang=ALL-UNNAMED" in asked("spice")[0][2] and "JDK_JAVA_OPTIONS" not in os.environ
+    assert (
+        "--add-opens=java.base/java.lang=ALL-UNNAMED" in asked("spice")[0][2]
+        and "JDK_JAVA_OPTIONS" not in os.environ
+    )
     monkeypatch.setenv("JDK_JAVA_OPTIONS", "-Xss2m")
     assert java_scores(CAPTIONS, REFERENCES, ["SPICE"]) == {"SPICE": 0.25}
-    assert asked("spice")[1][2].startswith("-Xss2m --add-opens=") and os.environ["JDK_JAVA_OPTIONS"] == "-Xss2m"
+    assert (
+        asked("spice")[1][2].startswith("-Xss2m --add-opens=") and os.environ["JDK_JAVA_OPTIONS"] == "-Xss2m"
+    )
     assert java_scores(CAPTIONS, REFERENCES, []) == {} and capsys.readouterr().out == ""
 
 
 def test_what_is_missing_is_said_in_one_line(installed, capsys, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "pycocoevalcap", None)       # as where it is not installed
+        patch.setitem(sys.modules, "pycocoevalcap", None)  # as where it is not installed
         assert java_scores(CAPTIONS, REFERENCES) == {}
-    assert capsys.readouterr().out == "METEOR and SPICE left out: pycocoevalcap is not installed: pip install 'mindblip2[metrics]'\n"
+    assert (
+        capsys.readouterr().out
+        == "METEOR and SPICE left out: pycocoevalcap is not installed: pip install 'mindblip2[metrics]'\n"
+    )
     installed(parser=False)
     assert java_scores(CAPTIONS, REFERENCES) == {"METEOR": 0.5}
-    assert capsys.readouterr().out == ("SPICE left out: Stanford's parser is not there: python -m pycocoevalcap.spice.get_stanford_models "
-                                       "downloads it once\n")
+    assert capsys.readouterr().out == (
+        "SPICE left out: Stanford's parser is not there: python -m pycocoevalcap.spice.get_stanford_models "
+        "downloads it once\n"
+    )
     monkeypatch.setenv("PATH", str(tmp_path))
     assert why_not("METEOR") == why_not("SPICE") == "there is no java: install a Java runtime"
 
@@ -100,7 +121,10 @@ def test_a_program_that_fails_is_left_out_and_hangs_nothing(installed, capsys):
     """pycocoevalcap's METEOR keeps its lock when its program dies, and its destructor waits for that lock."""
     installed(score="float('')")
     assert java_scores(CAPTIONS, REFERENCES, ["METEOR"]) == {}
-    assert capsys.readouterr().out == "METEOR left out: its Java program failed: could not convert string to float: ''\n"
+    assert (
+        capsys.readouterr().out
+        == "METEOR left out: its Java program failed: could not convert string to float: ''\n"
+    )
     assert asked("meteor")[-1] == "ended"
 
 
@@ -111,6 +135,8 @@ def test_meteor_itself(capsys):
     captions, references = MEASURED["captions"], MEASURED["references"]
     found = java_scores(captions, references)
     assert found["METEOR"] == pytest.approx(MEASURED["java"]["METEOR"], rel=1e-6)
-    swapped = java_scores({**captions, "kite": captions["dog"], "dog": captions["kite"]}, references, ["METEOR"])
-    assert swapped["METEOR"] < found["METEOR"] - 0.01           # the control
+    swapped = java_scores(
+        {**captions, "kite": captions["dog"], "dog": captions["kite"]}, references, ["METEOR"]
+    )
+    assert swapped["METEOR"] < found["METEOR"] - 0.01  # the control
     assert "SPICE" in found or "SPICE left out: " in capsys.readouterr().out
