@@ -18,7 +18,7 @@ from mindblip2 import (
     pipeline,
 )
 from mindblip2.config import ConfigError, presets
-from mindblip2.pipeline import image_to_text
+from mindblip2 import pipelines
 from mindblip2.trainer.tasks import TASKS
 from mindblip2.trainer.tasks.inputs import DEFAULT_MODEL
 
@@ -136,7 +136,7 @@ def test_c1_other_names_are_answered_as_before(tmp_path):
 def test_c2_the_default_of_generation_has_public_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("MINDBLIP2_CACHE", str(tmp_path))
     assert (
-        image_to_text.DEFAULT
+        pipelines.GENERATION_DEFAULT
         == DEFAULT_MODEL["image_to_text_generation"]
         == "itt_blip2_stage2_vit_g_opt_2_7b"
     )
