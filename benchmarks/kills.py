@@ -30,6 +30,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -60,10 +61,17 @@ class Ended(Exception):
     """The work was done before the process was killed."""
 
 
-class Process:
-    """A fork of this process that executes ``work(*arguments)``; what it prints goes to ``log``."""
+class Stopped(Exception):
+    """Another command failed, so this process was killed before its end."""
 
-    def __init__(self, work, *arguments, log):
+
+class Process:
+    """A fork of this process that executes ``work(*arguments)``; what it prints goes to ``log``.
+
+    ``stop``: an event that another thread sets when it has failed; the fork is killed then, and
+    :class:`Stopped` is raised in the thread that waits for it."""
+
+    def __init__(self, work, *arguments, log, stop=None):
         with _fork:
             self.pid = os.fork()
         if self.pid == 0:
@@ -77,7 +85,7 @@ class Process:
                 os.write(2, f"{type(error).__name__}: {error}\n".encode())
             finally:
                 os._exit(code)
-        self.code, self.log = None, log
+        self.code, self.log, self.stop = None, log, stop
 
     def poll(self):
         if self.code is None:
@@ -94,6 +102,10 @@ class Process:
     def wait_for(self, happened, seconds=900, ends=False):
         end = time.time() + seconds
         while not happened():
+            if self.stop is not None and self.stop.is_set():
+                if self.poll() is None:
+                    self.kill()
+                raise Stopped
             if not ends:
                 self.check()
             if time.time() > end:
@@ -142,14 +154,15 @@ def train(folder, epochs, keep):
 class Run:
     """A folder with a training run in it."""
 
-    def __init__(self, folder, epochs, keep=KEEP):
-        self.folder, self.epochs, self.keep = folder, epochs, keep
+    def __init__(self, folder, epochs, keep=KEEP, stop=None):
+        self.folder, self.epochs, self.keep, self.stop = folder, epochs, keep, stop
         self.checkpoints = folder / "checkpoint" / "rank_0"
         folder.mkdir(parents=True)
 
     def start(self):
         (self.folder / "begun").unlink(missing_ok=True)
-        return Process(train, self.folder, self.epochs, self.keep, log=self.folder / "errors.txt")
+        log = self.folder / "errors.txt"
+        return Process(train, self.folder, self.epochs, self.keep, log=log, stop=self.stop)
 
     def finish(self):
         """(seconds until it began to train, the weights' file) of a process that is let run to the end."""
@@ -232,15 +245,18 @@ def same_log(one, other):
     )
 
 
-def kill_training(folder, kills, seed, tell):
+def kill_training(folder, kills, seed, tell, stop=None):
     """([(moment, step, half-written names left, complaints)], {what of the end: whether it is the undisturbed
-    run's}, steps)."""
+    run's}, steps).  Raises :class:`Stopped` when the event ``stop`` is set."""
     epochs, rng, rows = 2 + kills * 3 // 2, np.random.default_rng(seed), []
     steps = STEPS_OF_AN_EPOCH * epochs
-    whole, killed = Run(folder / "whole", epochs, keep=steps), Run(folder / "killed", epochs)
+    whole = Run(folder / "whole", epochs, keep=steps, stop=stop)
+    killed = Run(folder / "killed", epochs, stop=stop)
     start_seconds, end = whole.finish()
     truth = {int(one.name[5:]): contents(one) for one in training_state.saved(whole.checkpoints)}
     for number in range(kills):
+        if stop is not None and stop.is_set():
+            raise Stopped
         moment, before = MOMENTS[number % 3], killed.newest()
         try:
             left = killed.kill(moment, rng, start_seconds)
@@ -467,9 +483,9 @@ def report(kills, ends, steps, seconds, writers=()):
     lines = ["| killed | times | of these with half-written files left | at steps |", "|---|---|---|---|"]
     for moment in MOMENTS:
         rows = [row for row in kills if row[0] == moment]
-        lines.append(
-            f"| {moment} | {len(rows)} | {sum(bool(row[2]) for row in rows)} | {', '.join(str(row[1]) for row in rows)} |"
-        )
+        half_written = sum(bool(row[2]) for row in rows)
+        steps_of_kills = ", ".join(str(row[1]) for row in rows)
+        lines.append(f"| {moment} | {len(rows)} | {half_written} | {steps_of_kills} |")
     complaints = [f"kill {number}: {one}" for number, row in enumerate(kills, 1) for one in row[3]]
     lines += [
         "",
@@ -482,16 +498,16 @@ def report(kills, ends, steps, seconds, writers=()):
     if writers:
         lines += [
             "",
-            "| command | killed | of these with temporary files left | files read afterwards | half written, different or "
-            "mixed |",
+            "| command | killed | of these with temporary files left | files read afterwards | "
+            "half written, different or mixed |",
             "|---|---|---|---|---|",
         ]
         for name, rows in writers.items():
             wrong = [one for row in rows for one in row[3]]
-            lines.append(
-                f"| {name} | {sum(row[0] != 'at the end' for row in rows)} | {sum(bool(row[2]) for row in rows)} | "
-                f"{sum(row[1] for row in rows)} | {len(wrong)} |"
-            )
+            killed = sum(row[0] != "at the end" for row in rows)
+            temporary_left = sum(bool(row[2]) for row in rows)
+            files_read = sum(row[1] for row in rows)
+            lines.append(f"| {name} | {killed} | {temporary_left} | {files_read} | {len(wrong)} |")
         lines += [
             "",
             *(
@@ -505,6 +521,22 @@ def report(kills, ends, steps, seconds, writers=()):
     return "\n".join([*lines, f"{count} kills, {seconds:.0f} s in all."])
 
 
+def run_with_training(training, commands):
+    """(result of ``training(stop)``, result of ``commands()``): the first in a thread, the second here.
+
+    ``stop``: an event that is set when ``commands`` raises; the thread is waited for, and the error is raised
+    again, so that no training goes on after a failure.  An error of the training is raised at the end."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:  # whose exit waits for the thread
+        future = pool.submit(training, stop)
+        try:
+            result = commands()
+        except BaseException:
+            stop.set()
+            raise
+        return future.result(), result
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -514,33 +546,32 @@ def main():
     parser.add_argument("--folder", type=Path, help="kept; default: a temporary one")
     parser.add_argument("--markdown", help="write the report here too")
     options = parser.parse_args()
-    head = f"# Commands that are killed, {date.today()}\n\n{hardware()}\n\nCommand: `python {' '.join(sys.argv)}`\n\n"
+    command = " ".join(sys.argv)
+    head = f"# Commands that are killed, {date.today()}\n\n{hardware()}\n\nCommand: `python {command}`\n\n"
     import mindblip2.convert.to_mindspore  # noqa: F401  for the forks
     import mindblip2.parity.weights  # noqa: F401
     import mindblip2.trainer.tasks  # noqa: F401
 
-    started, trained, found = time.time(), [], {}
+    started = time.time()
 
     def tell(*row):
         print(f"{time.time() - started:5.0f} s", *row, flush=True)
 
     with tempfile.TemporaryDirectory() as temporary_folder:
-        folder, training = (
-            (options.folder or Path(temporary_folder)).absolute(),
-            max(round(TRAINING * options.kills), 1),
-        )
+        folder = (options.folder or Path(temporary_folder)).absolute()
+        training = max(round(TRAINING * options.kills), 1)
         others = [len(range(place, options.kills - training, len(WRITERS))) for place in range(len(WRITERS))]
-        worker = threading.Thread(
-            target=lambda: trained.append(kill_training(folder / "training", training, options.seed, tell))
+
+        def kill_writers():
+            return {
+                name: kill_writer(name, folder / name, kills, options.seed + 1 + place, tell)
+                for place, (name, kills) in enumerate(zip(WRITERS, others))
+                if kills
+            }
+
+        (rows, ends, steps), found = run_with_training(
+            lambda stop: kill_training(folder / "training", training, options.seed, tell, stop), kill_writers
         )
-        worker.start()  # besides the other commands
-        for place, (name, kills) in enumerate(zip(WRITERS, others)):
-            if kills:
-                found[name] = kill_writer(name, folder / name, kills, options.seed + 1 + place, tell)
-        worker.join()
-    if not trained:
-        sys.exit("the training has failed: see above")
-    rows, ends, steps = trained[0]
     text = head + report(rows, ends, steps, time.time() - started, found) + "\n"
     print(text)
     if options.markdown:

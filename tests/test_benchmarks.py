@@ -4,6 +4,7 @@ bench)."""
 import importlib.util
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,6 +209,39 @@ def test_b5_a_process_is_forked_killed_and_waited_for(tmp_path):
     with pytest.raises(SystemExit, match="ended with 1"):
         kills.Process(int, "x", log=log).wait(10)
     assert "ValueError" in log.read_text()
+
+
+def test_the_training_is_ended_when_another_command_fails(tmp_path):
+    """And is waited for where none fails: the negative control."""
+    kills, started = loaded("kills"), threading.Event()
+    processes = []
+
+    def training(stop, seconds):
+        processes.append(kills.Process(time.sleep, seconds, log=tmp_path / "log.txt", stop=stop))
+        started.set()
+        processes[-1].wait(600)
+        return "trained"
+
+    def fail():
+        started.wait(10)
+        raise SystemExit("the process ended by itself with 1")
+
+    begun = time.monotonic()
+    with pytest.raises(SystemExit, match="ended by itself"):
+        kills.run_with_training(lambda stop: training(stop, 600), fail)
+    assert time.monotonic() - begun < 60
+    with pytest.raises(ProcessLookupError):  # killed and waited for
+        os.kill(processes[0].pid, 0)
+    assert kills.run_with_training(lambda stop: training(stop, 0.2), lambda: "written") == (
+        "trained",
+        "written",
+    )
+
+
+def test_an_error_of_the_training_is_raised():
+    kills = loaded("kills")
+    with pytest.raises(ZeroDivisionError):
+        kills.run_with_training(lambda stop: 1 / 0, lambda: "written")
 
 
 # ------------------------------------------------------------------------------------------------ training an

@@ -86,14 +86,14 @@ def test_a_shard_that_is_cut_short_is_named(convert, tmp_path, size):
 # held.
 MEASURE = """
 import sys
-from convert.convert_weight import main
-from convert.shapes import llm_shapes
+from mindblip2.convert.convert_weight import main
+from mindblip2.convert.parameter_shapes import llm_shapes
 from mindblip2.config import LlamaConfig
 
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 
-llm_shapes(LlamaConfig(hidden_size=64, num_heads=2, num_layers=1, vocab_size=64))   # what the first cell imports
+llm_shapes(LlamaConfig(hidden_size=64, num_heads=2, num_layers=1, vocab_size=64))  # imports the models
 before = peak()
 code = main(sys.argv[1:])
 print(code, before, peak())
@@ -163,7 +163,7 @@ def test_memory_is_less_than_one_shard(tmp_path, kind, flags):
 
 WHOLE = """
 import torch
-import convert.files
+import mindblip2.convert.readers.files
 
 def load(path):
     file = mindblip2.convert.readers.torch_file.TorchFile(path)
