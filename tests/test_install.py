@@ -59,8 +59,8 @@ def wheel(tmp_path_factory):
 def site_packages(wheel, tmp_path_factory):
     """The site-packages folder of a new environment with the wheel in it.
 
-    A .pth file adds the dependencies of this environment.  Python ignores .pth files in a folder that is added
-    in this way, so an editable install of the checkout is not active there."""
+    A .pth file adds the dependencies of this environment.  Python ignores .pth files in a folder added
+    like this, so an editable install of the checkout is not active there."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     [site] = folder.glob("lib/python*/site-packages")
