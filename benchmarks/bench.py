@@ -1,16 +1,16 @@
 """mindblip2 against PyTorch at the published size, paired: the sides are timed in turn in one run, two
 threads each.
 
-    python benchmarks/bench.py [--rounds 5] [--cases vit,see,match,classify,step] [--graph_kernel] [--small] [--markdown out.md]
+    python benchmarks/bench.py [--rounds 5] [--cases vit,see,match,classify,step] [--graph_kernel] [--small]
+        [--markdown out.md]
 
-torch runs twice, as installed and with MKL's check for an Intel processor answered "yes" (a library of one
-line, preloaded: on AMD hosts MKL takes a slow path without it; on Intel hosts the two are the same).  Figures
-are medians over the rounds; ratios are medians of the ratios within a round.  Memory is taken from the same
-processes.
+torch runs twice: stock PyTorch, and with MKL's AMD slow path disabled (a preloaded library of one line answers
+MKL's check for an Intel processor with yes; on Intel hosts the two are the same).  Figures are medians over the
+rounds; ratios are medians of the ratios within a round.  Memory is taken from the same processes.
 
 step: a stage-1 training step (forward, backward, AdamW) on the given output of the ViT, batch 8; torch does
-what LAVIS does, without dropout on both sides.  All sides together need 28 GB then: with --in_turn a side's
-process lives for its own turn only, and its first answer is not counted.
+what LAVIS does, without dropout on both sides.  All processes together need 28 GB then: with --in_turn only
+one process runs at a time, and its first answer is not counted.
 """
 
 import argparse
@@ -38,6 +38,7 @@ CASES = {
 # multiplications and additions of 39 ViT-g blocks per token: qkv, proj, mlp; and attention over 257 tokens
 VIT_FLOP = 2 * 39 * 257 * (4 * 1408 * 1408 + 2 * 1408 * 6144 + 2 * 257 * 1408)
 GEMM_FLOP = 2 * 10 * 1028 * 2048 * 2048
+SLOW_PATH_DISABLED = "MKL's AMD slow path disabled"  # in the names of the workers and the tables
 
 
 class Side:
@@ -92,20 +93,20 @@ class Turn:
 
 
 def start_sides(folder, worker="worker.py", kind=Side, **environment):
-    """The workers {name: ``kind``}: ours, torch as installed, and torch with MKL freed where there is a C
-    compiler."""
-    library = intel_answer(folder)
+    """The workers {name: ``kind``}: mindblip2, stock PyTorch, and PyTorch with MKL's AMD slow path disabled
+    where there is a C compiler."""
+    library = slow_path_override(folder)
     found = {
         "mindblip2": kind("mindspore", worker, **environment),
         "torch": kind("torch", worker, **environment),
     }
     if library:
-        found["torch, MKL freed"] = kind("torch", worker, **environment, LD_PRELOAD=library)
+        found[f"torch, {SLOW_PATH_DISABLED}"] = kind("torch", worker, **environment, LD_PRELOAD=library)
     return found
 
 
-def intel_answer(folder):
-    """A library that answers MKL's question about the processor with yes; None without a C compiler."""
+def slow_path_override(folder):
+    """A library that answers MKL's check for an Intel processor with yes; None without a C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return None

@@ -7,7 +7,7 @@ Random weights in float32, batch 1, greedy, a key-value cache on both sides: Lla
 feed-forwards of 11008, 32 heads, a head of 32000 words) and OPT-2.7B's (2560, 10240, 32, 50272).  What is
 timed is each side's ``generate``: ours of the whole model of stage 2, with a ViT and a Q-Former that take no
 time, from the picture to each token as it is handed on; transformers' from the same number of embeddings.
-torch runs as installed and with MKL freed, see bench.py.
+torch runs twice, as stock PyTorch and with MKL's AMD slow path disabled: see bench.py.
 
 Writing a token reads every weight once, so its measure is the memory's: bytes of the weights over seconds, as
 a share of what two threads reach that do nothing but read (NumPy's dot product of an array of 1 GB with

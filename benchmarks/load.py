@@ -1,4 +1,4 @@
-"""Time and peak memory of loading the full stage-1 model: mindblip2 from a .ckpt, the torch twin from the
+"""Time and peak memory of loading the full stage-1 model: mindblip2 from a .ckpt, the torch reference model from the
 same weights' .pth.
 
     python benchmarks/load.py blip2_stage1.pth blip2_stage1.ckpt [--rounds 3]
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCH = """
 import time
 import torch
-from parity.twin import load
+from mindblip2.parity.reference.model import load
 start = time.perf_counter()
 model = load({path!r})
 total = sum(float(p.detach().abs().sum()) for p in model.parameters())
@@ -61,10 +61,10 @@ def main():
     parser.add_argument("ckpt")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    figures = {"mindblip2": [], "torch twin": []}
+    figures = {"mindblip2": [], "torch reference model": []}
     for _ in range(options.rounds):
         figures["mindblip2"].append(one(MINDSPORE, options.ckpt))
-        figures["torch twin"].append(one(TORCH, options.pth))
+        figures["torch reference model"].append(one(TORCH, options.pth))
     print(hardware() + "\n\n| side | seconds | peak GB |\n|---|---|---|")
     for name, rows in figures.items():
         seconds, peak, _ = np.median(rows, axis=0)

@@ -1,7 +1,8 @@
-"""Stage 2 at full size from files as they are published: converted, loaded strictly, and asked about a
-picture at three doors.
+"""Stage 2 at full size from files in the published formats: converted, loaded strictly, and run on a picture by
+run_blip2.py, Trainer and pipeline.
 
-    python benchmarks/stage2_full_size.py --folder /tmp/full [--only opt_lavis,opt_hf,vicuna] [--layers N] [--small] [--markdown out.md]
+    python benchmarks/stage2_full_size.py --folder DIR [--only opt_lavis,opt_hf,vicuna] [--layers N] [--small]
+        [--markdown out.md]
 
 | source | files (benchmarks/stage2_files.py) | disk | memory |
 |---|---|---|---|
@@ -13,9 +14,9 @@ The weights are random (no download), and so are the captions; the tokenizers ar
 placeholders.  ``--layers`` is the depth of the language model: by default 32 of OPT and 12 of Vicuna, whose
 32 would take 32 GB of memory in float32.  One source after the other; its files are removed afterwards.
 Every step is a process of its own, whose peak memory is the kernel's (ru_maxrss), pages of mapped files
-included; the conversion reads from the disk, and its time includes a sync of the output.  The doors are
-run_blip2.py and Trainer (graph mode, as the preset says) and pipeline (PyNative, as MindSpore starts), which
-writes twice; all must write the same. About 15 minutes a source.
+included; the conversion reads from the disk, and its time includes a sync of the output.  run_blip2.py and
+Trainer run in graph mode, as the preset says, and pipeline in PyNative mode, MindSpore's default; pipeline
+generates twice, and all must write the same text.  About 15 minutes a source.
 """
 
 import argparse
@@ -74,8 +75,8 @@ print(json.dumps([later - before for before, later in zip(times, times[1:])]))
 
 
 class Place:
-    """The folder of one source: published files, the cache that mindblip2 looks into, the configuration, what
-    the doors write."""
+    """The folder of one source: published files, the cache that mindblip2 looks into, the configuration, and
+    the results of run_blip2.py, Trainer and pipeline."""
 
     def __init__(self, folder, source, options):
         self.folder, self.source = folder / source, source
@@ -159,8 +160,8 @@ def measured(place, image):
     *rows["load"], found["parameters"] = place.run([sys.executable, "-c", LOAD, str(place.yaml)])
     how = json.dumps({"hypothesis_template": PROMPT, "num_beams": BEAMS, "max_new_tokens": NEW})
     out = {
-        door: place.folder / door / "image_to_text_generation_result.txt"
-        for door in ("run_blip2.py", "Trainer", "pipeline")
+        interface: place.folder / interface / "image_to_text_generation_result.txt"
+        for interface in ("run_blip2.py", "Trainer", "pipeline")
     }
     for path in out.values():
         path.parent.mkdir()
@@ -176,9 +177,9 @@ def measured(place, image):
     }
     flags = [str(part) for key, value in run.items() for part in (f"--{key}", value)]
     rows["run_blip2.py"] = place.run([sys.executable, str(ROOT / "run_blip2.py"), *flags])[:2]
-    for door, code in (("Trainer", TRAINER), ("pipeline", PIPELINE)):
-        *rows[door], last = place.run(
-            [sys.executable, "-c", code, str(place.yaml), str(image), str(out[door]), how]
+    for interface, code in (("Trainer", TRAINER), ("pipeline", PIPELINE)):
+        *rows[interface], last = place.run(
+            [sys.executable, "-c", code, str(place.yaml), str(image), str(out[interface]), how]
         )
     texts = {path.read_text(encoding="utf-8") for path in out.values()}
     return {
@@ -197,8 +198,8 @@ def report(found):
     lines = [
         f"## {found['source']}",
         "",
-        f"{int(found['parameters']) / 1e9:.2f} billion parameters, {found['layers']} layers of the language model.  Published files "
-        f"{found['files'] / 1e9:.2f} GB, .ckpt {found['ckpt'] / 1e9:.2f} GB.",
+        f"{int(found['parameters']) / 1e9:.2f} billion parameters, {found['layers']} layers of the language model.  "
+        f"Published files {found['files'] / 1e9:.2f} GB, .ckpt {found['ckpt'] / 1e9:.2f} GB.",
         "",
         "| step | seconds | peak GB |",
         "|---|---|---|",
@@ -210,8 +211,8 @@ def report(found):
         lines
         + [
             "",
-            f"In pipeline: loading {load:.1f} s, the first caption {first:.1f} s, the second {second:.1f} s.  The three doors wrote the "
-            f"same: {'yes' if found['same'] else 'NO'} ({found['text'][:80]} …).",
+            f"In pipeline: loading {load:.1f} s, the first caption {first:.1f} s, the second {second:.1f} s.  "
+            f"run_blip2.py, Trainer and pipeline wrote the same: {'yes' if found['same'] else 'NO'} ({found['text'][:80]} …).",
         ]
     )
 
@@ -241,7 +242,8 @@ def main():
     )
     parser.add_argument("--markdown", help="write the report here too")
     options = parser.parse_args()
-    text = f"# Stage 2 from published files, {date.today()}\n\n{hardware()}\n\nCommand: `python {' '.join(sys.argv)}`\n"
+    command = " ".join(sys.argv)
+    text = f"# Stage 2 from published files, {date.today()}\n\n{hardware()}\n\nCommand: `python {command}`\n"
     for source in options.only.split(","):
         place = Place(options.folder.resolve(), source, options)
         needed, free = space(source, place.config.text_config), shutil.disk_usage(place.folder).free

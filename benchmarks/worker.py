@@ -50,7 +50,7 @@ def step_inputs(batch):
 
 
 class Torch:
-    """transformers' ViT as installed, and the torch twin's Q-Former."""
+    """The ViT of stock transformers, and the Q-Former of the PyTorch reference model."""
 
     def __init__(self):
         import torch

@@ -437,7 +437,7 @@ def test_stage_2_from_files_is_reported_with_its_memory():
 
 @pytest.mark.slow  # five processes for each source
 @pytest.mark.parametrize("source", ["opt_lavis", "opt_hf", "vicuna"])
-def test_small_files_go_through_all_doors(tmp_path, source):
+def test_small_files_are_run_by_all_interfaces(tmp_path, source):
     full = loaded("stage2_full_size")
     place = full.Place(tmp_path, source, SimpleNamespace(layers=3, small=True))
     found = full.measured(place, full.picture())
