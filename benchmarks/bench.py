@@ -4,9 +4,10 @@ threads each.
     python benchmarks/bench.py [--rounds 5] [--cases vit,see,match,classify,step] [--graph_kernel] [--small]
         [--markdown out.md]
 
-torch runs twice: stock PyTorch, and with MKL's AMD slow path disabled (a preloaded library of one line answers
-MKL's check for an Intel processor with yes; on Intel hosts the two are the same).  Figures are medians over the
-rounds; ratios are medians of the ratios within a round.  Memory is taken from the same processes.
+torch runs twice: stock PyTorch, and with MKL's AMD slow path disabled (a preloaded library of one line
+answers MKL's check for an Intel processor with yes; on Intel hosts the two are the same).  Figures are
+medians over the rounds; ratios are medians of the ratios within a round.  Memory is taken from the same
+processes.
 
 step: a stage-1 training step (forward, backward, AdamW) on the given output of the ViT, batch 8; torch does
 what LAVIS does, without dropout on both sides.  All processes together need 28 GB then: with --in_turn only

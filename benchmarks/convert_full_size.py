@@ -1,7 +1,9 @@
 """Memory and speed of the conversion at full size: LAVIS .pth -> .ckpt -> .pth, against ``cp`` of the same
 file.
 
-    python benchmarks/convert_full_size.py --folder /tmp/full          # needs 19 GB there; add --keep to keep the files
+    python benchmarks/convert_full_size.py --folder DIR
+
+DIR needs 19 GB; --keep keeps the files.
 
 The weights are random (no download): 857 tensors of the published shapes, ViT included.  Every command runs
 in a process of its own with its input dropped from the page cache, and its time includes a sync of the output
@@ -108,19 +110,20 @@ def main():
         f"{name} {importlib.metadata.version(name)}" for name in ("mindspore", "torch", "numpy")
     )
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, "
-        f"{versions}\n"
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
+        f"Python {platform.python_version()}, {versions}\n"
     )
     print(
-        "| command | output GB | seconds | GB/s | CPU seconds | peak GB | peak / output |\n|---|---|---|---|---|---|---|",
+        "| command | output GB | seconds | GB/s | CPU seconds | peak GB | peak / output |\n"
+        "|---|---|---|---|---|---|---|",
         flush=True,
     )
     for name, (command, source, target) in runs.items():
         seconds, cpu, peak = measure(command, source, target)
         size = target.stat().st_size
         print(
-            f"| {name} | {size / 1e9:.2f} | {seconds:.1f} | {size / 1e9 / seconds:.2f} | {cpu:.1f} | {peak / 1e9:.2f} | "
-            f"{peak / size:.2f} |",
+            f"| {name} | {size / 1e9:.2f} | {seconds:.1f} | {size / 1e9 / seconds:.2f} | {cpu:.1f} | "
+            f"{peak / 1e9:.2f} | {peak / size:.2f} |",
             flush=True,
         )
         if target is copy:

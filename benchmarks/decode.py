@@ -1,7 +1,8 @@
 """How fast a language model writes: layers of the published width against transformers' own, paired, two
 threads each.
 
-    python benchmarks/decode.py [--rounds 3] [--models llama,opt] [--layers 4] [--new 512] [--small] [--markdown benchmarks/decode.md]
+    python benchmarks/decode.py [--rounds 3] [--models llama,opt] [--layers 4] [--new 512] [--small]
+        [--markdown benchmarks/decode.md]
 
 Random weights in float32, batch 1, greedy, a key-value cache on both sides: Llama-7B's layers (4096 wide,
 feed-forwards of 11008, 32 heads, a head of 32000 words) and OPT-2.7B's (2560, 10240, 32, 50272).  What is
@@ -103,9 +104,11 @@ def report(title, found, options):
             f"The last {ENDS} of {options.new} tokens against the first {ENDS}, median of the ratios: "
             + ", ".join(f"{n} {slower[n]:.2f}" for n in names)
             + ".",
-            f"Weights read per token: {bytes_read:.2f} GB.  Two threads that only read: {bandwidth:.1f} GB/s.",
-            f"Graphs compiled: {first} for the first picture with a prompt of {PROMPT} tokens, {more} for ten more with other prompts of "
-            f"{PROMPT - 7} to {PROMPT} tokens, {longer} for the first prompt of {PROMPT + 1}.",
+            f"Weights read per token: {bytes_read:.2f} GB.  "
+            f"Two threads that only read: {bandwidth:.1f} GB/s.",
+            f"Graphs compiled: {first} for the first picture with a prompt of {PROMPT} tokens, "
+            f"{more} for ten more with other prompts of {PROMPT - 7} to {PROMPT} tokens, "
+            f"{longer} for the first prompt of {PROMPT + 1}.",
             "Peak memory: "
             + ", ".join(f"{n} {found['memory'][n] / 1e9:.2f} GB" for n in names)
             + f" (weights {bytes_read:.2f} GB, and the "
@@ -142,7 +145,8 @@ def main():
             text += f"\n{report(TITLES[model], figures_of(model, options, folder), options)}\n"
     text += (
         "\nA ratio above 1 says that mindblip2 is faster.  "
-        f"{options.rounds} rounds, medians, ratios within a round; two threads each; {time.time() - started:.0f} s.\n"
+        f"{options.rounds} rounds, medians, ratios within a round; two threads each; "
+        f"{time.time() - started:.0f} s.\n"
     )
     print(text)
     if options.markdown:

@@ -1,5 +1,5 @@
-"""Time and peak memory of loading the full stage-1 model: mindblip2 from a .ckpt, the torch reference model from the
-same weights' .pth.
+"""Time and peak memory of loading the full stage-1 model: mindblip2 from a .ckpt, the torch reference model
+from a .pth with the same weights.
 
     python benchmarks/load.py blip2_stage1.pth blip2_stage1.ckpt [--rounds 3]
 

@@ -1,7 +1,8 @@
 """Are layers of the published widths, split over two processes, those of one process?  Judged as parity
 judges: by torch's own rounding.
 
-    python benchmarks/mesh_full_width.py [--layers vit,qformer,llama] [--modes pynative,graph] [--small] [--markdown FILE]
+    python benchmarks/mesh_full_width.py [--layers vit,qformer,llama] [--modes pynative,graph] [--small]
+        [--markdown FILE]
 
 One block of ViT-g, one layer of the Q-Former (queries with cross-attention, and text), one layer of Llama-7B,
 with parity's seeded weights.  Compared are the output, and the gradients of a random linear function of it by
@@ -38,8 +39,10 @@ CARDS = (1, 2)
 SECONDS = 1800  # that a mesh may take
 PROGRAM = HERE / "mesh_layer.py"
 LEGEND = [
-    "Errors are |ours - truth| / |truth|, of the worse of the modes; the true gradient of a key's bias is 0, so there they say",
-    'nothing.  Ratios are errors over those of torch in float32: up to 4 passes, above 10 fails (mindblip2/parity/compare.py).  "Apart": the',
+    "Errors are |ours - truth| / |truth|, of the worse of the modes; the true gradient of a key's bias is "
+    "0, so there they say",
+    "nothing.  Ratios are errors over those of torch in float32: up to 4 passes, above 10 fails "
+    '(mindblip2/parity/compare.py).  "Apart": the',
     'largest difference between both processes in what each holds whole.  "d x" is the gradient by x.',
 ]
 
@@ -145,15 +148,16 @@ def report(tensors, caught, apart):
         for run in dict.fromkeys(run for _, rows in found.values() for _, run in rows):
             one, two = ([rows[cards, run] for _, rows in found.values()] for cards in CARDS)
             lines.append(
-                f"| {LAYERS[layer][0]} | {run.split(':')[1]} | {len(one)} | {worst(one).ratio:.2f} | {worst(two).ratio:.2f} | "
-                f"{apart[2, run]:g} | {worst(one + two).verdict} |"
+                f"| {LAYERS[layer][0]} | {run.split(':')[1]} | {len(one)} | {worst(one).ratio:.2f} | "
+                f"{worst(two).ratio:.2f} | {apart[2, run]:g} | {worst(one + two).verdict} |"
             )
     lines += ["", *table("mistake", "layer", "tensors that fail", "worst ratio", "caught")]
     for run, rows in caught.items():
         layer, _, mistake = run.split(":")
         fails = sum(row.verdict == "fail" for row in rows)
         lines.append(
-            f"| {mistake} | {LAYERS[layer][0]} | {fails} of {len(rows)} | {worst(rows).ratio:.3g} | {'yes' if fails else 'NO'} |"
+            f"| {mistake} | {LAYERS[layer][0]} | {fails} of {len(rows)} | "
+            f"{worst(rows).ratio:.3g} | {'yes' if fails else 'NO'} |"
         )
     lines += [
         "",
@@ -197,8 +201,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         runs, wrong = run_all(Path(folder), layers, options.modes.split(","), options.small)
         found = judged(Path(folder), runs, wrong, layers, options.small)
+    command = " ".join(sys.argv)
     text = (
-        f"# Layers of full width on mp = 2, {date.today()}\n\n{machine}\n\nCommand: `python {' '.join(sys.argv)}`, "
+        f"# Layers of full width on mp = 2, {date.today()}\n\n{machine}\n\nCommand: `python {command}`, "
         f"{time.time() - started:.0f} s\n\n{report(*found)}\n"
     )
     print(text)

@@ -1,7 +1,9 @@
 """What the processes of mesh_full_width.py compute: single layers with parity's seeded weights, forwards and
 back.
 
-    python benchmarks/mesh_layer.py FOLDER CARDS full|small RUN…      # layer:mode[:mistake], into a folder of .npy files each
+    python benchmarks/mesh_layer.py FOLDER CARDS full|small RUN…
+
+RUN is layer:mode[:mistake]; the result of each is a folder of .npy files.
 
 On a mesh of 1 x CARDS each process cuts its pieces of the weights, and the gradients of the pieces are
 joined.

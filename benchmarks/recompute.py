@@ -97,7 +97,8 @@ def main():
         return
     print(
         f"{hardware()}\n\nCommand: `python {' '.join(sys.argv)}`\n\n"
-        "| recompute | peak before the first step, GB | peak, GB | s per step | first step, s | last loss |\n|---|---|---|---|---|---|"
+        "| recompute | peak before the first step, GB | peak, GB | s per step | first step, s | last loss |\n"
+        "|---|---|---|---|---|---|"
     )
     for kind in ("without", "with"):
         done = subprocess.run(

@@ -1,7 +1,8 @@
 """Re-ranking in retrieval, mindblip2 against LAVIS's way in PyTorch: pairs of picture and text scored per
 second.
 
-    python benchmarks/retrieval.py [--rounds 3] [--pictures 2] [--texts 64] [--graph_kernel] [--small] [--markdown out.md]
+    python benchmarks/retrieval.py [--rounds 3] [--pictures 2] [--texts 64] [--graph_kernel]
+        [--small] [--markdown out.md]
 
 Both sides score the same pairs, every picture with ``--texts`` texts, from the same given ViT-g embeddings
 (257 x 1408) with a random Q-Former of the published size.  torch does what LAVIS does: the embeddings are
@@ -79,7 +80,8 @@ def main():
             side.end()
     text = (
         f"{head}\n{report(figures, options.pictures * options.texts, memory)}\n\n"
-        f"{options.pictures} pictures x {options.texts} texts, {options.rounds} rounds, medians; two threads each.\n"
+        f"{options.pictures} pictures x {options.texts} texts, {options.rounds} rounds, medians; "
+        "two threads each.\n"
     )
     print(text)
     if options.markdown:

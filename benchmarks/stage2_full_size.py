@@ -1,5 +1,5 @@
-"""Stage 2 at full size from files in the published formats: converted, loaded strictly, and run on a picture by
-run_blip2.py, Trainer and pipeline.
+"""Stage 2 at full size from files in the published formats: converted, loaded strictly, and run on a picture
+by run_blip2.py, Trainer and pipeline.
 
     python benchmarks/stage2_full_size.py --folder DIR [--only opt_lavis,opt_hf,vicuna] [--layers N] [--small]
         [--markdown out.md]
@@ -8,7 +8,7 @@ run_blip2.py, Trainer and pipeline.
 |---|---|---|---|
 | opt_lavis | blip2_pretrained_opt2.7b.pth, eva_vit_g.pth, OPT-2.7B in float16 | 16 GB | 17 GB |
 | opt_hf | Salesforce/blip2-opt-2.7b in float32, converted with --dtype float16 | 23 GB | 17 GB |
-| vicuna | blip2_pretrained_vicuna7b.pth, eva_vit_g.pth, Vicuna-7B in float16, of which 12 layers | 16 GB | 17 GB |
+| vicuna | blip2_pretrained_vicuna7b.pth, eva_vit_g.pth, 12 layers of Vicuna-7B in float16 | 16 GB | 17 GB |
 
 The weights are random (no download), and so are the captions; the tokenizers are of nearly nothing but
 placeholders.  ``--layers`` is the depth of the language model: by default 32 of OPT and 12 of Vicuna, whose
@@ -198,7 +198,8 @@ def report(found):
     lines = [
         f"## {found['source']}",
         "",
-        f"{int(found['parameters']) / 1e9:.2f} billion parameters, {found['layers']} layers of the language model.  "
+        f"{int(found['parameters']) / 1e9:.2f} billion parameters, "
+        f"{found['layers']} layers of the language model.  "
         f"Published files {found['files'] / 1e9:.2f} GB, .ckpt {found['ckpt'] / 1e9:.2f} GB.",
         "",
         "| step | seconds | peak GB |",
@@ -211,8 +212,9 @@ def report(found):
         lines
         + [
             "",
-            f"In pipeline: loading {load:.1f} s, the first caption {first:.1f} s, the second {second:.1f} s.  "
-            f"run_blip2.py, Trainer and pipeline wrote the same: {'yes' if found['same'] else 'NO'} ({found['text'][:80]} …).",
+            f"In pipeline: loading {load:.1f} s, the first caption {first:.1f} s, "
+            f"the second {second:.1f} s.  run_blip2.py, Trainer and pipeline wrote the same: "
+            f"{'yes' if found['same'] else 'NO'} ({found['text'][:80]} …).",
         ]
     )
 

@@ -1,6 +1,7 @@
 """Stage 1 at full size, trained from COCO-format files, killed in the middle and resumed.
 
-    python benchmarks/train_full_width.py --folder /tmp/train [--checkpoint blip2_stage1.ckpt] [--steps 20] [--batch 4] [--whole] [--small]
+    python benchmarks/train_full_width.py --folder /tmp/train [--checkpoint blip2_stage1.ckpt] [--steps 20]
+        [--batch 4] [--whole] [--small]
 
 The pictures are crops of scikit-learn's two photographs with captions that say which.  Without
 ``--checkpoint`` the weights are random; their file of 4.7 GB is made first.  The run is killed with SIGKILL
@@ -48,7 +49,8 @@ SMALL = {
 MAKE = """
 import sys
 from mindblip2 import Blip2Qformer, load_config
-Blip2Qformer(load_config("blip2_stage1_vit_g", eval(sys.argv[2])).model.model_config).save_checkpoint(sys.argv[1])
+config = load_config("blip2_stage1_vit_g", eval(sys.argv[2]))
+Blip2Qformer(config.model.model_config).save_checkpoint(sys.argv[1])
 """
 
 
@@ -138,8 +140,9 @@ def report(log, options, memory, sizes, same=None):
     """The figures as Markdown.  ``same``: whether the losses are those of a run that was not killed."""
     seconds = statistics.median(entry["seconds"] for entry in log[2:])
     lines = [
-        f"Killed after step {options.steps // 2}, resumed, {len(log)} of {options.steps} steps logged.  Median {seconds:.1f} s per "
-        f"step of {options.batch} pairs ({options.batch / seconds:.2f} pairs/s), peak memory {memory:.2f} GB.  A checkpoint: "
+        f"Killed after step {options.steps // 2}, resumed, {len(log)} of {options.steps} steps logged.  "
+        f"Median {seconds:.1f} s per step of {options.batch} pairs ({options.batch / seconds:.2f} pairs/s), "
+        f"peak memory {memory:.2f} GB.  A checkpoint: "
         + ", ".join(f"{name} {size:.2f} GB" for name, size in sorted(sizes.items()))
         + "."
     ]

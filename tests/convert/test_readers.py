@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from mindblip2.checkpoint.ckpt import CheckpointError  # noqa: E402
-from mindblip2.convert.readers.files import read  # noqa: E402
+from mindblip2.convert.readers.files import load_state_dict, read  # noqa: E402
 from mindblip2.convert.readers.lazy_state_dict import shape_of  # noqa: E402
 
 STATE = {
@@ -57,6 +57,20 @@ def assert_is_state(found):
 def test_state_dicts_are_found_in_their_wrapping(tmp_path, wrap, zip_format):
     torch.save(wrap(STATE), tmp_path / "x.pth", _use_new_zipfile_serialization=zip_format)
     assert_is_state(read(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "legacy"])
+def test_load_state_dict_returns_what_torch_load_returns(tmp_path, zip_format):
+    path, marker = tmp_path / "x.pth", tmp_path / "marker"
+    torch.save({"model": STATE}, path, _use_new_zipfile_serialization=zip_format)
+    expected, found = torch.load(path, weights_only=True)["model"], load_state_dict(path)
+    assert type(found) is dict and list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype and torch.equal(found[name], value)
+    torch.save({"model": STATE, "extra": Hostile(marker)}, path)  # negative control: code is refused, not run
+    with pytest.raises(CheckpointError, match="REFUSED"):
+        load_state_dict(path)
+    assert not marker.exists()
 
 
 def test_safetensors_alone_in_a_folder_and_in_shards(tmp_path):

@@ -1,6 +1,9 @@
 """Foreign files as lazy mappings from name to torch tensor.  Nothing in a file is ever run."""
 
+import os
 from pathlib import Path
+
+import torch
 
 from mindblip2.checkpoint.ckpt import CheckpointError
 from mindblip2.convert.detect import unwrapped
@@ -36,6 +39,15 @@ def read(path):
                 f"the index beside {file} says that {name} is in it, but it is not: get both again"
             )
     return unwrapped(files)
+
+
+def load_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """All tensors of one .pth, .bin, .pt or .safetensors file in memory, by the names in the file.
+
+    For a torch file this is what ``torch.load(path, weights_only=True)`` returns (or holds under ``model``,
+    ``state_dict`` or ``module``), but nothing is unpickled; tensors that share memory in the file are separate
+    here.  Raises FileNotFoundError, or :class:`CheckpointError` as :func:`read`."""
+    return dict(Files([Path(path)]))
 
 
 class Files(State):
