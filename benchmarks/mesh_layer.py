@@ -28,7 +28,7 @@ from mindspore import nn, ops  # noqa: E402
 from mindblip2 import Blip2Config, device
 from mindblip2.checkpoint.pretrained import no_init, own_piece, whole  # noqa: E402
 from mindblip2.config import ContextConfig  # noqa: E402
-from mindblip2.convert.parameter_shapes import llm_shapes, model_shapes  # noqa: E402
+from mindblip2.convert.parameter_shapes import llm_shapes, stage_1_shapes  # noqa: E402
 from mindblip2.distributed import comm  # noqa: E402
 from mindblip2.distributed.sharding import Split, is_split, whole_shape  # noqa: E402
 from mindblip2.models.blip2_qformer import Blip2Qformer  # noqa: E402
@@ -115,7 +115,9 @@ def llama(model, x, mask):
 def case_of(layer, config):
     """The layer's comparison, but for the functions."""
     shapes = (
-        llm_shapes(language_model.one_layer(config.text_config)) if layer == "llama" else model_shapes(config)
+        llm_shapes(language_model.one_layer(config.text_config))
+        if layer == "llama"
+        else stage_1_shapes(config)
     )
     weights = tuple(name for name in shapes if name.startswith(LAYERS[layer][1]))
     return Case(layer, None, None, inputs_of(layer, config), weights, backward=True)

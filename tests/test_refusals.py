@@ -16,9 +16,9 @@ from mindblip2 import (
     Trainer,
     load_config,
     pipeline,
+    pipelines,
 )
 from mindblip2.config import ConfigError, presets
-from mindblip2 import pipelines
 from mindblip2.trainer.tasks import TASKS
 from mindblip2.trainer.tasks.inputs import DEFAULT_MODEL
 

@@ -18,9 +18,9 @@ os.environ.setdefault("GLOG_v", "3")
 from mindblip2.checkpoint.ckpt import CheckpointError  # noqa: E402
 from mindblip2.config import load_config  # noqa: E402
 from mindblip2.config.schema import ConfigError  # noqa: E402
-from mindblip2.convert.plan import NARROW  # noqa: E402
+from mindblip2.convert.plan import DTYPES  # noqa: E402
 from mindblip2.convert.to_mindspore import to_mindspore  # noqa: E402
-from mindblip2.convert.to_torch import NAMES, to_torch  # noqa: E402
+from mindblip2.convert.to_torch import NAME_MAPS, to_torch  # noqa: E402
 from mindblip2.file_io import FileError  # noqa: E402
 
 
@@ -50,12 +50,12 @@ def main(arguments=None):
         "--image_size", type=int, help="interpolate the position embeddings to this picture size"
     )
     parser.add_argument(
-        "--dtype", choices=sorted(NARROW), help="type of the matrices; default: as in the files"
+        "--dtype", choices=sorted(DTYPES), help="type of the matrices; default: as in the files"
     )
     parser.add_argument("--to_torch", action="store_true", help="from --mindspore_path to --torch_path")
     parser.add_argument(
         "--names",
-        choices=NAMES,
+        choices=NAME_MAPS,
         help="with --to_torch, where the content leaves a choice: whose names the tensors get",
     )
     parser.add_argument("--check", action="store_true", help="only print the coverage table")

@@ -3,15 +3,17 @@
 import re
 
 from mindblip2.checkpoint.ckpt import CheckpointError
-from mindblip2.convert.hf_config import refuse_unbuilt
+from mindblip2.convert.hf_config import check_supported
 from mindblip2.convert.name_maps.blip2 import BERT, EVA, HF, LAVIS
-from mindblip2.convert.name_maps.language_models import BRIDGES, HF_BRIDGE, LANGUAGE_MODELS, crossed
-from mindblip2.convert.readers.lazy_state_dict import State, shape_of
+from mindblip2.convert.name_maps.language_models import BRIDGES, HF_BRIDGE, LANGUAGE_MODELS, combine_name_maps
+from mindblip2.convert.readers.lazy_state_dict import LazyStateDict, shape_of
 
-TEXT_HALF = r"(Qformer\.bert|qformer)\.(embeddings\.word_embeddings\.|encoder\.layer\.\d+\.intermediate\.)"
+QFORMER_TEXT_NAMES = (
+    r"(Qformer\.bert|qformer)\.(embeddings\.word_embeddings\.|encoder\.layer\.\d+\.intermediate\.)"
+)
 # Names that tell a model or a format that is not built here: regular expression, and what the file is and
 # what to do.
-NOT_BUILT = (
+UNSUPPORTED_NAMES = (
     (
         r"\.(SCB|weight_format)$",
         "quantised to int8 by bitsandbytes: take the original model, or load it with transformers, call "
@@ -62,7 +64,7 @@ BARE = (
 PREFIXES = ("module.", "_orig_mod.", "base_model.model.", "model.")
 
 
-class Renamed(State):
+class PrefixStrippedStateDict(LazyStateDict):
     """A file all of whose names begin with a ``prefix`` that a wrapper put there, without it."""
 
     def __init__(self, state, prefix):
@@ -86,7 +88,7 @@ class Renamed(State):
         return self._state.path_of(self._prefix + name)
 
 
-def unwrapped(state):
+def strip_wrapper_prefixes(state):
     """``state``, without prefixes of wrappers that all of its names begin with, where nothing is known by its
     names as they are."""
     while _kind(state) is None:
@@ -95,22 +97,22 @@ def unwrapped(state):
         )
         if prefix is None:
             break
-        state = Renamed(state, prefix)
+        state = PrefixStrippedStateDict(state, prefix)
     return state
 
 
 def detect(state, path):
-    """The :class:`~mindblip2.convert.name_maps.blip2.Source` of a file; of a bridge with the language model
+    """The :class:`~mindblip2.convert.name_maps.blip2.NameMap` of a file; of a bridge with the language model
     behind it in the same file, both in one."""
     kind = _kind(state)
     bridge = kind if kind in BRIDGES else None
-    if bridge and any(re.match(TEXT_HALF, name) for name in state):
+    if bridge and any(re.match(QFORMER_TEXT_NAMES, name) for name in state):
         raise CheckpointError(
             f"{path} is InstructBLIP: a bridge whose Q-Former reads the instruction (it has a text half).  It is not "
             "built here, and without that half it would be another model: take blip2_pretrained_vicuna7b.pth or "
             "blip2_pretrained_opt2.7b.pth"
         )
-    for pattern, what in NOT_BUILT:
+    for pattern, what in UNSUPPORTED_NAMES:
         found = next((name for name in state if re.search(pattern, name)), None)
         if found:
             raise CheckpointError(f"{path} is {what} (it holds {found})")
@@ -121,11 +123,11 @@ def detect(state, path):
             "save_pretrained, and convert that folder"
         )
     # LAVIS's files are in no folder of Hugging Face
-    if kind in (None, HF, HF_BRIDGE) or kind is llm and not is_ours(kind):
-        refuse_unbuilt(path)
+    if kind in (None, HF, HF_BRIDGE) or kind is llm and not is_converted(kind):
+        check_supported(path)
     if bridge and llm:
         _check_family(bridge, llm.llm, path, path)
-        return crossed(bridge, llm)
+        return combine_name_maps(bridge, llm)
     if kind:
         return kind
     raise CheckpointError(
@@ -142,7 +144,7 @@ def _kind(state):
     )
 
 
-def is_ours(kind):
+def is_converted(kind):
     """Is it a .ckpt that was converted before?"""
     return kind.modules.get("llm.word") == "llm.word"
 
@@ -157,7 +159,7 @@ def is_language_model(kind):
     return "llm.word" in kind.modules and not is_bridge(kind)
 
 
-def holds_vit(state):
+def has_vit(state):
     """Does the file hold the ViT?  LAVIS saves it where it was trained."""
     return _has(state, "visual_encoder.", "vision_model.encoder.")
 

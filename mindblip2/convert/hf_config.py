@@ -16,7 +16,7 @@ MAX_BYTES = 16 << 20
 # two names of the exact one; gelu_new, gelu_fast and others are approximations
 GELU = ("gelu", "gelu_python")
 # What is not built here, by the model_type of config.json, and what to do.
-NOT_BUILT = {
+UNSUPPORTED_MODEL_TYPES = {
     "instructblip": "InstructBLIP, whose Q-Former reads the instruction: it is not built here, and without that half it would be another "
     "model.  Take Salesforce/blip2-opt-2.7b, or LAVIS's blip2_pretrained_vicuna7b.pth",
     "instructblipvideo": "InstructBLIP for videos, which is not built here: take Salesforce/blip2-opt-2.7b",
@@ -50,10 +50,10 @@ QFORMER = {
 # transformers', where a config.json leaves them out
 OPT_IDS = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
 # of transformers' vision_model.post_layernorm, which is ln_vision: that of vision_config
-HF_EPS = 1e-6
+HF_LAYER_NORM_EPS = 1e-6
 
 
-class Said(NamedTuple):
+class HfFolderConfig(NamedTuple):
     """What the files say.  ``sections``: name of our section ("" for the model itself) → {key: value};
     ``tied``: the head of the language model is its word embedding; ``remarks`` for the table; ``path`` of the
     config.json, or None where there is none."""
@@ -67,31 +67,31 @@ class Said(NamedTuple):
         return dict(self.sections.get("text_config", {}))
 
 
-def read_said(path, llm, bert=False) -> Said:
+def read_hf_config(path, llm, bert=False) -> HfFolderConfig:
     """What stands in the folder of weights.  ``llm``: LlamaConfig or OPTConfig where they hold a language
     model, else None; ``bert``: they are a BERT alone.  Raises :class:`CheckpointError` where it describes a
     model that is not built here, or no model."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if (folder / "config.json").is_file():
-        return _from_transformers(Json(folder / "config.json"), llm, bert)
+        return _from_transformers(JsonSection(folder / "config.json"), llm, bert)
     if (folder / "params.json").is_file() and llm is LlamaConfig:
-        return _from_meta(Json(folder / "params.json"))
-    return Said({})
+        return _from_meta(JsonSection(folder / "params.json"))
+    return HfFolderConfig({})
 
 
-def refuse_unbuilt(path):
+def check_supported(path):
     """Raises :class:`CheckpointError` where the config.json beside weights names a model that is not built
     here, by its name, or says that the weights are quantised."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        base = Json(folder / "adapter_config.json").values.get("base_model_name_or_path")
+        base = JsonSection(folder / "adapter_config.json").values.get("base_model_name_or_path")
         raise CheckpointError(
             f"{folder / 'adapter_config.json'}: this folder is a PEFT adapter (LoRA) for {base!r}, not a model: load it "
             "on its base with peft, call merge_and_unload(), save_pretrained, and convert that folder"
         )
     if not (folder / "config.json").is_file():
         return
-    config = Json(folder / "config.json")
+    config = JsonSection(folder / "config.json")
     for one in (config, config.section("text_config")):
         if "quantization_config" in one.values:
             method = one.section("quantization_config").values.get("quant_method", "bitsandbytes")
@@ -100,11 +100,13 @@ def refuse_unbuilt(path):
                 "here; take the original model, or load it with transformers, call dequantize() and save_pretrained"
             )
         kind = one.get("model_type", str)
-        if kind in NOT_BUILT:
-            raise CheckpointError(f"{one.name} says model_type {kind!r}: this is {NOT_BUILT[kind]}")
+        if kind in UNSUPPORTED_MODEL_TYPES:
+            raise CheckpointError(
+                f"{one.name} says model_type {kind!r}: this is {UNSUPPORTED_MODEL_TYPES[kind]}"
+            )
 
 
-class Json:
+class JsonSection:
     """A mapping of a JSON file whose values are asked for by type; every error names the file and the key."""
 
     def __init__(self, path, values=None, prefix=""):
@@ -121,7 +123,7 @@ class Json:
         value = self.values.get(key)
         if value is not None and not isinstance(value, dict):
             self.wrong(key, "a mapping {…}")
-        return Json(self.path, value or {}, f"{self.prefix}{key}.")
+        return JsonSection(self.path, value or {}, f"{self.prefix}{key}.")
 
     def get(self, key, kind, default=None):
         """The value under ``key``, or ``default`` where there is none: an int of at least 0, a positive
@@ -180,7 +182,7 @@ def _from_transformers(config, llm, bert):
                 f"{config.path} says model_type {kind!r}, but the weights beside it look like bert"
             )
         config.expect(hidden_act=GELU, position_embedding_type="absolute")
-        return Said(
+        return HfFolderConfig(
             {
                 "qformer_config": _picked(
                     config, {"num_attention_heads": "num_attention_heads", "layer_norm_eps": "layer_norm_eps"}
@@ -189,7 +191,7 @@ def _from_transformers(config, llm, bert):
             path=config.path,
         )
     if llm is None or text is None:
-        return Said(sections, False, tuple(remarks), config.path)
+        return HfFolderConfig(sections, False, tuple(remarks), config.path)
     kind = text.get("model_type", str)
     if kind not in MODEL_TYPES[llm]:
         raise CheckpointError(
@@ -201,7 +203,7 @@ def _from_transformers(config, llm, bert):
         **(_llama if llm is LlamaConfig else _opt)(text),
     }
     sections["text_config"] = _known({**fields, **_ids(text, config), "image_token_id": image})
-    return Said(sections, bool(text.get("tie_word_embeddings", bool)), tuple(remarks), config.path)
+    return HfFolderConfig(sections, bool(text.get("tie_word_embeddings", bool)), tuple(remarks), config.path)
 
 
 def _parts(config):
@@ -214,7 +216,7 @@ def _parts(config):
         value = vision.values.get(key)
         if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
             vision.values[key] = value[0]
-    default = {"num_attention_heads": ViTConfig().num_attention_heads, "layer_norm_eps": HF_EPS}
+    default = {"num_attention_heads": ViTConfig().num_attention_heads, "layer_norm_eps": HF_LAYER_NORM_EPS}
     default_q = {
         "num_attention_heads": QFormerConfig().num_attention_heads,
         "layer_norm_eps": QFormerConfig().layer_norm_eps,
@@ -246,7 +248,7 @@ def _ids(text, config):
     ids = {key: _id(text, key) if key in text.values else default.get(key) for key in IDS}
     file = config.path.with_name("generation_config.json")
     if text is config and file.is_file():
-        generation = Json(file)
+        generation = JsonSection(file)
         ids |= {key: value for key in IDS if (value := _id(generation, key)) is not None}
     return ids
 
@@ -311,7 +313,7 @@ def _from_meta(params):
         "rms_norm_eps": params.get("norm_eps", float),
         "rope_theta": params.get("rope_theta", float),
     }
-    return Said({"text_config": _known(fields)}, False, tuple(remarks), params.path)
+    return HfFolderConfig({"text_config": _known(fields)}, False, tuple(remarks), params.path)
 
 
 def _known(fields):

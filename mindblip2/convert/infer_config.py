@@ -8,8 +8,8 @@ from mindblip2.checkpoint.ckpt import CheckpointError
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig, ViTConfig
 from mindblip2.config.schema import ConfigError
 from mindblip2.convert.detect import is_bridge
-from mindblip2.convert.hf_config import Said
-from mindblip2.convert.name_maps.blip2 import BERT, EVA, foreign_name
+from mindblip2.convert.hf_config import HfFolderConfig
+from mindblip2.convert.name_maps.blip2 import BERT, EVA, source_name
 from mindblip2.convert.readers.lazy_state_dict import shape_of
 
 # Heads are in no shape.  Of published models the width tells them.
@@ -21,14 +21,14 @@ ALIBI_WIDTH = {4096: "rope", 5120: "alibi"}  # Baichuan-7B and -13B
 BAICHUAN2 = 125696  # words; Baichuan-1 has 64000
 MOST_LAYERS = 200
 # rows by which a vocabulary grows where tokens are added, or it is padded
-MOST_ADDED = 64
+MAX_ADDED_ROWS = 64
 
 
-def read_config(main, vit, kind, image_size=None, text_config=None, said=None):
+def infer_model_config(main, vit, kind, image_size=None, text_config=None, said=None):
     """The Blip2Config of stage 1, or with ``text_config`` of stage 2, from the shapes and what the
     config.json beside them has ``said``. Heads and epsilons are in no shape; without a config.json heads are
     those of the published widths."""
-    said = said or Said({})
+    said = said or HfFolderConfig({})
     try:
         return _read_config(main, vit, kind, image_size, text_config, said)
     except ConfigError as error:
@@ -46,8 +46,8 @@ def read_config(main, vit, kind, image_size=None, text_config=None, said=None):
 
 
 def _read_config(main, vit, kind, image_size, text_config, said):
-    vision = _read_vision(Shapes(main, kind) if vit is None else Shapes(vit, EVA))
-    qformer = _read_qformer(Shapes(main, kind), not is_bridge(kind))
+    vision = _read_vision(ShapeReader(main, kind) if vit is None else ShapeReader(vit, EVA))
+    qformer = _read_qformer(ShapeReader(main, kind), not is_bridge(kind))
     for name, section in (("vision_config", vision), ("qformer_config", qformer)):
         for key, value in said.sections.get(name, {}).items():
             if key == "cross_attention_freq" and min(value, section[key]) >= section["num_hidden_layers"]:
@@ -70,7 +70,7 @@ def _read_config(main, vit, kind, image_size, text_config, said):
     )
 
 
-def yaml_line(section):
+def config_as_yaml(section):
     """A section in the numbers that differ from its defaults, as one line of YAML: "{type: OPTConfig, …}"."""
     default = type(section)()
     said = {
@@ -85,7 +85,7 @@ def _yaml_mapping(values):
     return "{" + ", ".join(f"{key}: {yaml_value(value)}" for key, value in values.items()) + "}"
 
 
-class Shapes:
+class ShapeReader:
     """Shapes of a file by our names, whatever the names in it are."""
 
     def __init__(self, state, source):
@@ -94,13 +94,13 @@ class Shapes:
     def __call__(self, name):
         """Shape of what is our parameter ``name``; KeyError with its name in the file where it is not
         there."""
-        theirs = foreign_name(self.source, name, freq=1)
+        theirs = source_name(self.source, name, freq=1)
         if theirs not in self.state:
             raise KeyError(theirs or name)
         return shape_of(self.state, theirs)
 
     def has(self, name):
-        theirs = foreign_name(self.source, name, freq=1)
+        theirs = source_name(self.source, name, freq=1)
         return theirs is not None and theirs in self.state
 
     def count(self, pattern):
@@ -156,12 +156,12 @@ def _read_qformer(shapes, text):
     }
 
 
-def read_text_config(state, kind, beside):
+def infer_text_config(state, kind, beside):
     """(LlamaConfig or OPTConfig of a language model, remarks), from its shapes and what stands ``beside``
     them (:mod:`mindblip2.convert.hf_config`).  The last remark is the section as YAML, as far as it is not
     the default."""
     try:
-        return _read_text_config(Shapes(state, kind), dict(beside))
+        return _read_text_config(ShapeReader(state, kind), dict(beside))
     except (CheckpointError, ConfigError):
         raise
     except KeyError as error:
@@ -189,7 +189,7 @@ def _read_text_config(shapes, beside):
         remarks.append(
             f"vocab_size stays {config.vocab_size}: the {vocab - config.vocab_size} rows behind it are padding"
         )
-    elif llm().vocab_size < vocab < llm().vocab_size + MOST_ADDED:
+    elif llm().vocab_size < vocab < llm().vocab_size + MAX_ADDED_ROWS:
         remarks.append(
             f"vocab_size is {vocab}, as in the file: {vocab - llm().vocab_size} tokens were added to {llm().vocab_size}"
         )
@@ -201,7 +201,7 @@ def _read_text_config(shapes, beside):
     return config, [*remarks, f"text_config: {_yaml_mapping(said)}"]
 
 
-def unknown(width, llm):
+def text_config_of_width(width, llm):
     """The section of a language model of which only the width is known, from the bridge into it."""
     return (llm or LlamaConfig)(hidden_size=width, num_heads=1, num_layers=1)
 
@@ -214,9 +214,9 @@ def yaml_value(value):
     )
 
 
-def has_grouped_heads(state, kind):
+def has_grouped_query_attention(state, kind):
     """Whether there are fewer heads of keys than of queries."""
-    shapes = Shapes(state, kind)
+    shapes = ShapeReader(state, kind)
     return not is_packed(kind) and shapes("llm.layers.0.attention.query.weight") != shapes(
         "llm.layers.0.attention.key.weight"
     )
@@ -264,7 +264,7 @@ def _opt(shapes, sizes, vocab):
     known = OPTConfig().vocab_size
     return OPTConfig(
         **sizes,
-        vocab_size=known if known < vocab < known + MOST_ADDED else vocab,
+        vocab_size=known if known < vocab < known + MAX_ADDED_ROWS else vocab,
         intermediate_size=shapes("llm.layers.0.ffn.up.weight")[0],
         max_position_embeddings=shapes("llm.position.embedding_table")[0] - 2,
     )

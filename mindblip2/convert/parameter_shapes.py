@@ -6,7 +6,7 @@ from mindblip2.models.blip2_llm import LANGUAGE_MODELS, Blip2Llm
 from mindblip2.models.blip2_qformer import Blip2Qformer
 
 
-def model_shapes(config):
+def stage_1_shapes(config):
     """Name → shape of every parameter of stage 1."""
     with no_init():
         return _shapes(Blip2Qformer(config))

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from mindblip2.checkpoint.ckpt import CheckpointError, check_values, count_not_finite
-from mindblip2.convert.name_maps.blip2 import EVA, copied_from, foreign_name
+from mindblip2.convert.name_maps.blip2 import EVA, copy_source, source_name
 from mindblip2.convert.readers.lazy_state_dict import shape_of
-from mindblip2.convert.tensor_transforms import fit, made
+from mindblip2.convert.tensor_transforms import find_transform, initial_value
 
 TYPES = {
     torch.float32: "Float32",
@@ -24,7 +24,7 @@ TYPES = {
     torch.bfloat16: "BFloat16",
     torch.float64: "Float64",
 }
-NARROW = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PARTS = {"vit": "ViT", "qformer": "Q-Former", "ln_vision": "ln_vision", "llm_proj": "llm_proj", "llm": "LLM"}
 
 
@@ -89,11 +89,11 @@ def _check_tied(state, source):
             )
 
 
-def tensor(row):
+def load_tensor(row):
     """The torch tensor of a row, in our shape.  Raises :class:`CheckpointError` where it holds a NaN or Inf,
     or a temperature that is not above 0."""
     if row.action == "made":
-        return made(row.ours, row.shape)
+        return initial_value(row.ours, row.shape)
     value = row.state[row.theirs]
     path = row.state.path_of(row.theirs) if hasattr(row.state, "path_of") else "the state dict"
     kind, array = to_numpy(value)
@@ -119,7 +119,7 @@ def cast(value, dtype, name):
     they are.  Raises :class:`CheckpointError` where a number of ``name`` is too large for it."""
     if dtype is None:
         return value
-    narrow = value.to(NARROW[dtype] if value.ndim == 2 else torch.float32)
+    narrow = value.to(DTYPES[dtype] if value.ndim == 2 else torch.float32)
     kind, array = to_numpy(narrow)
     if narrow.dtype != value.dtype and (bad := count_not_finite(array, kind)):
         raise CheckpointError(
@@ -142,7 +142,7 @@ def to_numpy(value):
     return TYPES[value.dtype], value.numpy()
 
 
-def table(rows, remarks=()):
+def coverage_table(rows, remarks=()):
     """The coverage as text: a line per part, then what was made, copied and dropped, with the reasons, then
     the ``remarks``."""
     parts = Counter((PARTS.get(r.ours.split(".")[0], "heads"), r.action) for r in rows if r.ours)
@@ -158,10 +158,10 @@ def table(rows, remarks=()):
 
 
 def _row(name, shape, state, source, freq, text_config, used):
-    copy, why = copied_from(source, name, freq) or (None, "")
-    if copy is not None and foreign_name(source, name, freq) in state:
+    copy, why = copy_source(source, name, freq) or (None, "")
+    if copy is not None and source_name(source, name, freq) in state:
         copy, why = None, ""
-    expected = foreign_name(source, copy or name, freq)
+    expected = source_name(source, copy or name, freq)
     if expected is None:  # files of this kind have no such module
         reason = next((why for prefix, why in source.makes if name.startswith(prefix)), None)
         return Row(
@@ -172,7 +172,7 @@ def _row(name, shape, state, source, freq, text_config, used):
         return Row("missing", name, "", f"is in no file (expected as {expected})", None, shape)
     used.add(theirs)
     got = shape_of(state, theirs)
-    found = fit(source, name, theirs, got, shape, text_config)
+    found = find_transform(source, name, theirs, got, shape, text_config)
     if found is None:
         return Row("shape", name, theirs, f"({theirs}) has {got}, the model {shape}")
     return Row("copied" if copy else "mapped", name, theirs, found[0] or why, state, shape, found[1])

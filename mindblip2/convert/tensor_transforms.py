@@ -7,7 +7,7 @@ import math
 import torch
 
 from mindblip2.config import Blip2Config
-from mindblip2.convert.infer_config import MOST_ADDED
+from mindblip2.convert.infer_config import MAX_ADDED_ROWS
 
 FUSED = "q and v parts of the fused bias; the k part has no effect: the softmax ignores it"
 SEED = 42
@@ -15,7 +15,7 @@ ROTARY = (".attention.query.weight", ".attention.key.weight")
 VOCABULARY = ("llm.word.embedding_table", "llm.lm_head.weight")
 
 
-def fit(source, name, theirs, got, shape, text_config=None):
+def find_transform(source, name, theirs, got, shape, text_config=None):
     """(note, change) that make of their tensor of shape ``got`` our parameter of ``shape``, where change is
     None or a function of the tensor; None where nothing does.  Notes are for the table: what is not one to
     one is said."""
@@ -29,13 +29,13 @@ def fit(source, name, theirs, got, shape, text_config=None):
         return _part_of_three(name, theirs)
     if name == "vit.pos_embed" and got[-1] == shape[-1]:
         return f"interpolated from {got[1]} to {shape[1]} tokens", functools.partial(
-            interpolate, tokens=shape[1]
+            interpolate_pos_embed, tokens=shape[1]
         )
     if name in ("qformer.embeddings.word.embedding_table", "qformer.lm_head.bias") and got[0] + 1 == shape[0]:
         return "one row added for [DEC]", lambda value: torch.cat(
-            [value, made(name, (1, *shape[1:])).to(value.dtype)]
+            [value, initial_value(name, (1, *shape[1:])).to(value.dtype)]
         )
-    if name in VOCABULARY and shape[0] < got[0] < shape[0] + MOST_ADDED:
+    if name in VOCABULARY and shape[0] < got[0] < shape[0] + MAX_ADDED_ROWS:
         return (
             f"rows {shape[0]} to {got[0] - 1} left out: added or padded, and vocab_size is {shape[0]}",
             lambda value: value[: shape[0]],
@@ -52,16 +52,16 @@ def _rotary(text_config):
 
 def _part_of_three(name, theirs):
     if theirs.endswith("qkv.bias"):
-        return FUSED, functools.partial(part, index=0 if name.endswith("q_bias") else 2)
+        return FUSED, functools.partial(take_third, index=0 if name.endswith("q_bias") else 2)
     if theirs.endswith("W_pack.weight"):
         index = ("query", "key", "value").index(name.split(".")[-2])
         return "a third of W_pack: query, key and value below each other", functools.partial(
-            part, index=index
+            take_third, index=index
         )
     return None
 
 
-def part(value, index):
+def take_third(value, index):
     """Query, key or value, 0 to 2, of what holds them below each other."""
     return value.unflatten(0, (3, -1))[index]
 
@@ -77,7 +77,7 @@ def interleave(value, width):
     return value.reshape(-1, 2, width // 2, value.shape[-1]).transpose(1, 2).reshape(value.shape)
 
 
-def interpolate(pos_embed, tokens):
+def interpolate_pos_embed(pos_embed, tokens):
     """Position embeddings (1, P, D) for another grid, as LAVIS ``interpolate_pos_embed``: bicubic over the
     grid, float32, the class token's row untouched."""
     width = pos_embed.shape[-1]
@@ -87,7 +87,7 @@ def interpolate(pos_embed, tokens):
     return torch.cat([pos_embed[:, :1].float(), grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)
 
 
-def made(name, shape):
+def initial_value(name, shape):
     """A parameter that is in no file: the same numbers for the same name."""
     leaf = name.rpartition(".")[2]
     if name == "temp":

@@ -9,22 +9,22 @@ from mindblip2.checkpoint.ckpt import CheckpointError, write_checkpoint
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig, ViTConfig, load_config
 from mindblip2.config.schema import ConfigError
 from mindblip2.convert import plan
-from mindblip2.convert.detect import check_bridge, detect, holds_vit, is_bridge, is_language_model
-from mindblip2.convert.hf_config import HF_EPS, IDS, Said, read_said
+from mindblip2.convert.detect import check_bridge, detect, has_vit, is_bridge, is_language_model
+from mindblip2.convert.hf_config import HF_LAYER_NORM_EPS, IDS, HfFolderConfig, read_hf_config
 from mindblip2.convert.infer_config import (
-    Shapes,
-    has_grouped_heads,
-    read_config,
-    read_text_config,
-    unknown,
-    yaml_line,
+    ShapeReader,
+    config_as_yaml,
+    has_grouped_query_attention,
+    infer_model_config,
+    infer_text_config,
+    text_config_of_width,
     yaml_value,
 )
-from mindblip2.convert.name_maps.blip2 import BERT, EVA, HF, foreign_name
+from mindblip2.convert.name_maps.blip2 import BERT, EVA, HF, source_name
 from mindblip2.convert.name_maps.language_models import HF_BRIDGE, with_tied_head
-from mindblip2.convert.parameter_shapes import llm_shapes, model_shapes, stage_2_shapes
-from mindblip2.convert.readers.files import read
-from mindblip2.convert.readers.mindspore_ckpt import Ours
+from mindblip2.convert.parameter_shapes import llm_shapes, stage_1_shapes, stage_2_shapes
+from mindblip2.convert.readers.files import read_state_dict
+from mindblip2.convert.readers.mindspore_ckpt import ConvertedStateDict
 from mindblip2.progress import progress
 
 NEARLY_0 = 0.1
@@ -43,7 +43,7 @@ class Conversion(NamedTuple):
     remarks: list
 
     def table(self):
-        return plan.table(self.rows, self.remarks)
+        return plan.coverage_table(self.rows, self.remarks)
 
 
 def to_mindspore(
@@ -61,13 +61,13 @@ def to_mindspore(
     ``config``: preset name, YAML file or Blip2Config; None reads the dimensions off the files.  ``dtype``:
     None keeps every tensor's type.  ``llm_mindspore_path``: a .ckpt of its own for the language model of a
     stage-2 file.  Raises :class:`CheckpointError` before anything is written."""
-    main = read(torch_path)
+    main = read_state_dict(torch_path)
     kind = detect(main, torch_path)
-    said = Said({})
+    said = HfFolderConfig({})
     if kind.mark in (HF.mark, HF_BRIDGE.mark, BERT.mark):
-        said = read_said(torch_path, kind.llm, kind is BERT)
+        said = read_hf_config(torch_path, kind.llm, kind is BERT)
         if said.path is None and kind is not BERT:
-            said = Said({"": {"ln_vision_eps": HF_EPS}})
+            said = HfFolderConfig({"": {"ln_vision_eps": HF_LAYER_NORM_EPS}})
     vit, llm = _vit(vit_path, main, kind, torch_path), _llm(llm_path, main, kind, torch_path)
     config = _config(config, image_size)
     if image_size and is_language_model(kind):
@@ -79,9 +79,9 @@ def to_mindspore(
     else:
         remarks = _compared(config, said) if config else []
         if config is None:
-            config = read_config(main, vit, kind, image_size, None, said)
+            config = infer_model_config(main, vit, kind, image_size, None, said)
             remarks = _numbers(config, said)
-        rows = plan.make_plan(main, kind, vit, model_shapes(config), config)
+        rows = plan.make_plan(main, kind, vit, stage_1_shapes(config), config)
         if any(row.action == "made" and row.ours == "temp" for row in rows) and kind is HF:
             remarks.append(TEMP)
         done = Conversion(rows, remarks)
@@ -117,7 +117,7 @@ def _bytes(rows, dtype):
         first = next((row.state[row.theirs] for row in rows if row.state is not None), None)
         matrix = vector = 4 if first is None else first.element_size()
     else:
-        matrix, vector = plan.NARROW[dtype].itemsize, 4
+        matrix, vector = plan.DTYPES[dtype].itemsize, 4
     return sum(math.prod(row.shape) * (matrix if len(row.shape) == 2 else vector) for row in rows)
 
 
@@ -130,10 +130,10 @@ def _plan_llm(state, kind, path, config):
 def _plan_stage_2(main, kind, vit, llm, paths, config, image_size, said):
     """``llm``: (file, its kind) or None; ``paths``: of the bridge and of the language model; ``said``: by the
     config.json of the bridge."""
-    shapes, remarks, within = Shapes(main, kind), [], "llm.word" in kind.modules
+    shapes, remarks, within = ShapeReader(main, kind), [], "llm.word" in kind.modules
     if not shapes.has("llm_proj.weight"):
         raise CheckpointError(
-            f"{paths[0]} looks like {kind.title}, but holds no {foreign_name(kind, 'llm_proj.weight')}, the "
+            f"{paths[0]} looks like {kind.title}, but holds no {source_name(kind, 'llm_proj.weight')}, the "
             "projection into the language model: take a whole file of stage 2"
         )
     width = shapes("llm_proj.weight")[0]
@@ -145,7 +145,7 @@ def _plan_stage_2(main, kind, vit, llm, paths, config, image_size, said):
     elif config and config.text_config:
         text_config = config.text_config
     else:
-        text_config = unknown(width, kind.llm)
+        text_config = text_config_of_width(width, kind.llm)
     check_bridge(kind, width, text_config, paths[0], paths[1] or "the language model")
     if not (llm or within):
         remarks.append(
@@ -153,7 +153,7 @@ def _plan_stage_2(main, kind, vit, llm, paths, config, image_size, said):
             ".ckpt of its own and name that as model.model_config.text_config.checkpoint_name_or_path"
         )
     if config is None:
-        config = read_config(main, vit, kind, image_size, text_config, said)
+        config = infer_model_config(main, vit, kind, image_size, text_config, said)
         remarks += _numbers(config, said)
     else:
         remarks += _compared(config, said)
@@ -177,7 +177,7 @@ def _numbers(config, said):
         ] * ("" in said.sections)
         return [*guessed, *[f"vision_config: {{image_size: {size}}}"] * (size != ViTConfig().image_size), eps]
     lines = [
-        f"{name}: {yaml_line(getattr(config, name))}"
+        f"{name}: {config_as_yaml(getattr(config, name))}"
         for name in ("vision_config", "qformer_config")
         if name in said.sections
     ]
@@ -210,10 +210,10 @@ def _compared(config, said):
 def _text_config(state, kind, path, config, bridge=None):
     """(kind, section, remarks) of a language model: the section of ``config``, or what its shapes and the
     files beside it say. ``bridge``: the kind of the file that leads into it, where that is another."""
-    ours = isinstance(state, Ours)
+    ours = isinstance(state, ConvertedStateDict)
     # LAVIS's and our own files: in no folder
     alone = is_bridge(kind) and kind.mark != HF_BRIDGE.mark or ours
-    said = Said({}) if alone else read_said(path, kind.llm)
+    said = HfFolderConfig({}) if alone else read_hf_config(path, kind.llm)
     fields, remarks = said.text(), list(said.remarks)
     if said.tied and kind.llm is LlamaConfig:
         kind = with_tied_head(kind)
@@ -241,7 +241,7 @@ def _text_config(state, kind, path, config, bridge=None):
             )
     if config is None:
         try:
-            text_config, more = read_text_config(state, kind, fields)
+            text_config, more = infer_text_config(state, kind, fields)
         except ConfigError as error:
             raise CheckpointError(f"{said.path or path}: {error}") from None
         if kind.llm is LlamaConfig and said.path is None and not ours:
@@ -255,7 +255,7 @@ def _text_config(state, kind, path, config, bridge=None):
     return (
         kind,
         config.text_config,
-        [*remarks, *_compared(config, Said({"text_config": fields}, path=said.path))],
+        [*remarks, *_compared(config, HfFolderConfig({"text_config": fields}, path=said.path))],
     )
 
 
@@ -263,7 +263,7 @@ def _assumed(state, kind, path):
     """The remark on numbers of a Llama that are in no shape.  Models with grouped heads differ too much for
     one: Llama-2-70B, Llama-3 and Mistral, which is not built here, have the same names and shapes of the same
     kind."""
-    if has_grouped_heads(state, kind):
+    if has_grouped_query_attention(state, kind):
         raise CheckpointError(
             f"{path} has fewer heads of keys than of queries, and no config.json or params.json is beside it: whether "
             "it is a Llama-2-70B, a Llama-3 or a Mistral (not built here), and its rope_theta and rms_norm_eps, no "
@@ -277,7 +277,7 @@ def _assumed(state, kind, path):
 
 def _is_delta(state, kind):
     """The final norm of a language model is about 1 or above; of the difference of two it is about 0."""
-    name = foreign_name(kind, "llm.norm.gamma")
+    name = source_name(kind, "llm.norm.gamma")
     return name in state and float(state[name].float().abs().mean()) < NEARLY_0
 
 
@@ -288,7 +288,7 @@ def _vit(path, main, kind, torch_path):
             f"{torch_path} is the ViT alone: give it as --vit_path, and as --torch_path blip2_pretrained.pth "
             "or the file of bert-base-uncased"
         )
-    vit = read(path) if path else None
+    vit = read_state_dict(path) if path else None
     if vit is not None and is_language_model(kind):
         raise CheckpointError(
             f"{torch_path} is a language model alone ({kind.title}): leave out --vit_path, or give it as "
@@ -300,7 +300,7 @@ def _vit(path, main, kind, torch_path):
         raise CheckpointError(
             f"{torch_path} is BERT: the start of stage 1 needs the ViT too, add --vit_path eva_vit_g.pth"
         )
-    if vit is not None and holds_vit(main):
+    if vit is not None and has_vit(main):
         raise CheckpointError(
             f"{torch_path} holds a ViT of its own, which belongs to its other weights: leave out --vit_path"
         )
@@ -318,7 +318,7 @@ def _llm(path, main, kind, torch_path):
         )
     if "llm.word" in kind.modules:
         raise CheckpointError(f"{torch_path} holds a language model of its own: leave out --llm_path")
-    llm = read(path)
+    llm = read_state_dict(path)
     found = detect(llm, path)
     if not is_language_model(found):
         raise CheckpointError(
@@ -331,7 +331,7 @@ def _llm(path, main, kind, torch_path):
 def _converted(rows, dtype):
     wanted = plan.in_file_order(rows)
     for row in progress(wanted, desc="to MindSpore", unit="tensor"):
-        kind, array = plan.to_numpy(plan.cast(plan.tensor(row), dtype, row.theirs or row.ours))
+        kind, array = plan.to_numpy(plan.cast(plan.load_tensor(row), dtype, row.theirs or row.ours))
         yield row.ours, kind, array
 
 

@@ -4,8 +4,8 @@ import torch
 
 from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, check_values
 from mindblip2.config import LlamaConfig, OPTConfig, QFormerConfig
-from mindblip2.convert.infer_config import read_config, read_text_config, unknown
-from mindblip2.convert.name_maps.blip2 import LAVIS, foreign_name
+from mindblip2.convert.infer_config import infer_model_config, infer_text_config, text_config_of_width
+from mindblip2.convert.name_maps.blip2 import LAVIS, source_name
 from mindblip2.convert.name_maps.language_models import (
     BAICHUAN,
     LAVIS_LLM,
@@ -13,11 +13,11 @@ from mindblip2.convert.name_maps.language_models import (
     LLAMA,
     META,
     OPT,
-    crossed,
-    llama,
-    opt,
+    combine_name_maps,
+    llama_name_map,
+    opt_name_map,
 )
-from mindblip2.convert.parameter_shapes import llm_shapes, model_shapes, stage_2_shapes
+from mindblip2.convert.parameter_shapes import llm_shapes, stage_1_shapes, stage_2_shapes
 from mindblip2.convert.plan import cast
 from mindblip2.convert.readers.mindspore_ckpt import from_numpy
 from mindblip2.convert.tensor_transforms import ROTARY, interleave
@@ -25,7 +25,7 @@ from mindblip2.file_io import atomic_file
 from mindblip2.progress import progress
 
 OPT_ONLY = 2560  # wide: no Llama that has a bridge is
-NAMES = {
+NAME_MAPS = {
     "transformers": LLAMA,
     "baichuan": BAICHUAN,
     "meta": META,
@@ -99,9 +99,9 @@ def _source(stored, names):
         )
     if bridge and llm:
         return (
-            crossed(LAVIS_OPT, opt("opt_model."))
+            combine_name_maps(LAVIS_OPT, opt_name_map("opt_model."))
             if kind is OPTConfig
-            else crossed(LAVIS_LLM, llama("llm_model."))
+            else combine_name_maps(LAVIS_LLM, llama_name_map("llm_model."))
         )
     if bridge and not names and stored.shapes["llm_proj.weight"][0] != OPT_ONLY:
         raise CheckpointError(
@@ -109,15 +109,15 @@ def _source(stored, names):
             "--names opt_proj or --names llm_proj, as LAVIS calls it"
         )
     if bridge:
-        return NAMES[names or "opt_proj"]
-    return (OPT if kind is OPTConfig else NAMES[names or "transformers"]) if llm else LAVIS
+        return NAME_MAPS[names or "opt_proj"]
+    return (OPT if kind is OPTConfig else NAME_MAPS[names or "transformers"]) if llm else LAVIS
 
 
 def _groups(stored, source):
     """Their name → the parameters of ours that it holds below each other: one, or three in W_pack."""
     freq, groups = _freq(stored), {}
     for name in stored:
-        groups.setdefault(foreign_name(source, name, freq), []).append(name)
+        groups.setdefault(source_name(source, name, freq), []).append(name)
     unknown = groups.pop(None, [])
     if unknown or not {"qformer.query_tokens", "llm.word.embedding_table"} & set(stored):
         raise CheckpointError(
@@ -143,16 +143,17 @@ def _check_whole(stored, source, groups, beside):
     }
     text_config = None
     if "llm.word.embedding_table" in stored:
-        text_config, _ = read_text_config(shapes, source, beside)
+        text_config, _ = infer_text_config(shapes, source, beside)
     elif "llm_proj.weight" in stored:
-        text_config = unknown(stored.shapes["llm_proj.weight"][0], source.llm)
+        text_config = text_config_of_width(stored.shapes["llm_proj.weight"][0], source.llm)
     if "qformer.query_tokens" not in stored:
         expected = llm_shapes(text_config)
     elif text_config is None:
-        expected = model_shapes(read_config(shapes, None, source))
+        expected = stage_1_shapes(infer_model_config(shapes, None, source))
     else:
         expected = stage_2_shapes(
-            read_config(shapes, None, source, text_config=text_config), "llm.word.embedding_table" in stored
+            infer_model_config(shapes, None, source, text_config=text_config),
+            "llm.word.embedding_table" in stored,
         )
     wrong = [name for name in expected | stored.shapes if expected.get(name) != stored.shapes.get(name)]
     if wrong:

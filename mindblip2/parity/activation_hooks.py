@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from mindblip2.convert.name_maps.blip2 import LAVIS, foreign_name
+from mindblip2.convert.name_maps.blip2 import LAVIS, source_name
 
 # Modules of both sides that are called in different ways; their outputs are compared in
 # mindblip2/parity/cases/stage1.py or around them.
@@ -45,7 +45,7 @@ def twin_paths(model: nn.Cell, freq: int) -> dict[str, str]:
 
 def module_name(path: str, freq: int) -> str | None:
     """LAVIS's path of one of our modules that has parameters, or None."""
-    theirs = foreign_name(LAVIS, path + ".weight", freq)
+    theirs = source_name(LAVIS, path + ".weight", freq)
     return theirs and theirs.rpartition(".")[0]
 
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError
 from mindblip2.convert.detect import detect
-from mindblip2.convert.name_maps.blip2 import foreign_name
+from mindblip2.convert.name_maps.blip2 import source_name
 from mindblip2.convert.name_maps.language_models import PREFIXES
-from mindblip2.convert.readers.files import read
+from mindblip2.convert.readers.files import read_state_dict
 from mindblip2.convert.readers.lazy_state_dict import shape_of
-from mindblip2.convert.tensor_transforms import fit
+from mindblip2.convert.tensor_transforms import find_transform
 
 SHOWN = 8  # names of a kind of difference
 
@@ -74,7 +74,7 @@ def opened(path: str) -> Side:
             for name in stored
         ):
             return Side(str(path), stored, True)
-    return Side(str(path), read(path), False)
+    return Side(str(path), read_state_dict(path), False)
 
 
 def compare_names(found: Difference, a: Side, b: Side) -> None:
@@ -96,7 +96,7 @@ def compare_planned(found: Difference, theirs: Side, ours: Side) -> None:
             f"{theirs.path} is Meta's file, whose rotary pairs lie otherwise: compare with transformers' files"
         )
     for name, shape in ours.state.shapes.items():
-        origin = foreign_name(source, name, freq)
+        origin = source_name(source, name, freq)
         origin = next(
             (prefix + origin for prefix in PREFIXES if origin and prefix + origin in theirs.state), None
         )
@@ -104,7 +104,7 @@ def compare_planned(found: Difference, theirs: Side, ours: Side) -> None:
             found.only[1].append(name)
             continue
         used.add(origin)
-        change = fit(source, name, origin, shape_of(theirs.state, origin), tuple(shape))
+        change = find_transform(source, name, origin, shape_of(theirs.state, origin), tuple(shape))
         if change is None:
             found.shapes.append(f"{name}: {shape_of(theirs.state, origin)} as {origin}, and {tuple(shape)}")
             continue

@@ -18,7 +18,7 @@ import torch
 
 from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError
 from mindblip2.config import LlamaConfig, OPTConfig
-from mindblip2.convert.name_maps.blip2 import foreign_name
+from mindblip2.convert.name_maps.blip2 import source_name
 from mindblip2.parity import seeded_weights
 from mindblip2.parity.candidate.language_model import is_baichuan, new_cell, one_layer
 from mindblip2.parity.candidate.stage1 import ours_of
@@ -77,7 +77,7 @@ class Stored(Mapping):
         self.stored, self.groups = stored, {}
         for name in stored:
             if name.startswith("llm."):
-                self.groups.setdefault(foreign_name(language_source(config), name), []).append(name)
+                self.groups.setdefault(source_name(language_source(config), name), []).append(name)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         parts = self.groups[name]
@@ -223,7 +223,7 @@ class LanguageStream:
     def head_row(self, x_BTD: torch.Tensor) -> list[Row]:
         """All words of a few places."""
         x = x_BTD[:, -2:].float()
-        theirs = foreign_name(
+        theirs = source_name(
             self.twins[0].source, "llm.word.embedding_table" if self.twins[0].opt else "llm.lm_head.weight"
         )
         table = self.weight(theirs)

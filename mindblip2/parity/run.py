@@ -11,7 +11,7 @@ import torch
 from mindblip2.checkpoint.ckpt import Checkpoint
 from mindblip2.config import load_config
 from mindblip2.config.schema import ConfigError
-from mindblip2.convert.readers.files import read
+from mindblip2.convert.readers.files import read_state_dict
 from mindblip2.parity.compare import Row
 from mindblip2.parity.defects.mutations import defective
 from mindblip2.parity.dump_file import Writer
@@ -95,7 +95,7 @@ def halves(options: argparse.Namespace) -> list:
             )
 
             state = (
-                read(options.llm_path)
+                read_state_dict(options.llm_path)
                 if options.llm_path
                 else language_streaming.Seeded(config.text_config, seed=options.seed)
             )

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from mindblip2.config import Blip2Config, OptimizerConfig, ScheduleConfig, load_config
 from mindblip2.config.schema import ConfigError
-from mindblip2.convert.name_maps.blip2 import LAVIS, foreign_name
+from mindblip2.convert.name_maps.blip2 import LAVIS, source_name
 from mindblip2.models.blip2_qformer import Blip2Qformer
 from mindblip2.parity.candidate.weights import fill
 from mindblip2.parity.compare import Row, rms
@@ -136,7 +136,7 @@ def our_run(model: Blip2Qformer, given: list[dict], negatives: np.ndarray) -> Ru
         losses.append([values[name] for name in VALUES[:4]])
         if number in at:
             snapshots.append(
-                {foreign_name(LAVIS, p.name, freq): p.asnumpy().copy() for p in model.trainable_params()}
+                {source_name(LAVIS, p.name, freq): p.asnumpy().copy() for p in model.trainable_params()}
             )
     return Run(np.array(losses, np.float32), snapshots)
 

@@ -19,9 +19,9 @@ from mindblip2.checkpoint.pretrained import named_file
 from mindblip2.config import Blip2Config
 from mindblip2.convert import plan
 from mindblip2.convert.detect import detect
-from mindblip2.convert.name_maps.blip2 import LAVIS, foreign_name
-from mindblip2.convert.parameter_shapes import model_shapes
-from mindblip2.convert.readers.files import read
+from mindblip2.convert.name_maps.blip2 import LAVIS, source_name
+from mindblip2.convert.parameter_shapes import stage_1_shapes
+from mindblip2.convert.readers.files import read_state_dict
 from mindblip2.models.blip2_qformer import Blip2Qformer
 from mindblip2.parity import seeded_weights
 from mindblip2.parity.candidate.weights import fill
@@ -75,9 +75,9 @@ class Stored(Seeded):
         super().__init__(config, seed)
         freq, self.stored = config.qformer_config.cross_attention_freq, stored
         self.names = {
-            foreign_name(LAVIS, name, freq): name for name in model_shapes(config) if name in stored
+            source_name(LAVIS, name, freq): name for name in stage_1_shapes(config) if name in stored
         }
-        self.missing = [name for name in model_shapes(config) if name not in stored]
+        self.missing = [name for name in stage_1_shapes(config) if name not in stored]
         if not self.names:
             raise CheckpointError(
                 f"{stored.path} holds no parameter of this --config: give the .ckpt of such a model"
@@ -104,12 +104,12 @@ class Weights:
         self, config: Blip2Config, torch_path=None, vit_path=None, ckpt=None, seed: int = seeded_weights.SEED
     ):
         self.config = config
-        self.vit = read(vit_path) if vit_path else None
+        self.vit = read_state_dict(vit_path) if vit_path else None
         self.stored = Checkpoint(ckpt) if ckpt else None
         if vit_path and not torch_path:
             raise CheckpointError(f"--vit_path {vit_path} needs --weights too: it holds the ViT of that file")
         self.main = (
-            read(torch_path)
+            read_state_dict(torch_path)
             if torch_path
             else Seeded(config, seed)
             if self.stored is None
@@ -123,7 +123,7 @@ class Weights:
 
     def planned(self) -> list:
         """The converter's rows. Those of seeded weights are planned on shapes alone."""
-        shapes = model_shapes(self.config)
+        shapes = stage_1_shapes(self.config)
         if not isinstance(self.main, Seeded):
             return plan.make_plan(self.main, LAVIS, self.vit, shapes, self.config)
         meta = {name: value for name, value in self.main.meta.items() if name not in seeded_weights.TIED}
@@ -158,7 +158,7 @@ class Weights:
         """A parameter of ours."""
         if self.stored is not None and (name in self.stored or not self.rows):
             return self.stored.float32(name)
-        return plan.tensor(self.rows[name]).float().numpy()
+        return plan.load_tensor(self.rows[name]).float().numpy()
 
 
 def ckpt_of(options: argparse.Namespace) -> str | None:

@@ -17,8 +17,8 @@ import mindspore as ms  # noqa: E402
 from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, write_checkpoint  # noqa: E402
 from mindblip2.config import Blip2Config  # noqa: E402
 from mindblip2.convert.convert_weight import main, to_mindspore, to_torch  # noqa: E402
-from mindblip2.convert.detect import TEXT_HALF  # noqa: E402
-from mindblip2.convert.tensor_transforms import interpolate  # noqa: E402
+from mindblip2.convert.detect import QFORMER_TEXT_NAMES  # noqa: E402
+from mindblip2.convert.tensor_transforms import interpolate_pos_embed  # noqa: E402
 from mindblip2.models.blip2_qformer import Blip2Qformer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,7 +178,7 @@ def test_position_embeddings_are_interpolated_to_another_picture_size(convert, l
     assert stored.shapes["vit.pos_embed"] == (1, 50, 32)
     assert "mapped:    1 x interpolated from 17 to 50 tokens (e.g. vit.pos_embed)" in text
     before = lavis["visual_encoder.pos_embed"]
-    np.testing.assert_array_equal(stored["vit.pos_embed"], interpolate(before, 50))
+    np.testing.assert_array_equal(stored["vit.pos_embed"], interpolate_pos_embed(before, 50))
     np.testing.assert_array_equal(stored["vit.pos_embed"][:, 0], before[:, 0])
 
 
@@ -253,7 +253,7 @@ def test_leftovers_are_listed(convert, lavis):
     ],
 )
 def test_half_a_file_of_stage_2_is_named(convert, lavis, name, complaint):
-    stage_2 = {key: value for key, value in lavis.items() if not re.match(TEXT_HALF, key)}
+    stage_2 = {key: value for key, value in lavis.items() if not re.match(QFORMER_TEXT_NAMES, key)}
     assert complaint in convert(stage_2 | {name: torch.ones(2)}, expect=1)
 
 

@@ -15,7 +15,7 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 from mindblip2 import file_io  # noqa: E402
 from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, write_checkpoint  # noqa: E402
 from mindblip2.convert.convert_weight import main  # noqa: E402
-from mindblip2.convert.readers.files import read  # noqa: E402
+from mindblip2.convert.readers.files import read_state_dict  # noqa: E402
 from tests.convert.stage2 import SAID, llama, save  # noqa: E402
 
 STATE = {
@@ -27,7 +27,7 @@ A_NAME = "model.layers.1.mlp.up_proj.weight"
 
 
 def everything(path):
-    found = read(path)
+    found = read_state_dict(path)
     return {name: found[name] for name in found}
 
 
@@ -88,10 +88,10 @@ def test_a6_a_flipped_bit_outside_of_the_tensor_that_is_read_is_noticed_too(tmp_
     torch.save({"a": both[:10], "b": both[10:]}, tmp_path / "x.pth")  # one storage
     data = (tmp_path / "x.pth").read_bytes()
     place = data.index(both[50:52].numpy().tobytes())
-    assert torch.equal(read(tmp_path / "x.pth")["a"], both[:10])
+    assert torch.equal(read_state_dict(tmp_path / "x.pth")["a"], both[:10])
     (tmp_path / "x.pth").write_bytes(data[:place] + b"\1" + data[place + 1 :])
     with pytest.raises(CheckpointError, match="x.pth is damaged: the checksum of x/data/0"):
-        read(tmp_path / "x.pth")["a"]
+        read_state_dict(tmp_path / "x.pth")["a"]
 
 
 def patched_directory(path, member, offset, value):
@@ -118,7 +118,7 @@ def test_a6_sizes_that_disagree_are_refused_before_anything_is_read(saved, sizes
     for offset, value in zip((20, 24), sizes):
         patched_directory(saved, b"x/data/0", offset, value)
     with pytest.raises(CheckpointError, match=complaint):
-        read(saved)
+        read_state_dict(saved)
 
 
 def test_a6_members_that_overlap_or_are_there_twice_are_refused(tmp_path):
@@ -253,7 +253,7 @@ def st(path, header, data=b"", length=None):
 def test_b12_safetensors_headers_are_checked_before_memory_is_taken(tmp_path):
     path = tmp_path / "x.safetensors"
     one = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-    assert read(st(path, {"a": one}, bytes(8)))["a"].tolist() == [0, 0]
+    assert read_state_dict(st(path, {"a": one}, bytes(8)))["a"].tolist() == [0, 0]
     for header, data, length, complaint in (
         ({"a": one}, bytes(8), 2**60, "its header should have"),
         ({"a": one}, bytes(7), None, "7"),
@@ -315,7 +315,7 @@ def test_b10_a_full_disk_while_a_torch_file_is_written_is_one_line(
     )
     assert (tmp_path / "back.pth").read_bytes() == b"what was there" and not list(tmp_path.glob(".back*"))
     monkeypatch.undo()
-    assert main(flags) == 0 and len(read(tmp_path / "back.pth")) == len(lavis)  # the control
+    assert main(flags) == 0 and len(read_state_dict(tmp_path / "back.pth")) == len(lavis)  # the control
 
 
 # ------------------------------------------------------------------------------------------------ .ckpt

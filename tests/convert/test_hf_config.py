@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 from mindblip2.checkpoint.ckpt import CheckpointError  # noqa: E402
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig  # noqa: E402
 from mindblip2.convert.detect import detect  # noqa: E402
-from mindblip2.convert.hf_config import read_said  # noqa: E402
+from mindblip2.convert.hf_config import read_hf_config  # noqa: E402
 from mindblip2.file_io import FileError  # noqa: E402
 from mindblip2.models.blip2_qformer import Blip2Qformer  # noqa: E402
 from tests.convert.stage2 import SAID, llama, opt, printed, save, sharpened, write_config  # noqa: E402
@@ -165,7 +165,7 @@ def test_a2_a_bert_with_another_activation_is_named(convert, lavis, eva, tmp_pat
 
 # ------------------------------------------------------------------------------------------------ special tok
 def ids_of(path, llm):
-    return {key: value for key, value in read_said(path, llm).text().items() if key.endswith("_id")}
+    return {key: value for key, value in read_hf_config(path, llm).text().items() if key.endswith("_id")}
 
 
 def test_a3_ids_are_resolved_as_transformers_does(tmp_path):
@@ -201,7 +201,7 @@ def test_a3_ids_that_are_none_are_named(tmp_path, value):
     with pytest.raises(
         CheckpointError, match=r"config.json: eos_token_id = .*, expected a token id or a list of them"
     ):
-        read_said(folder, LlamaConfig)
+        read_hf_config(folder, LlamaConfig)
 
 
 @pytest.mark.parametrize(
@@ -224,12 +224,12 @@ def test_a3_ids_that_are_none_are_named(tmp_path, value):
 )
 def test_b12_a_config_json_that_is_none_is_one_line(tmp_path, text):
     folder = save({"a": torch.ones(1)}, tmp_path / "x", **SAID)
-    assert read_said(folder, LlamaConfig).text()["num_heads"] == 4  # the control
+    assert read_hf_config(folder, LlamaConfig).text()["num_heads"] == 4  # the control
     if text.startswith('{"') and "NaN" not in text and "999" not in text:
         text = json.dumps({**SAID, **json.loads(text)})
     (folder / "config.json").write_text(text)
     with pytest.raises((CheckpointError, FileError)) as caught:
-        read_said(folder, LlamaConfig)
+        read_hf_config(folder, LlamaConfig)
     assert str(folder / "config.json") in str(caught.value) and "\n" not in str(caught.value)
 
 

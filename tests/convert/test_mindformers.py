@@ -97,12 +97,12 @@ def test_it_gives_the_model_of_the_lavis_file(convert, lavis, mindformers, swapp
 
 
 def test_the_comparison_notices_a_matrix_the_wrong_way_round(convert, lavis, mindformers, monkeypatch):
-    from mindblip2.convert.readers.mindspore_ckpt import MindFormers
+    from mindblip2.convert.readers.mindspore_ckpt import MindFormersStateDict
 
-    right = MindFormers._lavis
+    right = MindFormersStateDict._lavis
     expected = convert(lavis)[0]["vit.blocks.0.attn.proj.weight"]
     monkeypatch.setattr(
-        MindFormers,
+        MindFormersStateDict,
         "_lavis",
         lambda self, name: (
             right(self, name)[0],

@@ -13,10 +13,10 @@ torch = pytest.importorskip("torch")
 import mindspore as ms  # noqa: E402
 
 from mindblip2.config import Blip2Config  # noqa: E402
-from mindblip2.convert.infer_config import read_config  # noqa: E402
-from mindblip2.convert.name_maps.blip2 import BERT, EVA, HF, LAVIS, foreign_name  # noqa: E402
-from mindblip2.convert.parameter_shapes import model_shapes  # noqa: E402
-from mindblip2.convert.tensor_transforms import interpolate  # noqa: E402
+from mindblip2.convert.infer_config import infer_model_config  # noqa: E402
+from mindblip2.convert.name_maps.blip2 import BERT, EVA, HF, LAVIS, source_name  # noqa: E402
+from mindblip2.convert.parameter_shapes import stage_1_shapes  # noqa: E402
+from mindblip2.convert.tensor_transforms import interpolate_pos_embed  # noqa: E402
 from mindblip2.models.blip2_qformer import Blip2Qformer  # noqa: E402
 from mindblip2.parity.reference.config import TwinConfig  # noqa: E402
 from mindblip2.parity.reference.model import Twin  # noqa: E402
@@ -187,7 +187,7 @@ def test_of_evas_blocks_all_but_the_last_are_used_and_of_lavis_own_39_all(
     vit = {name: value for name, value in eva.items() if not name.startswith("blocks.")}
     for i in range(blocks):
         vit |= {name.replace("blocks.0.", f"blocks.{i}."): value for name, value in one.items()}
-    assert read_config(lavis_without_vit, vit, LAVIS).vision_config.num_hidden_layers == used
+    assert infer_model_config(lavis_without_vit, vit, LAVIS).vision_config.num_hidden_layers == used
 
 
 # ------------------------------------------------------------------------------------------------ positions
@@ -195,13 +195,17 @@ def test_of_evas_blocks_all_but_the_last_are_used_and_of_lavis_own_39_all(
 def test_position_embeddings_are_interpolated_as_lavis_does(case):
     with np.load(PROCESSORS / "pos_embed.npz") as arrays:
         before, after = arrays[f"from_{case}.in"], arrays[f"from_{case}.out"]
-    np.testing.assert_allclose(interpolate(torch.from_numpy(before), after.shape[1]), after, atol=1e-6)
-    np.testing.assert_array_equal(interpolate(torch.from_numpy(before), after.shape[1])[:, 0], before[:, 0])
+    np.testing.assert_allclose(
+        interpolate_pos_embed(torch.from_numpy(before), after.shape[1]), after, atol=1e-6
+    )
+    np.testing.assert_array_equal(
+        interpolate_pos_embed(torch.from_numpy(before), after.shape[1])[:, 0], before[:, 0]
+    )
 
 
 def test_half_precision_positions_are_interpolated_in_float32():
     before = torch.randn(1, 17, 8).half()
-    assert torch.equal(interpolate(before, 65), interpolate(before.float(), 65))
+    assert torch.equal(interpolate_pos_embed(before, 65), interpolate_pos_embed(before.float(), 65))
 
 
 # ------------------------------------------------------------------------------------------------ the dimensi
@@ -209,7 +213,7 @@ def test_half_precision_positions_are_interpolated_in_float32():
 def test_dimensions_are_read_off_the_shapes(small, freq):
     with torch.device("meta"):
         state = Twin(dataclasses.replace(small, cross_attention_freq=freq)).state_dict()
-    config = read_config(state, None, LAVIS)
+    config = infer_model_config(state, None, LAVIS)
     vision, qformer = config.vision_config, config.qformer_config
     assert (vision.image_size, vision.patch_size, vision.hidden_size, vision.num_hidden_layers) == (
         56,
@@ -224,15 +228,15 @@ def test_dimensions_are_read_off_the_shapes(small, freq):
         4,
     )
     assert (qformer.cross_attention_freq, qformer.head_embed_dim, qformer.intermediate_size) == (freq, 16, 40)
-    assert read_config(state, None, LAVIS, 98).vision_config.image_size == 98
+    assert infer_model_config(state, None, LAVIS, 98).vision_config.image_size == 98
 
 
 # ------------------------------------------------------------------------------------------------ the publish
 def test_every_name_and_shape_of_the_published_model_has_its_counterpart():
     with torch.device("meta"):
         theirs = {name: tuple(value.shape) for name, value in Twin(TwinConfig()).state_dict().items()}
-    ours = model_shapes(Blip2Config())
-    names = {foreign_name(LAVIS, name): shape for name, shape in ours.items()}
+    ours = stage_1_shapes(Blip2Config())
+    names = {source_name(LAVIS, name): shape for name, shape in ours.items()}
     names["visual_encoder.patch_embed.proj.weight"] = (1408, 3, 14, 14)
     tied = {"Qformer.cls.predictions.decoder.weight", "Qformer.cls.predictions.decoder.bias"}
     assert len(theirs) == 857 and len(ours) == 854
@@ -242,7 +246,7 @@ def test_every_name_and_shape_of_the_published_model_has_its_counterpart():
     assert sum(name.startswith("visual_encoder.") for name in theirs) == 511
     assert sum(name.startswith("Qformer.") for name in theirs) == 336
     assert (
-        read_config({n: torch.empty(s, device="meta") for n, s in theirs.items()}, None, LAVIS)
+        infer_model_config({n: torch.empty(s, device="meta") for n, s in theirs.items()}, None, LAVIS)
         == Blip2Config()
     )
 
@@ -252,15 +256,15 @@ def test_no_two_parameters_have_one_foreign_name(source):
     fused = source is HF and "attn.v_bias"  # is in one tensor with q_bias
     ours = [
         name
-        for name in model_shapes(Blip2Config())
-        if foreign_name(source, name) and not (fused and name.endswith(fused))
+        for name in stage_1_shapes(Blip2Config())
+        if source_name(source, name) and not (fused and name.endswith(fused))
     ]
-    assert len({foreign_name(source, name) for name in ours}) == len(ours) > 100
+    assert len({source_name(source, name) for name in ours}) == len(ours) > 100
 
 
 def test_planning_allocates_no_weights():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    model_shapes(Blip2Config())
+    stage_1_shapes(Blip2Config())
     # KB; the weights are 4,700,000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
 

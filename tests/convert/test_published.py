@@ -8,7 +8,7 @@ transformers = pytest.importorskip("transformers")
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig  # noqa: E402
 from mindblip2.convert import plan  # noqa: E402
 from mindblip2.convert.detect import detect  # noqa: E402
-from mindblip2.convert.infer_config import read_config, read_text_config  # noqa: E402
+from mindblip2.convert.infer_config import infer_model_config, infer_text_config  # noqa: E402
 from mindblip2.convert.name_maps.language_models import LAVIS_LLM, LAVIS_OPT  # noqa: E402
 from mindblip2.convert.parameter_shapes import llm_shapes, stage_2_shapes  # noqa: E402
 from mindblip2.parity.reference.config import TwinConfig  # noqa: E402
@@ -84,7 +84,7 @@ MODELS = {  # published name → (state dict, section that is read off its shape
 def test_language_models_are_read_whole(name):
     state, section = MODELS[name][0](), MODELS[name][1]
     kind = detect(state, name)
-    found, _ = read_text_config(state, kind, {})
+    found, _ = infer_text_config(state, kind, {})
     assert found == section
     rows = plan.make_plan(state, kind, None, llm_shapes(found), Blip2Config(text_config=found))
     assert {row.action for row in rows} == {"mapped"} and {row.theirs for row in rows} == set(state)
@@ -119,7 +119,7 @@ def test_lavis_stage_2_has_260_tensors(projection, kind, section):
         if name.startswith("visual_encoder.")
     }
     assert len(state) == 260 and detect(state, "x.pth") is kind
-    config = read_config(state, vit, kind, None, section)
+    config = infer_model_config(state, vit, kind, None, section)
     assert config == Blip2Config(text_config=section)
     shapes = stage_2_shapes(config, llm=False)
     rows = plan.make_plan(state, kind, vit, shapes, config)

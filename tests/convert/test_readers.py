@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from mindblip2.checkpoint.ckpt import CheckpointError  # noqa: E402
-from mindblip2.convert.readers.files import load_state_dict, read  # noqa: E402
+from mindblip2.convert.readers.files import load_state_dict, read_state_dict  # noqa: E402
 from mindblip2.convert.readers.lazy_state_dict import shape_of  # noqa: E402
 
 STATE = {
@@ -56,7 +56,7 @@ def assert_is_state(found):
 )
 def test_state_dicts_are_found_in_their_wrapping(tmp_path, wrap, zip_format):
     torch.save(wrap(STATE), tmp_path / "x.pth", _use_new_zipfile_serialization=zip_format)
-    assert_is_state(read(tmp_path / "x.pth"))
+    assert_is_state(read_state_dict(tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "legacy"])
@@ -75,23 +75,23 @@ def test_load_state_dict_returns_what_torch_load_returns(tmp_path, zip_format):
 
 def test_safetensors_alone_in_a_folder_and_in_shards(tmp_path):
     safetensors_torch.save_file(STATE, tmp_path / "model.safetensors")
-    assert_is_state(read(tmp_path / "model.safetensors"))
-    assert_is_state(read(tmp_path))
+    assert_is_state(read_state_dict(tmp_path / "model.safetensors"))
+    assert_is_state(read_state_dict(tmp_path))
     for name in STATE:
         safetensors_torch.save_file({name: STATE[name]}, tmp_path / f"part-{name}.safetensors")
     index = {"weight_map": {name: f"part-{name}.safetensors" for name in STATE}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model.safetensors").unlink()
-    assert_is_state(read(tmp_path / "model.safetensors.index.json"))
-    assert_is_state(read(tmp_path))
+    assert_is_state(read_state_dict(tmp_path / "model.safetensors.index.json"))
+    assert_is_state(read_state_dict(tmp_path))
     (tmp_path / "part-b.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="names the shard part-b.safetensors, which is not in"):
-        read(tmp_path)
+        read_state_dict(tmp_path)
 
 
 def test_a_folder_with_pytorch_model_bin(tmp_path):
     torch.save(STATE, tmp_path / "pytorch_model.bin")
-    assert_is_state(read(tmp_path))
+    assert_is_state(read_state_dict(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------ what is ref
@@ -114,7 +114,7 @@ def test_code_is_refused_and_not_run(tmp_path, hide, zip_format):
         match=r"REFUSED: .*x.pth holds more than tensors \(GLOBAL posix.mkdir\), which "
         "could run code; nothing of it was run",
     ):
-        read(tmp_path / "x.pth")
+        read_state_dict(tmp_path / "x.pth")
     assert not marker.exists()
     torch.load(tmp_path / "x.pth", weights_only=False)
     assert marker.exists()  # the control: the file was armed
@@ -124,7 +124,7 @@ def test_code_is_refused_and_not_run(tmp_path, hide, zip_format):
 def test_objects_that_are_no_tensors_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="REFUSED"):
-        read(tmp_path / "x.pth")
+        read_state_dict(tmp_path / "x.pth")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -133,7 +133,7 @@ def test_a_plain_pickle_is_refused_or_no_torch_file(tmp_path, protocol):
     marker = tmp_path / "marker"
     (tmp_path / "x.pth").write_bytes(pickle.dumps({"a": Hostile(marker)}, protocol))
     with pytest.raises(CheckpointError, match="REFUSED|no torch file"):
-        read(tmp_path / "x.pth")
+        read_state_dict(tmp_path / "x.pth")
     assert not marker.exists()
 
 
@@ -147,7 +147,7 @@ def test_a_truncated_file_is_an_error_wherever_it_ends(tmp_path, zip_format):
         with pytest.raises(
             CheckpointError, match="truncated, damaged or no torch file|damaged or no torch file|REFUSED"
         ):
-            read(tmp_path / "x.pth")
+            read_state_dict(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(
@@ -163,27 +163,27 @@ def test_a_truncated_file_is_an_error_wherever_it_ends(tmp_path, zip_format):
 def test_other_files_are_named_as_such(tmp_path, content, complaint):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=complaint):
-        read(tmp_path / "x.pth")
+        read_state_dict(tmp_path / "x.pth")
 
 
 def test_a_truncated_safetensors_file_is_named(tmp_path):
     safetensors_torch.save_file(STATE, tmp_path / "x.safetensors")
     os.truncate(tmp_path / "x.safetensors", 40)
     with pytest.raises(CheckpointError, match="x.safetensors is truncated or no safetensors file"):
-        read(tmp_path / "x.safetensors")
+        read_state_dict(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("content", [[torch.ones(2)], {}, {"a": 3}, torch.ones(2), {"model": {"a": [1]}}])
 def test_torch_files_without_a_state_dict_are_named(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="holds no state dict: expected a mapping of names to tensors"):
-        read(tmp_path / "x.pth")
+        read_state_dict(tmp_path / "x.pth")
 
 
 def test_missing_files_and_empty_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file .*none.pth"):
-        read(tmp_path / "none.pth")
+        read_state_dict(tmp_path / "none.pth")
     with pytest.raises(
         FileNotFoundError, match="holds no model.safetensors, pytorch_model.bin, index or shards of these"
     ):
-        read(tmp_path)
+        read_state_dict(tmp_path)

@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 import mindspore as ms  # noqa: E402
 
 from mindblip2.config import Blip2Config  # noqa: E402
-from mindblip2.convert.detect import TEXT_HALF  # noqa: E402
+from mindblip2.convert.detect import QFORMER_TEXT_NAMES  # noqa: E402
 from mindblip2.models.blip2_qformer import Blip2Qformer  # noqa: E402
 
 SIZES = {
@@ -166,6 +166,8 @@ def test_the_vit_of_another_file_is_not_mixed_in(convert, theirs, eva, tmp_path)
 
 
 def test_half_a_stage_2_of_theirs_is_refused(convert, theirs):
-    state = {name: value for name, value in theirs.state_dict().items() if not re.match(TEXT_HALF, name)}
+    state = {
+        name: value for name, value in theirs.state_dict().items() if not re.match(QFORMER_TEXT_NAMES, name)
+    }
     state |= {"language_projection.weight": torch.ones(8, 24)}
     assert "llm_proj.bias is in no file" in convert(state, expect=1)

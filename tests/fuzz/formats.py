@@ -21,7 +21,7 @@ class Format:
 
     name: str
     make: Callable[[Path], Path]
-    read: Callable[[Path], Any]
+    read_state_dict: Callable[[Path], Any]
     mutate: Callable[[bytes, random.Random], bytes] = mutated_bytes
 
 
@@ -90,9 +90,9 @@ def _make_index(folder):
 
 
 def _read_torch(path):
-    from mindblip2.convert.readers.files import read
+    from mindblip2.convert.readers.files import read_state_dict
 
-    state = read(path)
+    state = read_state_dict(path)
     return {name: state[name].numpy() for name in state}
 
 
@@ -161,10 +161,10 @@ def _make_hf(which):
 
 def _read_hf(path):
     from mindblip2.config import OPTConfig
-    from mindblip2.convert.hf_config import read_said, refuse_unbuilt
+    from mindblip2.convert.hf_config import check_supported, read_hf_config
 
-    refuse_unbuilt(path.parent)
-    said = read_said(path.parent, OPTConfig)
+    check_supported(path.parent)
+    said = read_hf_config(path.parent, OPTConfig)
     return said.sections, said.tied
 
 

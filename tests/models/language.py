@@ -34,13 +34,13 @@ def reference_model(kind, config, file, source):
     """The model of a reference checkpoint, by the converter's table."""
     import torch
 
-    from mindblip2.convert.name_maps.blip2 import foreign_name
+    from mindblip2.convert.name_maps.blip2 import source_name
 
     state = torch.load(TINY / file, weights_only=True)
     state = state.get("model", state)
     model = kind(config)
     for parameter in model.get_parameters():
-        parameter.set_data(ms.Tensor(state[foreign_name(source, f"llm.{parameter.name}")].float().numpy()))
+        parameter.set_data(ms.Tensor(state[source_name(source, f"llm.{parameter.name}")].float().numpy()))
     return model.set_train(False), state
 
 

@@ -10,7 +10,7 @@ from mindspore import Tensor
 
 pytest.importorskip("torch")
 
-from mindblip2.convert.name_maps.blip2 import foreign_name  # noqa: E402
+from mindblip2.convert.name_maps.blip2 import source_name  # noqa: E402
 from mindblip2.convert.name_maps.language_models import LAVIS_LLM, LAVIS_OPT  # noqa: E402
 from mindblip2.models.blip2_llm import Blip2Llm  # noqa: E402
 from tests.models import stage2  # noqa: E402
@@ -97,7 +97,7 @@ def test_gradients_reach_the_queries_and_nothing_that_is_frozen(models, runs, fo
     ]
     source = LAVIS_OPT if case == "opt" else LAVIS_LLM
     ours = {
-        "grad_" + foreign_name(source, p.name).replace(".", "_"): gradient.asnumpy()
+        "grad_" + source_name(source, p.name).replace(".", "_"): gradient.asnumpy()
         for p, gradient in zip(trained, gradients)
     }
     theirs = {name: value for name, value in vars(run["noprompt"]).items() if name.startswith("grad_")}

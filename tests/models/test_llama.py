@@ -234,9 +234,9 @@ def test_alibi_of_forty_heads_is_that_of_baichuan_13b():
 def reference():
     """(model, state dict, arrays) of what transformers 4.28.1 computed."""
     pytest.importorskip("torch")
-    from mindblip2.convert.name_maps.language_models import llama
+    from mindblip2.convert.name_maps.language_models import llama_name_map
 
-    model, state = reference_model(Llama, REFERENCE, "llama_tiny.pth", llama("llm_model."))
+    model, state = reference_model(Llama, REFERENCE, "llama_tiny.pth", llama_name_map("llm_model."))
     return model, state, np.load(TINY / "stage2_llama.npz")
 
 

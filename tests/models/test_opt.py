@@ -42,7 +42,7 @@ def pynative():
 def reference():
     """(model, state dict, arrays)."""
     pytest.importorskip("torch")
-    from mindblip2.convert.name_maps.language_models import opt as source
+    from mindblip2.convert.name_maps.language_models import opt_name_map as source
 
     model, state = reference_model(OPT, REFERENCE, "blip2opt_tiny.pth", source("opt_model."))
     return model, state, np.load(TINY / "stage2_opt.npz")

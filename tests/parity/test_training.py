@@ -31,7 +31,7 @@ import mindspore as ms  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from mindblip2.config import OptimizerConfig, ScheduleConfig  # noqa: E402
-from mindblip2.convert.name_maps.blip2 import LAVIS, foreign_name  # noqa: E402
+from mindblip2.convert.name_maps.blip2 import LAVIS, source_name  # noqa: E402
 from mindblip2.parity.candidate import lavis_arrays  # noqa: E402
 from mindblip2.parity.candidate.lavis_arrays import LOSSES  # noqa: E402
 from mindblip2.parity.defects.mutations import defective  # noqa: E402
@@ -57,7 +57,7 @@ def by_lavis_names(model):
     """Our trained parameters as they are now: copies, since the next step writes into the same memory."""
     freq = model.config.qformer_config.cross_attention_freq
     return {
-        foreign_name(LAVIS, parameter.name, freq): parameter.asnumpy().copy()
+        source_name(LAVIS, parameter.name, freq): parameter.asnumpy().copy()
         for parameter in model.trainable_params()
     }
 

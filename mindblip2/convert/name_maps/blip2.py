@@ -45,7 +45,7 @@ _BERT_CROSS = {
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity
-class Source:
+class NameMap:
     """Where the parameters of one kind of file go.
 
     mark: how a name begins that tells a file of this kind.  modules: our module path → theirs; parameters:
@@ -69,7 +69,7 @@ class Source:
     leaves: dict = field(default_factory=lambda: LEAVES)
 
 
-def nest(ours, theirs, table):
+def add_prefixes(ours, theirs, table):
     """The rows of a table below two module paths."""
     return {f"{ours}.{a}": f"{theirs}.{b}" for a, b in table.items()}
 
@@ -78,20 +78,20 @@ def _vit(root):
     return {
         "vit": root.rstrip("."),
         "vit.patch_embed.proj": f"{root}patch_embed.proj",
-        **nest("vit.blocks.{i}", root + "blocks.{i}", _VIT_BLOCK),
+        **add_prefixes("vit.blocks.{i}", root + "blocks.{i}", _VIT_BLOCK),
     }
 
 
 def _bert(layer, tables):
     rows = {}
     for table in tables:
-        rows.update(nest("qformer.encoder.layers.{i}", layer + "{i}", table))
+        rows.update(add_prefixes("qformer.encoder.layers.{i}", layer + "{i}", table))
     return rows
 
 
 def _cross(layer, table=_BERT_CROSS, own="crossattention.self"):
     return {
-        **nest("qformer.encoder.layers.{x}", layer + "{x}", table),
+        **add_prefixes("qformer.encoder.layers.{x}", layer + "{x}", table),
         "qformer.memory.key.{c}": layer + "{x}." + own + ".key",
         "qformer.memory.value.{c}": layer + "{x}." + own + ".value",
     }
@@ -112,7 +112,7 @@ def _tied(root):
 _LAYER = "Qformer.bert.encoder.layer."
 POSITION_IDS = (r"position_ids$", "buffer 0, 1, 2, …: computed here")
 # what stage 1 and stage 2 have in common
-LAVIS_SEES = {
+LAVIS_SHARED_MODULES = {
     **_vit("visual_encoder."),
     "ln_vision": "ln_vision",
     "qformer": "",
@@ -121,11 +121,11 @@ LAVIS_SEES = {
     **_cross(_LAYER),
 }
 
-LAVIS = Source(
+LAVIS = NameMap(
     title="LAVIS stage 1",
     mark="Qformer.bert.",
     modules={
-        **LAVIS_SEES,
+        **LAVIS_SHARED_MODULES,
         "": "",
         **_heads(),
         "qformer.embeddings.word": "Qformer.bert.embeddings.word_embeddings",
@@ -139,7 +139,7 @@ LAVIS = Source(
     known=(POSITION_IDS,),
 )
 
-EVA = Source(
+EVA = NameMap(
     title="EVA ViT-g",
     mark="blocks.0.attn.qkv.",
     modules=_vit(""),
@@ -154,7 +154,7 @@ EVA = Source(
 )
 
 _BERT_LAYER = "bert.encoder.layer."
-BERT = Source(
+BERT = NameMap(
     title="BERT",
     mark=_BERT_LAYER + "0.",
     modules={
@@ -201,11 +201,11 @@ _HF_CROSS = {
     for ours, theirs in _BERT_CROSS.items()
 }
 _HF_BLOCK = "vision_model.encoder.layers.{i}"
-HF_SEES = {
+HF_SHARED_MODULES = {
     "qformer": "",
     "ln_vision": "vision_model.post_layernorm",
     "vit.patch_embed.proj": "vision_model.embeddings.patch_embedding",
-    **nest(
+    **add_prefixes(
         "vit.blocks.{i}",
         _HF_BLOCK,
         {
@@ -228,11 +228,11 @@ HF_PARAMETERS = {
     "vit.blocks.{i}.attn.v_bias": f"{_HF_BLOCK}.self_attn.qkv.bias",
 }
 
-HF = Source(
+HF = NameMap(
     title="transformers blip2-itm",
     mark=_HF_LAYER,
     modules={
-        **HF_SEES,
+        **HF_SHARED_MODULES,
         **_heads("vision_projection", "text_projection"),
         "qformer.embeddings.word": "embeddings.word_embeddings",
         "qformer.embeddings.position": "embeddings.position_embeddings",
@@ -250,7 +250,7 @@ HF = Source(
 )
 
 
-def foreign_name(source, name, freq=2):
+def source_name(source, name, freq=2):
     """Their name of our parameter ``name``, or None where the source has no such module."""
     whole, numbers = _pattern(name, freq)
     if whole in source.parameters:
@@ -267,7 +267,7 @@ def foreign_name(source, name, freq=2):
     return f"{theirs}.{leaf}" if theirs else leaf
 
 
-def copied_from(source, name, freq=2):
+def copy_source(source, name, freq=2):
     """(our parameter that ``name`` starts as a copy of, reason), or None."""
     module, _, leaf = name.rpartition(".")
     pattern, numbers = _pattern(module, freq)

@@ -3,7 +3,14 @@
 import dataclasses
 
 from mindblip2.config import LlamaConfig, OPTConfig
-from mindblip2.convert.name_maps.blip2 import HF_PARAMETERS, HF_SEES, LAVIS_SEES, POSITION_IDS, Source, nest
+from mindblip2.convert.name_maps.blip2 import (
+    HF_PARAMETERS,
+    HF_SHARED_MODULES,
+    LAVIS_SHARED_MODULES,
+    POSITION_IDS,
+    NameMap,
+    add_prefixes,
+)
 
 PREFIXES = ("", "opt_model.", "llm_model.", "language_model.")  # alone, in LAVIS's files, in transformers'
 
@@ -44,14 +51,14 @@ _META_LAYER = {
 _LAYERS = "llm.layers.{i}"
 
 
-def llama(prefix, title="Llama of transformers", layer=_LLAMA_LAYER, mark="mlp.gate_proj."):
+def llama_name_map(prefix, title="Llama of transformers", layer=_LLAMA_LAYER, mark="mlp.gate_proj."):
     root = prefix + "model."
-    return Source(
+    return NameMap(
         title,
         f"{root}layers.0.{mark}",
         {
             "llm.word": root + "embed_tokens",
-            **nest(_LAYERS, root + "layers.{i}", layer),
+            **add_prefixes(_LAYERS, root + "layers.{i}", layer),
             "llm.norm": root + "norm",
             "llm.lm_head": prefix + "lm_head",
         },
@@ -64,19 +71,19 @@ def llama(prefix, title="Llama of transformers", layer=_LLAMA_LAYER, mark="mlp.g
 
 
 def _baichuan(prefix):
-    return llama(prefix, "Baichuan", {**_LLAMA_LAYER, **_PACKED}, "self_attn.W_pack.")
+    return llama_name_map(prefix, "Baichuan", {**_LLAMA_LAYER, **_PACKED}, "self_attn.W_pack.")
 
 
-def opt(prefix, root="model.decoder."):
+def opt_name_map(prefix, root="model.decoder."):
     root = prefix + root
-    return Source(
+    return NameMap(
         "OPT of transformers",
         f"{root}layers.0.fc1.",
         {
             "llm.word": root + "embed_tokens",
             "llm.position": root + "embed_positions",
             "llm.norm": root + "final_layer_norm",
-            **nest(_LAYERS, root + "layers.{i}", _OPT_LAYER),
+            **add_prefixes(_LAYERS, root + "layers.{i}", _OPT_LAYER),
         },
         tied={
             prefix + "lm_head.weight": (root + "embed_tokens.weight", "tied: the word embedding, kept once")
@@ -86,12 +93,12 @@ def opt(prefix, root="model.decoder."):
     )
 
 
-META = Source(
+META = NameMap(
     "Llama of Meta",
     "layers.0.feed_forward.w1.",
     {
         "llm.word": "tok_embeddings",
-        **nest(_LAYERS, "layers.{i}", _META_LAYER),
+        **add_prefixes(_LAYERS, "layers.{i}", _META_LAYER),
         "llm.norm": "norm",
         "llm.lm_head": "output",
     },
@@ -104,26 +111,26 @@ _OURS_LAYER = {name: name for name in _LLAMA_LAYER}
 
 
 def _ours(mark, llm):
-    return Source(
+    return NameMap(
         "a converted language model",
         mark,
         {
             **{name: name for name in ("llm.word", "llm.position", "llm.norm", "llm.lm_head")},
-            **nest(_LAYERS, _LAYERS, _OURS_LAYER),
+            **add_prefixes(_LAYERS, _LAYERS, _OURS_LAYER),
         },
         llm=llm,
         leaves={},
     )
 
 
-LLAMA, BAICHUAN, OPT = llama(""), _baichuan(""), opt("")
+LLAMA, BAICHUAN, OPT = llama_name_map(""), _baichuan(""), opt_name_map("")
 # Baichuan's names are Llama's but for W_pack, and OPT's are there with and without "model." (6.7b): the first
 # that fits counts.
 LANGUAGE_MODELS = (
     *(
         make(prefix)
         for prefix in PREFIXES
-        for make in (_baichuan, llama, opt, lambda prefix: opt(prefix, "decoder."))
+        for make in (_baichuan, llama_name_map, opt_name_map, lambda prefix: opt_name_map(prefix, "decoder."))
     ),
     META,
     _ours("llm.position.", OPTConfig),
@@ -132,27 +139,27 @@ LANGUAGE_MODELS = (
 
 
 def _lavis(projection, llm):
-    return Source(
+    return NameMap(
         f"LAVIS stage 2 ({projection})",
         projection + ".",
-        {**LAVIS_SEES, "llm_proj": projection},
+        {**LAVIS_SHARED_MODULES, "llm_proj": projection},
         known=(POSITION_IDS,),
         llm=llm,
     )
 
 
 LAVIS_OPT, LAVIS_LLM = _lavis("opt_proj", OPTConfig), _lavis("llm_proj", LlamaConfig)
-HF_BRIDGE = Source(
+HF_BRIDGE = NameMap(
     "transformers BLIP-2",
     "language_projection.",
-    {**HF_SEES, "llm_proj": "language_projection"},
+    {**HF_SHARED_MODULES, "llm_proj": "language_projection"},
     HF_PARAMETERS,
     known=(POSITION_IDS,),
 )
 BRIDGES = (LAVIS_OPT, LAVIS_LLM, HF_BRIDGE)
 
 
-def crossed(bridge, llm):
+def combine_name_maps(bridge, llm):
     """The source of a file that holds a bridge and the language model behind it."""
     return dataclasses.replace(
         bridge,

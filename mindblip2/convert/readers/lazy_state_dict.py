@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 
-class State(Mapping):
+class LazyStateDict(Mapping):
     """Name → tensor, read when it is asked for, of what a subclass lists in ``names``, a mapping;
     ``shape(name)`` without reading."""
 

@@ -4,7 +4,7 @@ language models."""
 import torch
 
 from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError
-from mindblip2.convert.readers.lazy_state_dict import State
+from mindblip2.convert.readers.lazy_state_dict import LazyStateDict
 
 
 def read_ckpt(path):
@@ -12,16 +12,16 @@ def read_ckpt(path):
     Raises :class:`CheckpointError` for another."""
     stored = Checkpoint(path)
     if any(".attention.dense1." in name or ".self_att." in name for name in stored):
-        return MindFormers(stored)
+        return MindFormersStateDict(stored)
     if all(name.startswith("llm.") for name in stored):
-        return Ours(stored)
+        return ConvertedStateDict(stored)
     raise CheckpointError(
         f"{path} is a MindSpore file without MindFormers' names: to turn a .ckpt of mindblip2 into a "
         f"torch file use --to_torch --mindspore_path {path} --torch_path out.pth"
     )
 
 
-class MindFormers(State):
+class MindFormersStateDict(LazyStateDict):
     """Tensors of a MindFormers r1.0 .ckpt under the names of LAVIS, from whose file its script had made it.
 
     It splits the ViT's qkv into three products with a bias each, and keeps some matrices the other way round,
@@ -95,7 +95,7 @@ class MindFormers(State):
         return self._stored.path
 
 
-class Ours(State):
+class ConvertedStateDict(LazyStateDict):
     """Tensors of a language model that was converted before, to be joined with a bridge."""
 
     def __init__(self, stored):

@@ -32,7 +32,7 @@ DTYPES = {
 }
 
 
-class Record(NamedTuple):
+class TensorRecord(NamedTuple):
     """Where a tensor lies: ``start`` is a byte of the file."""
 
     dtype: torch.dtype
@@ -104,7 +104,7 @@ def _record(name, about, begin):
         raise ValueError(f"{name} has a shape or place that is no list of numbers")
     if math.prod(shape) * DTYPES[dtype].itemsize != stop - start:
         raise ValueError(f"{name} of type {dtype} and shape {tuple(shape)} has {stop - start:,} bytes")
-    return Record(DTYPES[dtype], tuple(shape), begin + start, stop - start)
+    return TensorRecord(DTYPES[dtype], tuple(shape), begin + start, stop - start)
 
 
 def _unique(pairs):

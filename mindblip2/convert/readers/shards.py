@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from mindblip2.checkpoint.ckpt import CheckpointError
-from mindblip2.convert.hf_config import refuse_unbuilt
-from mindblip2.convert.readers.lazy_state_dict import State
+from mindblip2.convert.hf_config import check_supported
+from mindblip2.convert.readers.lazy_state_dict import LazyStateDict
 from mindblip2.file_io import read_json
 
 INDEX = ".index.json"
@@ -21,7 +21,7 @@ MOST_NAMED = 8  # missing files in one message; Meta's models have no more parts
 WHOLE = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 
 
-def parts(path):
+def find_shards(path):
     """The files of a model that is given by its folder, its index, any of its shards, or as one file; and
     what an index promises: name → file.  Raises FileNotFoundError that names what is missing."""
     if path.is_dir():
@@ -70,7 +70,7 @@ def _in_folder(folder):
         )
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        refuse_unbuilt(folder)
+        check_supported(folder)
     raise FileNotFoundError(
         f"the folder {folder.absolute()} holds no model.safetensors, pytorch_model.bin, index or shards of "
         "these, or consolidated.00.pth"
@@ -123,7 +123,7 @@ def _missing(files, who):
     )
 
 
-class Joined(State):
+class MetaStateDict(LazyStateDict):
     """Meta's consolidated.*.pth as one state dict: each part holds a slice of every matrix, all of the norms.
 
     Which axis was cut follows from the shapes: the width is that of the norms, and a matrix that maps to or

@@ -79,7 +79,7 @@ class Storage(NamedTuple):
     member: zipfile.ZipInfo | None
 
 
-class Record(NamedTuple):
+class TensorRecord(NamedTuple):
     """Where a tensor lies: ``first`` and ``strides`` in elements of ``dtype``."""
 
     storage: Storage | str  # in a legacy file its key until all of them are known
@@ -89,7 +89,7 @@ class Record(NamedTuple):
     strides: tuple
 
 
-class Opaque:
+class UnsupportedObject:
     """Something in a pickle that is neither a container nor a number, a text or a plain tensor; ``what`` says
     what."""
 
@@ -97,11 +97,11 @@ class Opaque:
         self.what = what
 
 
-class Refused(Exception):
+class UnsafePickle(Exception):
     """A name in a pickle that is not torch's."""
 
 
-class Damaged(Exception):
+class DamagedFile(Exception):
     """Bytes that torch did not write; the text says what is wrong."""
 
 
@@ -118,13 +118,13 @@ class TorchFile:
         try:
             self._zip = zipfile.ZipFile(self._file) if self._file.read(2) == b"PK" else None
             self.content = self._read_zip() if self._zip else self._read_legacy()
-        except Refused as error:
+        except UnsafePickle as error:
             raise CheckpointError(
                 f"REFUSED: {path} holds more than tensors (GLOBAL {error}), which could run code; nothing of it was run.  If you "
                 "trust where it comes from, load it with LAVIS, save model.state_dict() and convert that"
             ) from None
         except (
-            Damaged,
+            DamagedFile,
             zipfile.BadZipFile,
             ValueError,
             LookupError,
@@ -228,18 +228,18 @@ class TorchFile:
             )
         order = self._member(root + "byteorder", starts, 16) if root + "byteorder" in starts else b"little"
         if order != b"little":
-            raise Damaged(f"its numbers are in the byte order {order!r}, only b'little' is read")
+            raise DamagedFile(f"its numbers are in the byte order {order!r}, only b'little' is read")
 
         def storage(dtype, key, numel):
             name, size = f"{root}data/{key}", numel * dtype.itemsize
             member = self._zip.NameToInfo.get(name)
             if member is None:
-                raise Damaged(f"it names the tensor data {name}, which is not in it")
+                raise DamagedFile(f"it names the tensor data {name}, which is not in it")
             if member.file_size != size:
-                raise Damaged(f"{name} has {member.file_size:,} bytes, {size:,} expected")
+                raise DamagedFile(f"{name} has {member.file_size:,} bytes, {size:,} expected")
             return Storage(name, dtype, starts[name], size, member)
 
-        return run(
+        return interpret_pickle(
             io.BytesIO(self._member(root + "data.pkl", starts, MAX_PICKLE_BYTES)),
             lambda *about: storage(*about[:3]),
         )
@@ -252,11 +252,11 @@ class TorchFile:
         for member, following in zip(members, [*(one.header_offset for one in members[1:]), directory]):
             name = member.filename
             if name in starts:
-                raise Damaged(f"it holds two members {name}")
+                raise DamagedFile(f"it holds two members {name}")
             if member.flag_bits & 1:
-                raise Damaged(f"{name} is encrypted")
+                raise DamagedFile(f"{name} is encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise Damaged(
+                raise DamagedFile(
                     f"{name} is compressed by method {member.compress_type}, only 0 (none) and 8 (deflate) are read"
                 )
             stored = member.compress_type == zipfile.ZIP_STORED
@@ -265,16 +265,16 @@ class TorchFile:
                 and member.file_size != member.compress_size
                 or member.file_size > DEFLATE_MOST * member.compress_size
             ):
-                raise Damaged(
+                raise DamagedFile(
                     f"{name} has {member.compress_size:,} bytes that stand for {member.file_size:,}"
                 )
             if not 0 <= member.header_offset < directory:
-                raise Damaged(
+                raise DamagedFile(
                     f"the directory of the zip file says that {name} begins at byte {member.header_offset:,}"
                 )
             starts[name] = self._local_header(member)
             if member.header_offset < end or starts[name] + member.compress_size > following:
-                raise Damaged(f"{name} overlaps what stands beside it in the file")
+                raise DamagedFile(f"{name} overlaps what stands beside it in the file")
             end = starts[name] + member.compress_size
         return starts
 
@@ -287,13 +287,13 @@ class TorchFile:
         )
         name = self._file.read(name_size).decode("utf-8" if flags & 0x800 else "cp437")
         if mark != b"PK\x03\x04" or name != member.orig_filename or method != member.compress_type:
-            raise Damaged(f"the header of {member.filename} disagrees with the directory of the zip file")
+            raise DamagedFile(f"the header of {member.filename} disagrees with the directory of the zip file")
         expected = (member.CRC, member.compress_size, member.file_size)
         # Behind a flag or for more than 4 GB the numbers stand elsewhere.
         if any(got not in (value, 0xFFFFFFFF) for got, value in zip((crc, packed, size), expected)) and not (
             flags & 8 and crc == packed == size == 0
         ):
-            raise Damaged(
+            raise DamagedFile(
                 f"the header of {member.filename} says {size:,} bytes, the directory of the zip file {member.file_size:,}, or "
                 "another checksum"
             )
@@ -302,7 +302,7 @@ class TorchFile:
     def _member(self, name, starts, most):
         member = self._zip.NameToInfo[name]
         if member.file_size > most:
-            raise Damaged(f"{name} has {member.file_size:,} bytes, expected at most {most:,}")
+            raise DamagedFile(f"{name} has {member.file_size:,} bytes, expected at most {most:,}")
         return (
             self._bytes_of(
                 Storage(name, torch.uint8, starts[name], member.file_size, member), 0, member.file_size
@@ -315,44 +315,46 @@ class TorchFile:
     def _read_legacy(self):
         self._file.seek(0)
         head = io.BytesIO(self._file.read(MAX_PICKLE_BYTES))
-        if run(head) != LEGACY_MAGIC:
-            raise Damaged("it is a pickle, but not one of torch")
-        protocol, system = run(head), run(head)
+        if interpret_pickle(head) != LEGACY_MAGIC:
+            raise DamagedFile("it is a pickle, but not one of torch")
+        protocol, system = interpret_pickle(head), interpret_pickle(head)
         if (
             protocol != LEGACY_PROTOCOL
             or not isinstance(system, dict)
             or not system.get("little_endian", True)
         ):
-            raise Damaged(f"torch's protocol {protocol!r} or the byte order of {system!r:.100} is not read")
+            raise DamagedFile(
+                f"torch's protocol {protocol!r} or the byte order of {system!r:.100} is not read"
+            )
         wanted = {}  # key → (dtype, number of elements)
 
         def storage(dtype, key, numel, view=None):
             if wanted.setdefault(key, (dtype, numel)) != (dtype, numel):
-                raise Damaged(f"the tensor data {key} have two sizes or types")
+                raise DamagedFile(f"the tensor data {key} have two sizes or types")
             if view is None:
                 return key, dtype, 0
             _, first, count = view
             if not _is_count(first) or not _is_count(count) or first + count > numel:
-                raise Damaged(f"a part of the tensor data {key} lies outside of them")
+                raise DamagedFile(f"a part of the tensor data {key} lies outside of them")
             return key, dtype, first
 
-        content = run(head, storage)
-        keys, at, found = run(head), head.tell(), {}
+        content = interpret_pickle(head, storage)
+        keys, at, found = interpret_pickle(head), head.tell(), {}
         if not isinstance(keys, list) or {*keys} != {*wanted} or len(keys) != len(wanted):
-            raise Damaged("the list of tensor data does not fit the tensors")
+            raise DamagedFile("the list of tensor data does not fit the tensors")
         for key in keys:
             self._file.seek(at)
             dtype, numel = wanted[key]
             (got,) = struct.unpack("<q", self._file.read(8))
             size = numel * dtype.itemsize
             if got != numel:
-                raise Damaged(f"the tensor data {key} have {got:,} numbers, {numel:,} expected")
+                raise DamagedFile(f"the tensor data {key} have {got:,} numbers, {numel:,} expected")
             if at + 8 + size > self._bytes:
-                raise Damaged(f"{self._bytes:,} bytes are there, at least {at + 8 + size:,} are needed")
+                raise DamagedFile(f"{self._bytes:,} bytes are there, at least {at + 8 + size:,} are needed")
             found[key] = Storage(key, dtype, at + 8, size, None)
             at += 8 + size
         if at != self._bytes:
-            raise Damaged(f"{self._bytes - at:,} bytes stand behind the last tensor")
+            raise DamagedFile(f"{self._bytes - at:,} bytes stand behind the last tensor")
         return _resolved(content, found)
 
 
@@ -365,7 +367,7 @@ def _resolved(content, storages):
         if isinstance(one, dict) and id(one) not in seen:
             seen.add(id(one))
             for key, value in one.items():
-                if isinstance(value, Record):
+                if isinstance(value, TensorRecord):
                     one[key] = value._replace(storage=storages[value.storage])
                     _check_record(one[key])
                 else:
@@ -403,11 +405,16 @@ _VALUES = {
     "BINBYTES8",
     "BYTEARRAY8",
 }
-_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": lambda: Opaque("a set")}
+_EMPTY = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": lambda: UnsupportedObject("a set"),
+}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def run(file, storage=None):
+def interpret_pickle(file, storage=None):
     """What a pickle describes; ``file`` stands behind it then.  ``storage(dtype, key, numel, …)`` is told of
     tensor data."""
     stack, memo, budget = [], {}, [MAX_COPIES]
@@ -417,7 +424,7 @@ def run(file, storage=None):
         while stack[at] is not _MARK:
             at -= 1
             if at < 0:
-                raise Damaged("a pickle whose mark is missing")
+                raise DamagedFile("a pickle whose mark is missing")
         items = stack[at + 1 :]
         del stack[at:]
         return items
@@ -433,7 +440,7 @@ def run(file, storage=None):
         elif op in _TUPLES:
             items = stack[-_TUPLES[op] :]
             if len(items) < _TUPLES[op]:
-                raise Damaged("a pickle that takes more than it holds")
+                raise DamagedFile("a pickle that takes more than it holds")
             del stack[-_TUPLES[op] :]
             stack.append(tuple(items))
         elif op == "MARK":
@@ -442,7 +449,7 @@ def run(file, storage=None):
             stack.append(tuple(since_mark()))
         elif op in ("LIST", "FROZENSET"):
             items = since_mark()
-            stack.append(items if op == "LIST" else Opaque("a set"))
+            stack.append(items if op == "LIST" else UnsupportedObject("a set"))
         elif op == "DICT":
             items, made = since_mark(), {}
             _set_items(made, items)
@@ -452,7 +459,7 @@ def run(file, storage=None):
             _list(stack[-1]).append(item)
         elif op in ("APPENDS", "ADDITEMS"):
             items = since_mark()
-            if not isinstance(stack[-1], Opaque):
+            if not isinstance(stack[-1], UnsupportedObject):
                 _list(stack[-1]).extend(items)
         elif op == "SETITEM":
             items = stack[-2:]
@@ -471,7 +478,7 @@ def run(file, storage=None):
             module, _, name = value.partition(" ")
             stack.append(_known(module, name))
             if op == "INST":
-                raise Refused(value.replace(" ", "."))
+                raise UnsafePickle(value.replace(" ", "."))
         elif op == "STACK_GLOBAL":
             name, module = stack.pop(), stack.pop()
             stack.append(_known(module, name))
@@ -491,35 +498,35 @@ def run(file, storage=None):
         elif op == "STOP":
             result = stack.pop()
             if stack or result is _MARK:
-                raise Damaged("a pickle that leaves something over")
+                raise DamagedFile("a pickle that leaves something over")
             return result
         elif op not in ("PROTO", "FRAME"):
             raise (
-                Refused(op)
+                UnsafePickle(op)
                 if op.startswith(("EXT", "OBJ", "NEWOBJ"))
-                else Damaged(f"a pickle with the code {op}")
+                else DamagedFile(f"a pickle with the code {op}")
             )
-    raise Damaged("a pickle without an end")
+    raise DamagedFile("a pickle without an end")
 
 
 def _list(value):
     if type(value) is not list:
-        raise Damaged(f"a pickle that appends to a {type(value).__name__}")
+        raise DamagedFile(f"a pickle that appends to a {type(value).__name__}")
     return value
 
 
 def _set_items(target, items):
     if type(target) is not dict or len(items) % 2 or any(item is _MARK for item in items):
-        raise Damaged("a pickle that sets items wrongly")
+        raise DamagedFile("a pickle that sets items wrongly")
     for key, value in zip(items[::2], items[1::2]):
         # A tuple of tuples of tuples can take for ever to hash; nothing that is read here has such a name.
         key = (
             key
             if isinstance(key, str | int | float | bytes | type(None))
-            else Opaque(f"a {type(key).__name__}")
+            else UnsupportedObject(f"a {type(key).__name__}")
         )
         if key in target:
-            raise Damaged(f"a pickle that holds {key!r:.80} twice")
+            raise DamagedFile(f"a pickle that holds {key!r:.80} twice")
         target[key] = value
 
 
@@ -538,7 +545,7 @@ def _known(module, name):
         and (name in REBUILD or name in OTHER_TENSORS)
     )
     if not known:
-        raise Refused(
+        raise UnsafePickle(
             f"{module}.{name}"
             if isinstance(module, str) and isinstance(name, str)
             else "with a name that is no text"
@@ -549,24 +556,24 @@ def _known(module, name):
 def _made(function, arguments, budget):
     """What torch's function would return, described."""
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-        raise Refused("a call of what is no function of torch")
+        raise UnsafePickle("a call of what is no function of torch")
     if function.name == "OrderedDict":
         made = {}
         for pairs in arguments[:1]:
             budget[0] -= len(_list(pairs))
             if budget[0] < 0:
-                raise Damaged("a pickle that copies its lists too often")
+                raise DamagedFile("a pickle that copies its lists too often")
             for key, value in pairs:
                 _set_items(made, [key, value])
         return made
     if function.name in REBUILD:
         return REBUILD[function.name](arguments)
-    return Opaque(OTHER_TENSORS.get(function.name, f"a {function.name}"))
+    return UnsupportedObject(OTHER_TENSORS.get(function.name, f"a {function.name}"))
 
 
 def _storage(about, storage):
     if storage is None or not isinstance(about, tuple) or len(about) not in (5, 6) or about[0] != "storage":
-        raise Damaged("tensor data that are described in another way than torch's")
+        raise DamagedFile("tensor data that are described in another way than torch's")
     _, kind, key, _, numel, *view = about
     if (
         not isinstance(kind, _Global)
@@ -574,7 +581,7 @@ def _storage(about, storage):
         or not isinstance(key, str | int)
         or not _is_count(numel)
     ):
-        raise Damaged("tensor data of an unknown type or size")
+        raise DamagedFile("tensor data of an unknown type or size")
     return storage(STORAGES[kind.name], str(key), numel, *view)
 
 
@@ -588,15 +595,15 @@ def _tensor(arguments):
         or len(shape) != len(strides)
         or len(shape) > MAX_DIMENSIONS
     ):
-        raise Damaged(f"a tensor of shape {shape!r:.80}, strides {strides!r:.80}")
+        raise DamagedFile(f"a tensor of shape {shape!r:.80}, strides {strides!r:.80}")
     if isinstance(storage, Storage):
-        record = Record(storage, dtype or storage.dtype, first, tuple(shape), tuple(strides))
+        record = TensorRecord(storage, dtype or storage.dtype, first, tuple(shape), tuple(strides))
         _check_record(record)
         return record
     if not isinstance(storage, tuple) or len(storage) != 3:
-        raise Damaged("a tensor without data")
+        raise DamagedFile("a tensor without data")
     key, own, offset = storage
-    return Record(key, dtype or own, offset + first, tuple(shape), tuple(strides))
+    return TensorRecord(key, dtype or own, offset + first, tuple(shape), tuple(strides))
 
 
 def _check_record(record):
@@ -605,15 +612,15 @@ def _check_record(record):
     count, held = math.prod(record.shape), record.storage.size // record.dtype.itemsize
     last = record.first + sum((n - 1) * stride for n, stride in zip(record.shape, record.strides))
     if count > held or count and last >= held:
-        raise Damaged(
+        raise DamagedFile(
             f"a tensor of shape {record.shape} with strides {record.strides} and first element {record.first} lies in only "
             f"{held:,} numbers ({record.storage.name}): it is expanded, or cut"
         )
 
 
 def _parameter(arguments):
-    if not isinstance(arguments[0], Record | Opaque):
-        raise Damaged("a parameter that is no tensor")
+    if not isinstance(arguments[0], TensorRecord | UnsupportedObject):
+        raise DamagedFile("a parameter that is no tensor")
     return arguments[0]
 
 

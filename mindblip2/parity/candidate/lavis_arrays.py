@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from mindspore import nn, ops
 
-from mindblip2.convert.name_maps.blip2 import LAVIS, foreign_name
+from mindblip2.convert.name_maps.blip2 import LAVIS, source_name
 from mindblip2.models import losses
 from mindblip2.parity.activation_hooks import twin_paths
 from mindblip2.parity.candidate.chained import VERBS, our_activations
@@ -131,7 +131,7 @@ def gradients(model: nn.Cell, ref: Reference, parts: tuple[str, ...] = LOSSES) -
     """grads.npz: gradients of the total by LAVIS's parameter names, and the norms of each loss's
     gradients."""
     freq = model.config.qformer_config.cross_attention_freq
-    ours = {foreign_name(LAVIS, parameter.name, freq): parameter for parameter in model.trainable_params()}
+    ours = {source_name(LAVIS, parameter.name, freq): parameter for parameter in model.trainable_params()}
     names, seen = [str(name) for name in ref.grads["names"]], {}
     if set(ours) != set(names):
         raise ValueError(f"trainable on one side only: {sorted(set(ours) ^ set(names))}")

@@ -10,7 +10,7 @@ from mindspore import nn
 
 from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig
-from mindblip2.convert.name_maps.blip2 import LAVIS, Source, foreign_name
+from mindblip2.convert.name_maps.blip2 import LAVIS, NameMap, source_name
 from mindblip2.convert.name_maps.language_models import BAICHUAN, LLAMA, OPT
 from mindblip2.parity import seeded_weights
 from mindblip2.parity.candidate.language_model import is_baichuan
@@ -35,7 +35,7 @@ def from_file(path: str, absent: Given | None = None) -> Given:
     return given
 
 
-def language_source(text: LlamaConfig | OPTConfig | None) -> Source:
+def language_source(text: LlamaConfig | OPTConfig | None) -> NameMap:
     """Under whose names the weights of a language model of ours are compared."""
     return (
         OPT if isinstance(text, OPTConfig) else BAICHUAN if text is not None and is_baichuan(text) else LLAMA
@@ -50,12 +50,12 @@ def seeded(config: Blip2Config, seed: int) -> Given:
 
     def given(name, shape):
         if name.startswith("llm."):
-            theirs = foreign_name(language, name)
+            theirs = source_name(language, name)
             if not theirs.endswith("W_pack.weight"):
                 return seeded_weights.weight(theirs, shape, seed)
             third = ("query", "key", "value").index(name.split(".")[-2])
             return np.split(seeded_weights.weight(theirs, (3 * shape[0], *shape[1:]), seed), 3)[third]
-        theirs = foreign_name(LAVIS, name, freq)
+        theirs = source_name(LAVIS, name, freq)
         return seeded_weights.weight(
             theirs, shape, seed, seeded_weights.SEP_BIAS["full"], config.qformer_config.sep_token_id
         )

@@ -15,8 +15,8 @@ import torch
 from mindspore import nn
 
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig
-from mindblip2.convert.name_maps.blip2 import foreign_name
-from mindblip2.convert.tensor_transforms import fit
+from mindblip2.convert.name_maps.blip2 import source_name
+from mindblip2.convert.tensor_transforms import find_transform
 from mindblip2.parity import seeded_weights
 from mindblip2.parity.candidate.language_model import kept, new_cell
 from mindblip2.parity.candidate.stage1 import ours_of
@@ -79,9 +79,9 @@ def fill(ours: nn.Cell, twin: LanguageTwin, config, prefix: str = "") -> set[str
     state, used = dict(twin.llm.named_parameters()), set()
     for parameter in ours.get_parameters():
         if parameter.name.startswith(prefix):
-            theirs = foreign_name(twin.source, parameter.name)
+            theirs = source_name(twin.source, parameter.name)
             value = state[theirs].detach().float()
-            _, change = fit(
+            _, change = find_transform(
                 twin.source, parameter.name, theirs, tuple(value.shape), tuple(parameter.shape), config
             )
             parameter.set_data(ms.Tensor(np.ascontiguousarray((change(value) if change else value).numpy())))
@@ -123,7 +123,7 @@ def language_cases(name: str, nets: Nets) -> Iterator[Case]:
         return tuple(
             w
             for w in weights
-            if w.startswith(f"llm.{path}.") and ("W_pack" not in foreign_name(truth.source, w))
+            if w.startswith(f"llm.{path}.") and ("W_pack" not in source_name(truth.source, w))
         )
 
     yield Case(

@@ -46,11 +46,11 @@ def norms_exchanged_on_the_way_back(model):
     """Two modules of the same shape under each other's names."""
     from mindblip2.convert import to_torch
 
-    right = to_torch.foreign_name
+    right = to_torch.source_name
     other = {"norm1": "norm2", "norm2": "norm1"}
     yield replaced(
         to_torch,
-        "foreign_name",
+        "source_name",
         lambda source, name, freq: right(
             source, ".".join(other.get(part, part) for part in name.split(".")), freq
         ),
@@ -61,5 +61,5 @@ def thirds_exchanged(model):
     """Baichuan's W_pack read as key, query, value."""
     from mindblip2.convert import tensor_transforms
 
-    part = tensor_transforms.part
-    yield replaced(tensor_transforms, "part", lambda value, index: part(value, (1, 0, 2)[index]))
+    part = tensor_transforms.take_third
+    yield replaced(tensor_transforms, "take_third", lambda value, index: part(value, (1, 0, 2)[index]))

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from mindblip2.config import LlamaConfig, OPTConfig
 from mindblip2.config.schema import ConfigError
-from mindblip2.convert.name_maps.blip2 import foreign_name
+from mindblip2.convert.name_maps.blip2 import source_name
 from mindblip2.convert.name_maps.language_models import BAICHUAN, LLAMA, OPT
 from mindblip2.parity import seeded_weights
 from mindblip2.parity.candidate.language_model import is_baichuan
@@ -73,11 +73,11 @@ class LanguageTwin(nn.Module):
 
     def parameter_of(self, ours: str) -> nn.Parameter:
         """The parameter that is called ``ours`` in mindblip2."""
-        return self.llm.get_parameter(foreign_name(self.source, ours))
+        return self.llm.get_parameter(source_name(self.source, ours))
 
     def part(self, path: str) -> nn.Module:
         """The module that is called ``path`` in mindblip2; OPT's feed-forward is no module."""
-        name = foreign_name(
+        name = source_name(
             self.source, f"llm.{path}.query.weight" if path.endswith("attention") else f"llm.{path}.gamma"
         )
         return self.llm.get_submodule(name.rpartition(".")[0].removesuffix(".q_proj").removesuffix(".W_pack"))

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mindblip2.convert.name_maps.blip2 import LAVIS, foreign_name
+from mindblip2.convert.name_maps.blip2 import LAVIS, source_name
 from mindblip2.parity import seeded_weights
 from mindblip2.parity.reference import losses
 from mindblip2.parity.reference.config import TwinConfig
@@ -76,7 +76,7 @@ class Twin(nn.Module):
 
     def parameter_of(self, ours: str) -> nn.Parameter:
         """The parameter that is called ``ours`` in mindblip2."""
-        return self.get_parameter(foreign_name(LAVIS, ours, self.config.cross_attention_freq))
+        return self.get_parameter(source_name(LAVIS, ours, self.config.cross_attention_freq))
 
     def vit(self, image_B3SS: torch.Tensor) -> torch.Tensor:
         """Image (B, 3, S, S) -> raw ViT output (B, P, W)."""
