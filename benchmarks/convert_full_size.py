@@ -30,12 +30,12 @@ def make(path):
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from mindblip2.parity.reference.config import TwinConfig
+    from mindblip2.parity.reference.config import ReferenceConfig
     from mindblip2.parity.reference.model import seeded_state_dict
     from mindblip2.parity.seeded_weights import TIED
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = seeded_state_dict(TwinConfig())
+    state = seeded_state_dict(ReferenceConfig())
     state.update({name: state[owner] for name, owner in TIED.items()})
     if len(state) != 857:
         raise ValueError(f"{len(state)} tensors, LAVIS has 857")

@@ -26,7 +26,7 @@ import numpy as np  # noqa: E402
 from mindspore import nn, ops  # noqa: E402
 
 from mindblip2 import Blip2Config, device
-from mindblip2.checkpoint.pretrained import no_init, own_piece, whole  # noqa: E402
+from mindblip2.checkpoint.pretrained import local_shard, no_init, unshard  # noqa: E402
 from mindblip2.config import ContextConfig  # noqa: E402
 from mindblip2.convert.parameter_shapes import llm_shapes, stage_1_shapes  # noqa: E402
 from mindblip2.distributed import comm  # noqa: E402
@@ -148,7 +148,7 @@ def made(layer, config):
         seeded(config, seeded_weights.SEED),
     )
     for p in weights:
-        p.set_data(ms.Tensor(own_piece(p, given(p.name, whole_shape(p)))))
+        p.set_data(ms.Tensor(local_shard(p, given(p.name, whole_shape(p)))))
     return model, weights
 
 
@@ -168,10 +168,10 @@ def computed(case, config):
     for name, holder in zip(names, holders, strict=True):
         array = found.pop(0).asnumpy()  # one after the other: a layer of Llama has 0.8 GB of gradients
         if holder is None or not is_split(holder, comm.mesh.model):
-            apart = max(apart, *(float(np.abs(piece - array).max()) for piece in comm.pieces(array)))
+            apart = max(apart, *(float(np.abs(piece - array).max()) for piece in comm.gather_shards(array)))
             yield name, array
         else:
-            yield name, whole(holder, array)
+            yield name, unshard(holder, array)
     yield "apart", np.array(apart)
 
 
@@ -179,7 +179,7 @@ def every_card_adds(cell, x, bias=None):
     """``Linear.construct`` with the bias within the sum."""
     bias = cell.bias if bias is None else bias
     y = linear(x, cell.weight, bias)
-    return comm.leave(y) if cell.sums else y
+    return comm.reduce_from_tensor_parallel(y) if cell.sums else y
 
 
 def cut_in_one(split, array, cards, rank):
@@ -205,14 +205,14 @@ def main(folder, cards, size, *runs):
     # a process waits for the other, which writes or is slow; otherwise 30 s
     os.environ.setdefault("MS_NODE_TIMEOUT", "300")
     device.use(ContextConfig(device_target="CPU", mode=1))
-    comm.start(1, int(cards))
+    comm.init_mesh(1, int(cards))
     config = configured(size == "small")
     for run in runs:
         layer, mode, *mistake = run.split(":")
         ms.set_context(mode=MODES[mode])
         with replaced(*MISTAKES[mistake[0]][1:]) if mistake else contextlib.nullcontext():
             for name, array in computed(case_of(layer, config), config):
-                if comm.first():
+                if comm.is_main_process():
                     place(folder, cards, run).mkdir(exist_ok=True)
                     np.save(place(folder, cards, run) / f"{name}.npy", array)
         gc.collect()

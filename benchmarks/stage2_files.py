@@ -184,11 +184,11 @@ def write_shards(folder, shapes, stem, end, made, save, size):
 
 def lavis_shapes(config):
     """Of the whole stage 1 under LAVIS's names, from the torch twin."""
-    from mindblip2.parity.reference.config import TwinConfig
-    from mindblip2.parity.reference.model import Twin
+    from mindblip2.parity.reference.config import ReferenceConfig
+    from mindblip2.parity.reference.model import ReferenceModel
 
     vision, qformer = config.vision_config, config.qformer_config
-    sizes = TwinConfig(
+    sizes = ReferenceConfig(
         image_size=vision.image_size,
         patch=vision.patch_size,
         vit_width=vision.hidden_size,
@@ -202,7 +202,7 @@ def lavis_shapes(config):
         cross_attention_freq=qformer.cross_attention_freq,
         queries=qformer.query_length,
     )
-    return on_meta(lambda: Twin(sizes))
+    return on_meta(lambda: ReferenceModel(sizes))
 
 
 def on_meta(model):

@@ -99,10 +99,10 @@ class Torch:
     def rerank(self, pictures, texts, tokens):
         """What LAVIS does: a picture's embeddings are repeated for its texts, and every pair makes its keys
         and values."""
-        from mindblip2.parity.reference.config import TwinConfig
-        from mindblip2.parity.reference.model import Twin
+        from mindblip2.parity.reference.config import ReferenceConfig
+        from mindblip2.parity.reference.model import ReferenceModel
 
-        twin = Twin(TwinConfig(vit_depth=0, **(SMALL_TWIN if SMALL else {}))).eval()
+        twin = ReferenceModel(ReferenceConfig(vit_depth=0, **(SMALL_TWIN if SMALL else {}))).eval()
         image_BPD, ids = map(self.torch.from_numpy, rerank_inputs(pictures, texts, tokens))
         ids = ids.long()
         return lambda: [twin.itm_logits(ids, one.repeat(texts, 1, 1))[:, 1] for one in image_BPD]
@@ -110,10 +110,10 @@ class Torch:
     def step(self, batch):
         """A training step of the Q-Former as LAVIS computes it: texts of 32 tokens, keys and values made in
         every pass."""
-        from mindblip2.parity.reference.config import TwinConfig
-        from mindblip2.parity.reference.model import Twin, decay_groups
+        from mindblip2.parity.reference.config import ReferenceConfig
+        from mindblip2.parity.reference.model import ReferenceModel, decay_groups
 
-        twin = Twin(TwinConfig(vit_depth=0, **(SMALL_TWIN if SMALL else {})))
+        twin = ReferenceModel(ReferenceConfig(vit_depth=0, **(SMALL_TWIN if SMALL else {})))
         optimizer = self.torch.optim.AdamW(decay_groups(twin), lr=1e-4)
         image_BPW, ids = map(self.torch.from_numpy, step_inputs(batch))
         twin.vit = lambda image: image
@@ -136,10 +136,10 @@ class Torch:
 
     def _twin(self):
         if not hasattr(self, "twin"):
-            from mindblip2.parity.reference.config import TwinConfig
-            from mindblip2.parity.reference.model import Twin
+            from mindblip2.parity.reference.config import ReferenceConfig
+            from mindblip2.parity.reference.model import ReferenceModel
 
-            self.twin = Twin(TwinConfig(vit_depth=0)).eval()
+            self.twin = ReferenceModel(ReferenceConfig(vit_depth=0)).eval()
         return self.twin
 
 

@@ -52,7 +52,7 @@ def target():
 
 
 @contextlib.contextmanager
-def pretend(name):
+def simulate_device(name):
     """Cells that are made here are those of another device.  They can be exported: MindSpore infers shapes
     and dtypes for any device, and computes for the own only."""
     global _pretended

@@ -6,7 +6,7 @@ from mindblip2.checkpoint.pretrained import named_file
 from mindblip2.config import presets, print_support_list
 from mindblip2.data.own_processor import own_processor
 from mindblip2.data.text.checks import split_labels
-from mindblip2.evaluation.captioning import Writer
+from mindblip2.evaluation.captioning import ImageTextGenerator
 from mindblip2.evaluation.vqa import PROMPT
 from mindblip2.evaluation.zero_shot import TEMPLATE, ZeroShotClassifier
 from mindblip2.generation.generation_config import merged
@@ -45,7 +45,7 @@ class ImageToTextGenerationPipeline:
         )
         if checkpoint and self.model is model:
             model.load_checkpoint(named_file(checkpoint, "checkpoint"))
-        self._writer = Writer(self.model, processor or own_processor(self.model))
+        self._writer = ImageTextGenerator(self.model, processor or own_processor(self.model))
         self.hypothesis_template, self.batch_size, self.return_full_text = (
             hypothesis_template,
             batch_size,
@@ -62,8 +62,8 @@ class ImageToTextGenerationPipeline:
         for each, prompt included unless ``return_full_text=False``.
 
         ``hypothesis_template``: a prompt for all, or a list of one for each.  ``options``: every argument of
-        :class:`mindblip2.generation.generation_config.LanguageDecoding`: max_new_tokens, num_beams,
-        do_sample, top_k, … and ``on_text`` of :class:`mindblip2.evaluation.captioning.Writer`; another name
+        :class:`mindblip2.generation.generation_config.LanguageGenerationConfig`: max_new_tokens, num_beams,
+        do_sample, top_k, … and ``on_text`` of :class:`mindblip2.evaluation.captioning.ImageTextGenerator`; another name
         is a TypeError."""
         return self._writer(
             images,

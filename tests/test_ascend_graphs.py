@@ -55,7 +55,7 @@ def pynative():
 
 def made(cell, preset, dtype, **text):
     config = load_config(preset).model.model_config.replace(compute_dtype=dtype, **NARROW, **text)
-    with device.pretend("Ascend"), no_init():
+    with device.simulate_device("Ascend"), no_init():
         return cell(config)
 
 

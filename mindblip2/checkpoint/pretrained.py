@@ -18,7 +18,7 @@ from mindspore.common.initializer import Normal, Zero, initializer
 from mindblip2 import config as configuration
 from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.checkpoint.load_errors import check_names, check_shapes
-from mindblip2.checkpoint.sharded_checkpoint import found, opened
+from mindblip2.checkpoint.sharded_checkpoint import open_checkpoint, shard_files
 from mindblip2.compat.mindformers.keys import WEIGHT_ALIASES
 from mindblip2.config import WEIGHTS, Blip2Config, cache_folder
 from mindblip2.config.schema import ConfigError, build
@@ -236,11 +236,13 @@ class Pretrained(nn.Cell):
         # which holds all parts
         config = self.config.replace(checkpoint_name_or_path="model.ckpt", **own)
         with (
-            comm.together(),
-            atomic_folder(folder) if comm.first() else contextlib.nullcontext(Path(folder)) as partial,
+            comm.fail_together(),
+            atomic_folder(folder)
+            if comm.is_main_process()
+            else contextlib.nullcontext(Path(folder)) as partial,
         ):
             self.save_checkpoint(partial / "model.ckpt")
-            if not comm.first():
+            if not comm.is_main_process():
                 return
             configuration.save_sections(
                 partial,
@@ -257,10 +259,10 @@ class Pretrained(nn.Cell):
         """Write all parameters to one .ckpt file, whole ones: on a mesh all processes call this, and the
         first one writes."""
         parameters = self.parameters_dict()
-        save_whole(
+        save_unsharded(
             path,
-            ((name, str(p.dtype), whole(p)) for name, p in parameters.items()),
-            whole_bytes(parameters.values()),
+            ((name, str(p.dtype), unshard(p)) for name, p in parameters.items()),
+            unsharded_bytes(parameters.values()),
         )
 
     def freeze(self, *patterns):
@@ -297,7 +299,7 @@ class Pretrained(nn.Cell):
         A training run saves what it trains, and the name and fingerprint of the file that holds the rest;
         ``frozen_path`` says where that file is now, if it has moved."""
         path, parameters = _model_file(path), self.parameters_dict()
-        stored = opened(path, parameters)
+        stored = open_checkpoint(path, parameters)
         files = self._sources(stored, frozen_path, parameters)
         self._load(files, path)
         self._say_unread(files, stored.path)
@@ -309,7 +311,7 @@ class Pretrained(nn.Cell):
         ``unused_parts`` are left out while ``new_parts`` get random values.  Returns lines that say what was
         taken from where.  Raises as ``load_checkpoint``."""
         parameters = self.parameters_dict()
-        stored = opened(_model_file(path), parameters)
+        stored = open_checkpoint(_model_file(path), parameters)
         new, unused = _matching(parameters, self.new_parts), _matching(stored, self.unused_parts)
         if not unused or any(name in stored for name in new):
             self.load_checkpoint(path)
@@ -342,7 +344,7 @@ class Pretrained(nn.Cell):
         parameters = self.parameters_dict()
         for name, file in files.items():
             parameters[name].set_data(
-                Tensor.from_numpy(own_piece(parameters[name], file.float32(name))).astype(
+                Tensor.from_numpy(local_shard(parameters[name], file.float32(name))).astype(
                     parameters[name].dtype
                 )
             )
@@ -375,32 +377,34 @@ def _processor_of(config, folder):
     return None
 
 
-def own_piece(parameter, array):
+def local_shard(parameter, array):
     """Of the array of a whole parameter what this card holds."""
     if not is_split(parameter, comm.mesh.model):
         return array
     return np.ascontiguousarray(parameter.division.cut(array, comm.mesh.model, comm.mesh.model_rank))
 
 
-def whole(parameter, array=None):
+def unshard(parameter, array=None):
     """The array of a whole parameter, or of something of its shape, on every card of the model group."""
     array = parameter.asnumpy() if array is None else array
-    return parameter.division.join(comm.pieces(array)) if is_split(parameter, comm.mesh.model) else array
+    return (
+        parameter.division.join(comm.gather_shards(array)) if is_split(parameter, comm.mesh.model) else array
+    )
 
 
-def whole_bytes(parameters):
+def unsharded_bytes(parameters):
     """The bytes of parameters, those that are split over a model group whole."""
     return sum(math.prod(whole_shape(p)) * p.itemsize for p in parameters)
 
 
-def save_whole(path, tensors, needed=None):
+def save_unsharded(path, tensors, needed=None):
     """``write_checkpoint`` by the main process.  Making the tensors takes all processes, one tensor after the
     other.  An error of the main process (a full disk) is raised when the others have come to their end, and
     they raise one too."""
     tensors = iter(tensors)
-    with comm.together():
+    with comm.fail_together():
         try:
-            if comm.first():
+            if comm.is_main_process():
                 write_checkpoint(path, tensors, needed)
         finally:
             for _ in tensors if comm.mesh.size > 1 else ():
@@ -429,7 +433,7 @@ def frozen_record(path):
     )
 
 
-def holders(model, path, names):
+def external_checkpoints(model, path, names):
     """Name → Checkpoint for ``names``, of the .ckpt ``path`` or of the files that the
     configuration names for parts."""
     stored = Checkpoint(_model_file(path))
@@ -439,7 +443,7 @@ def holders(model, path, names):
 
 def _model_file(path):
     path = Path(path)
-    if not path.is_dir() or len(found(path)) > 1:
+    if not path.is_dir() or len(shard_files(path)) > 1:
         return path
     inside = sorted(one.name for one in path.glob("step_*"))
     if inside:
@@ -505,7 +509,7 @@ def _frozen(model, stored, missing, frozen_path):
             f"{stored.path} holds what was trained; the rest is in {path}, which is not there: give the file as "
             "frozen_path (--load_checkpoint when resuming)"
         )
-    files = holders(model, path, missing)
+    files = external_checkpoints(model, path, missing)
     absent = [name for name in missing if name not in files]
     # all that a run of stage 1 knew of
     own = [name for name in missing if not name.startswith(LANGUAGE_MODEL)]

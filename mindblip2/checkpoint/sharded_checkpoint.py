@@ -18,7 +18,7 @@ PIECE = "piece_{}_of_{}.ckpt"
 NAME = re.compile(r"piece_(0|[1-9]\d{0,17})_of_([1-9]\d{0,17})\.ckpt")
 
 
-def found(folder, cards=None):
+def shard_files(folder, cards=None):
     """The files of a folder in the order of the cards: ``piece_I_of_N.ckpt``, or MindFormers'
     ``rank_I/*.ckpt``, of which the first ``cards`` are a model group; [] where there are none.  Raises
     CheckpointError where one is missing, or is not the only one."""
@@ -77,13 +77,13 @@ def _named(folder):
     return named
 
 
-def opened(path, parameters):
+def open_checkpoint(path, parameters):
     """The :class:`Checkpoint` of a file, or the :class:`Pieces` of a folder that holds pieces."""
-    files = found(path) if Path(path).is_dir() else []
-    return Pieces(files, parameters) if len(files) > 1 else Checkpoint(path)
+    files = shard_files(path) if Path(path).is_dir() else []
+    return ShardedCheckpoint(files, parameters) if len(files) > 1 else Checkpoint(path)
 
 
-class Pieces(Mapping):
+class ShardedCheckpoint(Mapping):
     """Name → whole array of a checkpoint in pieces, put together when it is asked for; else as
     :class:`Checkpoint`.
 

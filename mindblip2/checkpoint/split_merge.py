@@ -10,7 +10,7 @@ from pathlib import Path
 from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.checkpoint.load_errors import check_names, check_shapes
 from mindblip2.checkpoint.pretrained import no_init
-from mindblip2.checkpoint.sharded_checkpoint import NAME, PIECE, Pieces, found
+from mindblip2.checkpoint.sharded_checkpoint import NAME, PIECE, ShardedCheckpoint, shard_files
 from mindblip2.config.schema import ConfigError
 from mindblip2.distributed.data_parallel import misfits
 from mindblip2.distributed.sharding import is_split
@@ -59,7 +59,7 @@ def merge_checkpoint(config):
     ``split_checkpoint``."""
     folder, cards = Path(_given(config)), config.parallel_config.model_parallel
     path = Path(config.output_dir) / f"{config.trainer.model_name or 'model'}.ckpt"
-    files = found(folder, cards if cards > 1 else None) if folder.is_dir() else []
+    files = shard_files(folder, cards if cards > 1 else None) if folder.is_dir() else []
     if len(files) < 2:
         raise CheckpointError(
             f"{folder} holds no pieces: expected a folder with {PIECE.format(0, 'N')} and the others, or with "
@@ -71,7 +71,7 @@ def merge_checkpoint(config):
             f"{path} is there already: give another --output_dir, or another --trainer.model_name"
         )
     parameters = _parameters(config)
-    pieces = Pieces(files, parameters)
+    pieces = ShardedCheckpoint(files, parameters)
     _check(pieces, parameters)
     write_checkpoint(
         path,

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, count_not_finite
-from mindblip2.checkpoint.pretrained import save_whole, whole, whole_bytes
+from mindblip2.checkpoint.pretrained import save_unsharded, unshard, unsharded_bytes
 from mindblip2.distributed import comm
 from mindblip2.file_io import FileError, atomic_folder, read_json, write_json
 
@@ -36,16 +36,19 @@ def save(folder, model, optimizer, state, keep=3):
     call this; the main process writes."""
     final = Path(folder) / NAME.format(state["step"])
     parameters = saved_parameters(model, state)
-    with comm.together(), atomic_folder(final) if comm.first() else contextlib.nullcontext(final) as partial:
-        save_whole(
+    with (
+        comm.fail_together(),
+        atomic_folder(final) if comm.is_main_process() else contextlib.nullcontext(final) as partial,
+    ):
+        save_unsharded(
             partial / "model.ckpt",
-            ((name, str(p.dtype), whole(p)) for name, p in parameters.items()),
-            whole_bytes(parameters.values()),
+            ((name, str(p.dtype), unshard(p)) for name, p in parameters.items()),
+            unsharded_bytes(parameters.values()),
         )
-        save_whole(partial / "optimizer.ckpt", optimizer.entries(), optimizer.bytes())
-        if comm.first():
+        save_unsharded(partial / "optimizer.ckpt", optimizer.entries(), optimizer.bytes())
+        if comm.is_main_process():
             write_json(partial / "state.json", state)
-    if comm.first():
+    if comm.is_main_process():
         spared = {path.name for path in saved(folder)[-keep:]} | {final.name, best(folder).get("checkpoint")}
         for old in saved(folder):
             if old.name not in spared:

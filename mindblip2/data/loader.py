@@ -12,7 +12,7 @@ import numpy as np
 from mindblip2.data.images.color_conversion import ImageError
 from mindblip2.data.prefetch import ahead, columns, from_workers, stacked
 from mindblip2.data.processor import rgb
-from mindblip2.data.sampler import order
+from mindblip2.data.sampler import sample_order
 from mindblip2.data.text.checks import UnknownCount
 from mindblip2.data.text.cleaning import BlipCaption
 
@@ -265,7 +265,7 @@ class _Places:
 
     def __init__(self, feed, epoch, start_step):
         self.feed, self.epoch, self.start_step = feed, epoch, start_step
-        self.indices = order(feed.sizes, feed.seed, epoch, feed.chunk, feed.ratios, feed.shuffle)
+        self.indices = sample_order(feed.sizes, feed.seed, epoch, feed.chunk, feed.ratios, feed.shuffle)
         if not 0 <= start_step <= len(feed):
             raise ValueError(
                 f"start_step = {start_step}: an epoch has {len(feed)} steps; was the cursor saved with another batch "

@@ -6,7 +6,7 @@ import numpy as np
 RATIO_DRAWS = 1  # tells the generator that draws sets from the one that permutes samples
 
 
-def order(sizes, seed, epoch, batch, ratios=(), shuffle=True):
+def sample_order(sizes, seed, epoch, batch, ratios=(), shuffle=True):
     """Indices of the samples of an epoch, whole batches only: int64 (steps * batch,).
 
     ``sizes``: samples of each set; they stand behind one another.  Without ``ratios`` every sample comes

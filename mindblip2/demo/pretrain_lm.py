@@ -22,7 +22,7 @@ from mindblip2.data.text.prompting import check_language_vocabulary
 from mindblip2.demo import scenes
 from mindblip2.models import losses
 from mindblip2.models.blip2_llm import LANGUAGE_MODELS
-from mindblip2.trainer.logging import Monitor
+from mindblip2.trainer.logging import TrainingLog
 from mindblip2.trainer.lr_schedule import learning_rate
 from mindblip2.trainer.optimizer import AdamW
 
@@ -87,7 +87,7 @@ def teach(config, path, steps=STEPS, batch=BATCH):
         model, None, ms.ParameterTuple(model.trainable_params()), has_aux=True
     )
     update = AdamW(model.trainable_params(), config.optimizer)
-    monitor = Monitor(Path(path).parent / "log", steps, config.runner_config.log_every)
+    monitor = TrainingLog(Path(path).parent / "log", steps, config.runner_config.log_every)
     try:
         for step, made in enumerate(batches(config, tokenizer, steps, batch)):
             (loss, accuracy), gradients = value_and_grad(*map(Tensor, made))

@@ -62,7 +62,7 @@ class TrainingScenes:
             }
 
 
-class ToldScenes:
+class CaptionedScenes:
     """Stage 2: ``count`` scenes of one to three digits per epoch, never the same twice, with their whole
     captions, or with a question as the sample's own prompt and the answer as its caption."""
 

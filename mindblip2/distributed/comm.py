@@ -34,7 +34,7 @@ class Mesh:
 
     data: int = 1
     model: int = 1
-    rank: int = 0
+    data_rank: int = 0
 
     data_rank = property(lambda self: self.rank // self.model)
     model_rank = property(lambda self: self.rank % self.model)
@@ -54,7 +54,7 @@ def world_size():
     return int(os.environ.get("MS_WORKER_NUM", "1"))
 
 
-def start(data, model):
+def init_mesh(data, model):
     """Join the other processes as a mesh of ``data`` × ``model``, which must be ``world_size()``.  Does
     nothing the second time."""
     global mesh, _data, _model, _enter, _leave, _total_model, _gather_model, _total_data, _gather_data
@@ -78,7 +78,7 @@ def start(data, model):
 
 
 @contextlib.contextmanager
-def pretend(data, model, rank=0):
+def simulate_mesh(data, model, rank=0):
     """Cells that are made here have the shapes of one card of a mesh that is not there; they cannot
     compute."""
     global mesh
@@ -89,13 +89,13 @@ def pretend(data, model, rank=0):
         mesh = before
 
 
-def first():
+def is_main_process():
     """Whether this process is the one that prints and writes."""
     return mesh.rank == 0
 
 
 @contextlib.contextmanager
-def counted():
+def record_communication():
     """The list of (what, group, bytes of this process's own contribution) of everything that travels in
     PyNative mode inside."""
     global _tally
@@ -107,30 +107,30 @@ def counted():
 
 
 # ------------------------------------------------------------------------------------------------ within a mo
-def enter(x):
+def copy_to_tensor_parallel(x):
     """Before products whose weights are split: x itself.  Its gradient, of which every card has a part, is
     summed."""
     return x if mesh.model == 1 else _enter(x)
 
 
-def leave(x):
+def reduce_from_tensor_parallel(x):
     """Behind products whose weights are split: the sum of all cards' parts.  Its gradient is the same on
     every card."""
     return x if mesh.model == 1 else _leave(x)
 
 
-def side_by_side(x):
+def all_gather_model(x):
     """x of every card of the model group, without gradient: (…) → (model, …)."""
     return x[None] if mesh.model == 1 else _gather_model(ops.stop_gradient(x)[None])
 
 
 # ------------------------------------------------------------------------------------------------ within a da
-def rank():
+def data_rank():
     """Index of this process in the data group."""
     return mesh.data_rank
 
 
-def gather(x_B):
+def all_gather_data(x_B):
     """(B, …) on every card → (G, …): the rows of all cards in rank order.  A row's gradient is the sum of
     what all cards have of it; of whole numbers there is none."""
     if mesh.data == 1:
@@ -144,12 +144,12 @@ def gather(x_B):
     return _gather_data(x_B)
 
 
-def mean(x):
+def all_reduce_mean(x):
     """The mean over the data group, without gradient."""
     return x if mesh.data == 1 else _total_data(ops.stop_gradient(x)) / mesh.data
 
 
-def total(x, group):
+def all_reduce_sum(x, group):
     """The sum over the "data" or the "model" group of a tensor that needs no gradient."""
     if (mesh.data if group == "data" else mesh.model) == 1:
         return x
@@ -157,24 +157,24 @@ def total(x, group):
 
 
 # ------------------------------------------------------------------------------------------------ on the host
-def pieces(array):
+def gather_shards(array):
     """The arrays of all cards of the model group, in rank order."""
     return [array] if mesh.model == 1 else list(_model.rows(array))
 
 
-def from_owner(array, owner):
+def broadcast_from(array, owner):
     """An array that only data rank ``owner`` has right; the others give one of its shape and dtype."""
     return (
         array if mesh.data == 1 else _data.sum_of(array if mesh.data_rank == owner else np.zeros_like(array))
     )
 
 
-def share(rows):
+def data_shard(rows):
     """This data rank's rows of a list or array; ``collect`` puts them together again."""
     return rows[mesh.data_rank :: mesh.data]
 
 
-def collect(rows):
+def gather_data_shards(rows):
     """What every data rank made of its ``share``, a list of anything that JSON can hold, in the order of the
     whole list."""
     if mesh.data == 1:
@@ -186,12 +186,12 @@ def collect(rows):
     return [shares[i % mesh.data][i // mesh.data] for i in range(sum(map(len, shares)))]
 
 
-def added(array):
+def host_all_reduce_data(array):
     """The sum over the data group of float32 arrays, of which every card has filled in other places."""
     return array if mesh.data == 1 else _data.sum_of(array)
 
 
-def everywhere(array):
+def host_all_reduce(array):
     """The sum of the float32 arrays of all processes."""
     for group, cards in ((_model, mesh.model), (_data, mesh.data)):
         if cards > 1:
@@ -201,20 +201,20 @@ def everywhere(array):
 
 def barrier():
     """Wait until all processes are here."""
-    everywhere(np.zeros(1, np.float32))
+    host_all_reduce(np.zeros(1, np.float32))
 
 
 @contextlib.contextmanager
-def together():
+def fail_together():
     """A block that ends on all processes with an error where it ends on one of them with an Exception: nobody
     waits for a process that has given up.  The collectives within the block must be the same on all, errors
     or not."""
     try:
         yield
     except Exception:
-        everywhere(np.ones(1, np.float32))
+        host_all_reduce(np.ones(1, np.float32))
         raise
-    if everywhere(np.zeros(1, np.float32))[0]:
+    if host_all_reduce(np.zeros(1, np.float32))[0]:
         raise RuntimeError("another process of the mesh has failed; its message says why")
 
 

@@ -59,12 +59,12 @@ def join(config, net=None):
             f"parallel_config.model_parallel = {model} does not divide {'; '.join(reasons)}.  Meshes that fit {world} "
             f"processes: {_listed(fitting)}"
         )
-    comm.start(data, model)
+    comm.init_mesh(data, model)
     pieces = [p for p in net.get_parameters() if is_split(p, model)] if net is not None else []
     if any(tuple(p.shape) != p.division.shape(whole_shape(p), model) for p in pieces):
         raise ConfigError(
             f"the model was made before the mesh, so {pieces[0].name} is whole: call Trainer.set_parallel_config, or "
-            "mindblip2.distributed.comm.start, first, and make the model then"
+            "mindblip2.distributed.comm.init_mesh, first, and make the model then"
         )
 
 
@@ -141,7 +141,7 @@ class Total(nn.Cell):
     def construct(self, arrays):
         flat, made = self.map(_flat, arrays), ()
         for first, last, starts in self.buckets:
-            total = comm.total(ops.cat(flat[first:last]), "data") * self.factor
+            total = comm.all_reduce_sum(ops.cat(flat[first:last]), "data") * self.factor
             made += self.map(ops.partial(_cut, total), arrays[first:last], starts)
         return made
 

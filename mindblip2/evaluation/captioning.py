@@ -16,7 +16,7 @@ from mindblip2.progress import progress
 ANSWER = {"max_new_tokens": 10, "length_penalty": 0.0}  # LAVIS's predict_answers
 
 
-class Writer:
+class ImageTextGenerator:
     """A ``Blip2ImageToTextGeneration`` and the processor of its language model.
 
     Raises ValueError where the tokenizer's ids are not the language model's words."""

@@ -33,7 +33,7 @@ RERANK = ("itm+itc", "itm", "none")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RetrievalConfig:
     """How to evaluate.  Raises ValueError on values that mean nothing."""
 
     k_test: int = 128  # candidates per picture and per text that the ITM head ranks again
@@ -95,7 +95,7 @@ def score(model, image_processor, pictures, ids_TL, recipe, net=None):
     lengths_T = (ids_TL != model.config.qformer_config.pad_token_id).sum(1)
     text_TE = text_features(model, ids_TL, lengths_T)
     # of this process; each fills in its own, and the sum is everybody's
-    rows = comm.share(np.arange(len(pictures)))
+    rows = comm.data_shard(np.arange(len(pictures)))
     kept = Kept(
         model,
         image_processor,
@@ -110,7 +110,7 @@ def score(model, image_processor, pictures, ids_TL, recipe, net=None):
                 for memory, count in kept.first_visit(recipe.batch_size)
             ]
         )
-    itc_IT = check_finite(comm.added(itc_IT), "the cosines of pictures and texts")
+    itc_IT = check_finite(comm.host_all_reduce_data(itc_IT), "the cosines of pictures and texts")
     if recipe.rerank == "none":
         return Scores(itc_IT, itc_IT, itc_IT.T, 0, time.perf_counter() - start, 0.0)
     again = time.perf_counter()
@@ -119,7 +119,7 @@ def score(model, image_processor, pictures, ids_TL, recipe, net=None):
     itm_IT = np.zeros_like(itc_IT)
     if len(rows):
         itm_IT[rows] = match(net or Match(model), kept, wanted_IT[rows], ids_TL, lengths_T)
-    itm_IT = comm.added(itm_IT)
+    itm_IT = comm.host_all_reduce_data(itm_IT)
     if recipe.rerank == "itm+itc":
         itm_IT += itc_IT
     i2t, t2i = np.where(best_IT, itm_IT, np.float32(FILL)), np.where(best_TI, itm_IT.T, np.float32(FILL))

@@ -109,7 +109,7 @@ def accuracy(classifier, pictures, truths, batch_size=8):
         )
     truth_I = np.array([classifier.labels.index(label) for label in truths])
     own_I, probability_IL = (
-        comm.share(np.arange(len(truths))),
+        comm.data_shard(np.arange(len(truths))),
         np.zeros((len(truths), len(classifier.labels)), np.float32),
     )
     for part in progress(
@@ -118,7 +118,9 @@ def accuracy(classifier, pictures, truths, batch_size=8):
         unit="batch",
     ):
         probability_IL[part] = classifier.probabilities([pictures[i] for i in part], batch_size)
-    probability_IL = check_finite(comm.added(probability_IL), "the probabilities of the labels")
+    probability_IL = check_finite(
+        comm.host_all_reduce_data(probability_IL), "the probabilities of the labels"
+    )
     rank_I = (probability_IL >= probability_IL[np.arange(len(truths)), truth_I][:, None]).sum(1) - 1
     counts_LL = np.zeros((len(classifier.labels),) * 2, int)
     np.add.at(counts_LL, (truth_I, probability_IL.argmax(1)), 1)

@@ -16,8 +16,8 @@ from mindblip2.generation.logits_processors import (
     draw_several,
     generators,
     log_softmax,
-    narrow,
     restrict,
+    top_k_top_p,
 )
 
 # score of what must not be chosen; as in transformers not -inf, so that too few candidates make no NaN
@@ -33,7 +33,7 @@ def beam_search(step, logits_NV, given_NT, how):
             logits_NV = step(search.ids_NT[:, -1], new, search.order_N)
         scores_NV = restrict(log_softmax(checked(logits_NV, new, how)), search.ids_NT, new, how)
         if how.do_sample:
-            scores_NV = narrow(scores_NV, how)
+            scores_NV = top_k_top_p(scores_NV, how)
         if search.advance(scores_NV, new):
             break
     return search.captions()

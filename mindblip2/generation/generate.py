@@ -13,10 +13,10 @@ B prompts · N = B × beams or captions · T ids · V vocab
 import numpy as np
 
 from mindblip2.generation.beam_search import beam_search
-from mindblip2.generation.generation_config import Decoding, LanguageDecoding
-from mindblip2.generation.logits_processors import checked, draw, generators, narrow, restrict
+from mindblip2.generation.generation_config import GenerationConfig, LanguageGenerationConfig
+from mindblip2.generation.logits_processors import checked, draw, generators, restrict, top_k_top_p
 
-__all__ = ["Decoding", "LanguageDecoding", "complete", "generate", "stream"]
+__all__ = ["GenerationConfig", "LanguageGenerationConfig", "complete", "generate", "stream"]
 
 
 def generate(step, start_B1, how):
@@ -96,7 +96,7 @@ def _one_by_one(step, logits_NV, ids_NT, how):
         scores_NV = restrict(checked(logits_NV, new, how), ids_NT, new, how)
         if how.do_sample:
             token_N = draw(
-                narrow(scores_NV, how), np.tile([caption.random() for caption in captions], prompts)
+                top_k_top_p(scores_NV, how), np.tile([caption.random() for caption in captions], prompts)
             )
         else:
             token_N = scores_NV.argmax(1)

@@ -25,7 +25,7 @@ class UnknownArgument(TypeError, ValueError):
 
 
 @dataclass(frozen=True)
-class Decoding:
+class GenerationConfig:
     """How stage 1 writes captions.  Lengths count generated tokens only, neither the start token nor a
     prompt."""
 
@@ -125,7 +125,7 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class LanguageDecoding(Decoding):
+class LanguageGenerationConfig(GenerationConfig):
     """How a language model writes (stage 2): LAVIS's defaults for OPT, the scores of today's transformers."""
 
     max_new_tokens: int = 30

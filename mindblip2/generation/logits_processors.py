@@ -61,7 +61,7 @@ def _repeats(ids_NT, size):
     return np.where((windows[:, :, :-1] == last).all(2), windows[:, :, -1], -1)
 
 
-def narrow(scores_NV, how):
+def top_k_top_p(scores_NV, how):
     """Temperature, top-k, top-p: scores of the tokens that may be drawn, -inf for the others.
 
     As in transformers all tokens as likely as the k-th stay, top-p is counted among what top-k left, and

@@ -14,7 +14,7 @@ from mindspore import Tensor, nn, ops
 from mindblip2.checkpoint.pretrained import Pretrained
 from mindblip2.config import Blip2Config, LlamaConfig, OPTConfig
 from mindblip2.data.text.prompting import check_language_vocabulary, prompt_ids
-from mindblip2.generation.generate import LanguageDecoding, complete
+from mindblip2.generation.generate import LanguageGenerationConfig, complete
 from mindblip2.lock import unlocked
 from mindblip2.models import inputs, losses, rng
 from mindblip2.models.layers import LayerNorm, Linear
@@ -164,7 +164,7 @@ class Blip2ImageToTextGeneration(Blip2Llm):
         and prompt_ids a text or a list of texts.  A dict ``{"image", "prompt"}`` (LAVIS's samples) or of
         ``Blip2Processor`` may stand for both. ``on_token``: called with the (N,) ids of every step as they
         come, not with beams.  Keywords are the fields of
-        :class:`mindblip2.generation.generation_config.LanguageDecoding` and its aliases; all lengths count
+        :class:`mindblip2.generation.generation_config.LanguageGenerationConfig` and its aliases; all lengths count
         new tokens only.
 
         Raises TypeError for an unknown keyword; ValueError for values out of range, ids outside the
@@ -205,7 +205,7 @@ class Blip2ImageToTextGeneration(Blip2Llm):
                 "top_p": text.top_p,
                 "temperature": text.temperature,
             }
-        return LanguageDecoding.of(keywords, **said)
+        return LanguageGenerationConfig.of(keywords, **said)
 
     def queries_of(self, image):
         """What the language model reads of pictures (B, 3, S, S): (B, Q, D).  Called from outside of a

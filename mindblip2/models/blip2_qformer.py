@@ -15,7 +15,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindblip2.checkpoint.pretrained import Pretrained
 from mindblip2.config import Blip2Config
 from mindblip2.distributed import comm
-from mindblip2.generation.generate import Decoding, generate
+from mindblip2.generation.generate import GenerationConfig, generate
 from mindblip2.models import inputs, losses, rng
 from mindblip2.models.layers import MASKED, LayerNorm, Linear, whole_vocabulary
 from mindblip2.models.qformer import QFormer
@@ -145,7 +145,7 @@ class Blip2Qformer(Pretrained):
         """Uniform draws for the choice of two negatives per row, (2, B, G): this card's rows of what one card
         with all would draw."""
         draws_2GG = rng.uniform(self._words[0], 0, (2, world_batch, world_batch))
-        return draws_2GG[:, comm.rank() * batch : (comm.rank() + 1) * batch]
+        return draws_2GG[:, comm.data_rank() * batch : (comm.data_rank() + 1) * batch]
 
     def _advance(self):
         if self.training and self._words[0] is not None:
@@ -211,7 +211,7 @@ class Blip2Qformer(Pretrained):
         LAVIS.
 
         ``image`` may also be LAVIS's ``{"image": …}``; stage 1 writes without a prompt.  Keywords are the
-        fields of :class:`mindblip2.generation.generation_config.Decoding` and its aliases.
+        fields of :class:`mindblip2.generation.generation_config.GenerationConfig` and its aliases.
         ``use_cache=False`` computes the whole prefix at every step: the same ids, slower."""
         config = self.config.qformer_config
         if not isinstance(use_cache, bool):
@@ -222,7 +222,9 @@ class Blip2Qformer(Pretrained):
         image = inputs.pictures(
             self, inputs.unpacked(image, {"image": "image"})["image"] if isinstance(image, dict) else image
         )
-        how = Decoding.of(decoding, eos_token_id=config.sep_token_id, pad_token_id=config.pad_token_id)
+        how = GenerationConfig.of(
+            decoding, eos_token_id=config.sep_token_id, pad_token_id=config.pad_token_id
+        )
         if how.max_new_tokens >= config.max_position_embeddings:
             raise ValueError(
                 f"max_new_tokens = {how.max_new_tokens}: the model has "
@@ -253,10 +255,12 @@ class Blip2Qformer(Pretrained):
         On one card the wrong pictures' memories are there; on a data group what the ViT made of them travels,
         which is less, and their memories are made here."""
         image_idx, text_idx = negatives
-        ids_3BT = ops.cat((input_ids, input_ids, comm.gather(input_ids)[text_idx]))
+        ids_3BT = ops.cat((input_ids, input_ids, comm.all_gather_data(input_ids)[text_idx]))
         others, with_others = None, ()
         if comm.mesh.data > 1:
-            others = self.qformer.memory(self.ln_vision(ops.gather(comm.gather(vit_BPW), image_idx, 0)))
+            others = self.qformer.memory(
+                self.ln_vision(ops.gather(comm.all_gather_data(vit_BPW), image_idx, 0))
+            )
         for layer, (key, value) in enumerate(memory):
             other = (
                 (ops.gather(key, image_idx, 0), ops.gather(value, image_idx, 0))

@@ -19,14 +19,14 @@ from mindblip2.models.kernels import ascend
 from mindblip2.models.layers import (
     MASKED,
     Embedding,
-    Frame,
     Linear,
+    SharedLayer,
     attend,
     dtype_of,
+    force_async_runtime,
     linear,
+    local_heads,
     merge_heads,
-    never_of,
-    share,
     split_heads,
     threaded,
     whole_vocabulary,
@@ -61,7 +61,7 @@ class Attention(nn.Cell):
 
     def __init__(self, config, dtype, bias, held, shifts=False):
         super().__init__()
-        self.heads, self.kv_heads = share(config.num_heads), share(config.kv_heads)
+        self.heads, self.kv_heads = local_heads(config.num_heads), local_heads(config.kv_heads)
         self.flash, self.shifts, self.ascend = device.flash(dtype), shifts, device.ascend()
         inner = config.hidden_size // config.num_heads * config.kv_heads
         sizes = {"bias": bias, "std": config.initializer_range, "held": held}
@@ -71,7 +71,7 @@ class Attention(nn.Cell):
         self.output = Linear(config.hidden_size, config.hidden_size, dtype, **sizes, split="inputs")
 
     def construct(self, x_BTD, bias, turn=None, past=None, slot=None):
-        x_BTD = comm.enter(x_BTD)
+        x_BTD = comm.copy_to_tensor_parallel(x_BTD)
         query_BHTK = self._turned(split_heads(self.query(x_BTD), self.heads), turn)
         key_BJTK = self._turned(split_heads(self.key(x_BTD), self.kv_heads), turn)
         value_BJTK = split_heads(self.value(x_BTD), self.kv_heads)
@@ -217,7 +217,7 @@ class LanguageModel(nn.Cell):
 
     def logits(self, hidden, scale):
         """Logits (…, V) float32; ``scale`` is the ``head_scale``."""
-        hidden = comm.enter(hidden)
+        hidden = comm.copy_to_tensor_parallel(hidden)
         return linear(hidden, self.head_weight().astype(hidden.dtype)).astype(ms.float32) * scale
 
     def placed(self, x_BTD, position_BT):
@@ -291,14 +291,14 @@ class _Step(nn.Cell):
 
 
 def _frame(llm):
-    return Frame(lambda: llm.make_layer(*llm.arguments))
+    return SharedLayer(lambda: llm.make_layer(*llm.arguments))
 
 
 class _End(nn.Cell):
     def __init__(self, llm):
         super().__init__(auto_prefix=False)
         self.llm = llm
-        self.never = (never_of(llm.word),)
+        self.never = (force_async_runtime(llm.word),)
 
     def construct(self, x_ND, scale, never):
         return whole_vocabulary(self.llm.logits(self.llm.norm(threaded(x_ND, never)), scale), self.llm.vocab)

@@ -28,7 +28,7 @@ def dtype_of(name):
     return {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[name]
 
 
-def share(count):
+def local_heads(count):
     """How many of ``count`` heads, or channels of all heads, this card computes."""
     return count // comm.mesh.model
 
@@ -52,7 +52,7 @@ def whole_vocabulary(logits, vocab):
     """Logits (N, V) of all words, from those of this card's piece of the vocabulary (N, V / cards)."""
     if comm.mesh.model == 1:
         return logits
-    return comm.side_by_side(logits).swapaxes(0, 1).reshape(logits.shape[0], -1)[:, :vocab]
+    return comm.all_gather_model(logits).swapaxes(0, 1).reshape(logits.shape[0], -1)[:, :vocab]
 
 
 class GELU(nn.Cell):
@@ -118,7 +118,7 @@ def threaded(x, never):
     return x
 
 
-def never_of(cell):
+def force_async_runtime(cell):
     """Tensor(False) where :func:`threaded` helps: for large weights on a CPU in graph mode; None
     elsewhere."""
     on_cpu = device.target() == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE
@@ -126,7 +126,7 @@ def never_of(cell):
     return Tensor(False) if large else None
 
 
-class Frame(nn.Cell):
+class SharedLayer(nn.Cell):
     """A layer without weights of its own that takes those of all layers of a stack in turn, and is compiled
     once for all.  Called from outside of a graph."""
 
@@ -134,7 +134,7 @@ class Frame(nn.Cell):
         super().__init__(auto_prefix=False)
         with device.no_init():
             self.layer = make().set_train(False)
-        self.never = (never_of(self.layer),)  # in a tuple: an argument, no constant of the graph
+        self.never = (force_async_runtime(self.layer),)  # in a tuple: an argument, no constant of the graph
 
     def construct(self, never, x, *rest):
         return self.layer(threaded(x, never), *rest)
@@ -171,7 +171,7 @@ class Linear(nn.Cell):
 
     def construct(self, x):
         if self.sums and comm.mesh.model > 1:
-            x = comm.leave(linear(x.astype(self.dtype), self.weight.astype(self.dtype)))
+            x = comm.reduce_from_tensor_parallel(linear(x.astype(self.dtype), self.weight.astype(self.dtype)))
             return x if self.bias is None else x + self.bias.astype(self.dtype)
         return linear(x.astype(self.dtype), self.weight.astype(self.dtype), self.bias)
 
@@ -234,7 +234,7 @@ class FeedForward(nn.Cell):
         self.down = Linear(hidden, width, dtype, std=std, split="inputs")
 
     def construct(self, x):
-        return self.down(self.gelu(self.up(comm.enter(x))))
+        return self.down(self.gelu(self.up(comm.copy_to_tensor_parallel(x))))
 
 
 class Embedding(nn.Cell):
@@ -256,4 +256,4 @@ class Embedding(nn.Cell):
         own = ids - self.start
         is_own = ops.logical_and(own >= 0, own < self.embedding_table.shape[0])
         found = ops.gather(self.embedding_table, own * is_own.astype(ms.int32), 0)
-        return comm.leave(found * is_own.astype(found.dtype)[..., None])
+        return comm.reduce_from_tensor_parallel(found * is_own.astype(found.dtype)[..., None])

@@ -15,7 +15,7 @@ from mindblip2 import device
 from mindblip2.distributed import comm
 from mindblip2.models.decoder import Attention, LanguageModel, Layer
 from mindblip2.models.kernels import ascend
-from mindblip2.models.layers import SCORES, Linear, share
+from mindblip2.models.layers import SCORES, Linear, local_heads
 
 
 class RMSNorm(nn.Cell):
@@ -45,7 +45,7 @@ class SwiGLU(nn.Cell):
         self.down = Linear(hidden, width, dtype, bias=False, std=std, held=held, split="inputs")
 
     def construct(self, x):
-        x = comm.enter(x)
+        x = comm.copy_to_tensor_parallel(x)
         return self.down(ops.silu(self.gate(x)) * self.up(x))
 
 
@@ -97,9 +97,9 @@ class Llama(LanguageModel):
             if self.rope
             else None
         )
-        own = share(config.num_heads) * comm.mesh.model_rank
+        own = local_heads(config.num_heads) * comm.mesh.model_rank
         self.slopes = (
-            None if self.rope else Tensor(slopes(config.num_heads)[own : own + share(config.num_heads)])
+            None if self.rope else Tensor(slopes(config.num_heads)[own : own + local_heads(config.num_heads)])
         )
 
     def make_layer(self, config, dtype, held):

@@ -33,7 +33,7 @@ def itc(image_BQE, text_BE, temp, image_id_B=None, smoothing=0.1, gather_with_gr
     What is gathered from all cards carries no gradient, on one card too (LAVIS' ``concat_all_gather``):
     images learn from i2t, texts from t2i.  With ``image_id`` all samples of the same picture share the
     target."""
-    image_GQE, text_GE = comm.gather(image_BQE), comm.gather(text_BE)
+    image_GQE, text_GE = comm.all_gather_data(image_BQE), comm.all_gather_data(text_BE)
     if not gather_with_grad:
         image_GQE, text_GE = ops.stop_gradient(image_GQE), ops.stop_gradient(text_GE)
     sim_i2t_BG = similarity(image_BQE, text_GE) / temp
@@ -52,9 +52,9 @@ def itc_targets(batch, world_batch, image_id_B=None, smoothing=0.1):
 def same_picture(batch, world_batch, image_id_B=None):
     """Which of all samples show the own picture: (B, G) bool.  Without ids only the sample itself."""
     if image_id_B is None:
-        own = ops.arange(batch) + comm.rank() * batch
+        own = ops.arange(batch) + comm.data_rank() * batch
         return own[:, None] == ops.arange(world_batch)[None]
-    return image_id_B[:, None] == comm.gather(image_id_B)[None]
+    return image_id_B[:, None] == comm.all_gather_data(image_id_B)[None]
 
 
 def log_softmax(logits):
@@ -139,7 +139,7 @@ def next_word(logits_BTV, labels_BT, learnt_BT, smoothing=0.0, vocab=None):
     loss = -(1 - smoothing) * right_N
     if smoothing:
         loss = loss - smoothing * mean_N
-    return (loss * learnt).sum() / ops.maximum(comm.mean(learnt.sum()), 1.0)
+    return (loss * learnt).sum() / ops.maximum(comm.all_reduce_mean(learnt.sum()), 1.0)
 
 
 def split_log_probs(logits_NU, labels_N, vocab):
@@ -148,14 +148,18 @@ def split_log_probs(logits_NU, labels_N, vocab):
 
     U this card's words.  Three numbers per row travel, never the logits."""
     logits_NU, place_U = own_words(logits_NU, vocab)
-    top_N1 = ops.stop_gradient(ops.amax(comm.side_by_side(ops.amax(logits_NU, -1, keepdims=True)), 0))
+    top_N1 = ops.stop_gradient(ops.amax(comm.all_gather_model(ops.amax(logits_NU, -1, keepdims=True)), 0))
     logits_NU = logits_NU - top_N1
     # every card's words wait for its gradient
-    log_sum_N1 = comm.enter(ops.log(comm.leave(total(ops.exp2(logits_NU * LOG2_E)))))
+    log_sum_N1 = comm.copy_to_tensor_parallel(
+        ops.log(comm.reduce_from_tensor_parallel(total(ops.exp2(logits_NU * LOG2_E))))
+    )
     log_probs_NU = logits_NU - linear(log_sum_N1, ops.ones((logits_NU.shape[-1], 1), ms.float32))
     is_label_NU = (place_U[None] == labels_N[:, None]).astype(ms.float32)
     is_word_U = (place_U < vocab).astype(ms.float32)
-    both_N2 = comm.leave(ops.cat((total(log_probs_NU * is_label_NU), total(log_probs_NU * is_word_U)), -1))
+    both_N2 = comm.reduce_from_tensor_parallel(
+        ops.cat((total(log_probs_NU * is_label_NU), total(log_probs_NU * is_word_U)), -1)
+    )
     return both_N2[:, 0], both_N2[:, 1] / vocab
 
 
@@ -170,7 +174,7 @@ def own_words(logits_NU, vocab):
 def word_accuracy(logits_BTV, labels_BT, learnt_BT, vocab=None):
     """How often the likeliest word is the label, where ``learnt_BT`` is 1."""
     hit_BT = (likeliest(logits_BTV, vocab) == labels_BT.astype(ms.int32)).astype(ms.float32)
-    return (hit_BT * learnt_BT).sum() / ops.maximum(comm.mean(learnt_BT.sum()), 1.0)
+    return (hit_BT * learnt_BT).sum() / ops.maximum(comm.all_reduce_mean(learnt_BT.sum()), 1.0)
 
 
 def likeliest(logits_BTV, vocab=None):
@@ -179,7 +183,7 @@ def likeliest(logits_BTV, vocab=None):
         return logits_BTV.argmax(-1).astype(ms.int32)
     logits_BTU, place_U = own_words(logits_BTV, vocab)
     best_BT = logits_BTU.argmax(-1).astype(ms.int32)
-    tops_MBT = comm.side_by_side(ops.amax(logits_BTU, -1))
-    bests_MBT = comm.side_by_side((best_BT + place_U[0]).astype(ms.float32))
+    tops_MBT = comm.all_gather_model(ops.amax(logits_BTU, -1))
+    bests_MBT = comm.all_gather_model((best_BT + place_U[0]).astype(ms.float32))
     card_BT = tops_MBT.argmax(0)[None].astype(ms.int32)
     return ops.gather_elements(bests_MBT, 0, card_BT)[0].astype(ms.int32)

@@ -22,7 +22,7 @@ class FeedForward(nn.Cell):
         self.down = Linear(hidden, width, dtype, std=std, held=held, split="inputs")
 
     def construct(self, x):
-        return self.down(ops.relu(self.up(comm.enter(x))))
+        return self.down(ops.relu(self.up(comm.copy_to_tensor_parallel(x))))
 
 
 class OPT(LanguageModel):

@@ -25,9 +25,9 @@ from mindblip2.models.layers import (
     Linear,
     attend,
     linear,
+    local_heads,
     merge_heads,
     parameter,
-    share,
     split_heads,
     whole_vocabulary,
 )
@@ -79,7 +79,7 @@ class SelfAttention(nn.Cell):
     def __init__(self, config, dtype):
         super().__init__()
         width = config.hidden_size
-        self.heads, self.flash = share(config.num_attention_heads), device.flash(dtype)
+        self.heads, self.flash = local_heads(config.num_attention_heads), device.flash(dtype)
         std = config.initializer_range
         self.query = Linear(width, width, dtype, std=std, split="outputs")
         self.key = Linear(width, width, dtype, std=std, split="outputs")
@@ -88,7 +88,7 @@ class SelfAttention(nn.Cell):
         self.dropout = Dropout(config.attention_probs_dropout_prob, of_heads=True)
 
     def construct(self, x_BTD, past=None, bias=None):
-        x_BTD = comm.enter(x_BTD)
+        x_BTD = comm.copy_to_tensor_parallel(x_BTD)
         own = (split_heads(self.key(x_BTD), self.heads), split_heads(self.value(x_BTD), self.heads))
         key, value = own
         if past is not None:
@@ -110,7 +110,7 @@ class CrossAttention(nn.Cell):
 
     def __init__(self, config, dtype):
         super().__init__()
-        self.heads, self.flash = share(config.num_attention_heads), device.flash(dtype)
+        self.heads, self.flash = local_heads(config.num_attention_heads), device.flash(dtype)
         self.query = Linear(
             config.hidden_size, config.hidden_size, dtype, std=config.initializer_range, split="outputs"
         )
@@ -122,7 +122,7 @@ class CrossAttention(nn.Cell):
         )
 
     def construct(self, query_BQD, memory):
-        asked_BQD = self.query(comm.enter(query_BQD))
+        asked_BQD = self.query(comm.copy_to_tensor_parallel(query_BQD))
         if len(memory) == 2:
             asked_IRD = asked_BQD.reshape(memory[0].shape[0], -1, asked_BQD.shape[2])
             return self.output(self._read(asked_IRD, memory, self.dropout).reshape(asked_BQD.shape))
@@ -138,20 +138,20 @@ class CrossAttention(nn.Cell):
         )
 
 
-class Memory(nn.Cell):
+class CrossAttentionKV(nn.Cell):
     """Keys and values of the image for every cross-attention layer: (B, P, W) → tuple of (key, value), (B, H,
     P, K) each."""
 
     def __init__(self, config, dtype):
         super().__init__()
         layers = len(range(0, config.num_hidden_layers, config.cross_attention_freq))
-        self.heads = share(config.num_attention_heads)
+        self.heads = local_heads(config.num_attention_heads)
         sizes, std = (config.encoder_width, config.hidden_size), config.initializer_range
         self.key = nn.CellList([Linear(*sizes, dtype, std=std, split="outputs") for _ in range(layers)])
         self.value = nn.CellList([Linear(*sizes, dtype, std=std, split="outputs") for _ in range(layers)])
 
     def construct(self, image_BPW):
-        image_BPW, memory = comm.enter(image_BPW), ()
+        image_BPW, memory = comm.copy_to_tensor_parallel(image_BPW), ()
         for key, value in zip(self.key, self.value):
             memory += ((split_heads(key(image_BPW), self.heads), split_heads(value(image_BPW), self.heads)),)
         return memory
@@ -238,7 +238,7 @@ class LMHead(nn.Cell):
         self.bias = parameter(Zero(), (config.vocab_size,), "bias", split=Split(0, config.vocab_size))
 
     def construct(self, text_BTD, table_VD):
-        x_BTD = comm.enter(self.norm(self.gelu(self.transform(text_BTD))))
+        x_BTD = comm.copy_to_tensor_parallel(self.norm(self.gelu(self.transform(text_BTD))))
         return linear(x_BTD, table_VD.astype(x_BTD.dtype)).astype(ms.float32) + self.bias
 
 
@@ -275,7 +275,7 @@ class QFormer(nn.Cell):
             Dropout(config.hidden_dropout_prob),
             Dropout(config.hidden_dropout_prob),
         )
-        self.memory = Memory(config, dtype)
+        self.memory = CrossAttentionKV(config, dtype)
         self.encoder = Encoder(config, dtype, text)
         self.lm_head = LMHead(config, dtype) if text else None
 

@@ -22,7 +22,7 @@ ODD, STEP = Tensor(0x2C1B3C6D, ms.uint32), Tensor(0x297A2D39, ms.uint32)
 ONE, TWO, LOW = (Tensor(n, ms.uint32) for n in (1, 2, 8))  # float32 holds 24 of 32 bits
 
 
-class Key:
+class RngState:
     """Two words, the state of a model's random numbers.  It is no parameter of the model, so no checkpoint
     holds it."""
 
@@ -69,10 +69,13 @@ def _bits(words, site, shape):
 
 def bind(model):
     """Give all that draws in ``model`` one new key and a place of its own; returns the key."""
-    key, draws = Key(), [cell for _, cell in model.cells_and_names() if isinstance(cell, (Dropout, DropPath))]
+    key, draws = (
+        RngState(),
+        [cell for _, cell in model.cells_and_names() if isinstance(cell, (Dropout, DropPath))],
+    )
     for site, cell in enumerate(draws, 1):  # 0 is the model's own
         # other samples, other draws; and so for other heads
-        site += len(draws) * comm.mesh.model * comm.rank()
+        site += len(draws) * comm.mesh.model * comm.data_rank()
         site += len(draws) * comm.mesh.model_rank if getattr(cell, "of_heads", False) else 0
         cell.site, cell._words = site, key.given
     return key

@@ -14,14 +14,14 @@ from mindblip2.distributed import comm
 from mindblip2.distributed.sharding import Split
 from mindblip2.models.layers import (
     FeedForward,
-    Frame,
     LayerNorm,
     Linear,
+    SharedLayer,
     attend,
     linear,
+    local_heads,
     merge_heads,
     parameter,
-    share,
     split_heads,
 )
 from mindblip2.models.rng import DropPath
@@ -58,8 +58,8 @@ class ViTAttention(nn.Cell):
         super().__init__()
         width = config.hidden_size
         self.heads, self.inner, self.flash = (
-            share(config.num_attention_heads),
-            share(width),
+            local_heads(config.num_attention_heads),
+            local_heads(width),
             device.flash(dtype),
         )
         self.qkv = Linear(
@@ -74,7 +74,9 @@ class ViTAttention(nn.Cell):
     def construct(self, x_BPD):
         bias = ops.cat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias)) if self.has_bias else None
         dtype = self.qkv.dtype
-        product = linear(comm.enter(x_BPD).astype(dtype), self.qkv.weight.astype(dtype), bias)
+        product = linear(
+            comm.copy_to_tensor_parallel(x_BPD).astype(dtype), self.qkv.weight.astype(dtype), bias
+        )
         query, key, value = ops.split(product, self.inner, -1)
         context_BHPK = attend(
             split_heads(query, self.heads),
@@ -139,7 +141,7 @@ class ViT(nn.Cell):
         if ms.get_context("mode") != ms.GRAPH_MODE:
             return self(image_BCHW)
         if not self._frame:
-            self._frame = (Frame(lambda: ViTBlock(*self._block_arguments)),)
+            self._frame = (SharedLayer(lambda: ViTBlock(*self._block_arguments)),)
         x_BPD = self.embed(image_BCHW)
         for block in self.blocks:
             x_BPD = self._frame[0].of(block, x_BPD)

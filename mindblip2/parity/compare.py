@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from mindblip2 import file_io
-from mindblip2.parity.report.error_pattern import signature
+from mindblip2.parity.report.error_pattern import error_pattern
 
 PASS, LOOK = 4.0, 10.0  # up to PASS it passes, up to LOOK somebody should look, above it fails
 NEAR = 1e-3  # "within one thousandth" of the truth, element by element
@@ -75,7 +75,7 @@ class Row:
     cosine: float
     within_1000th: float  # share of elements within 1/1000 of the true element
     # what the error looks like, where it does not pass (mindblip2/parity/report/error_pattern.py)
-    signature: tuple[str, ...] = ()
+    error_pattern: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -114,7 +114,7 @@ def compare(name: str, ours32: np.ndarray, torch32: np.ndarray, truth64: np.ndar
         max_abs=float(error.max(initial=0)),
         cosine=cosine(ours, truth),
         within_1000th=float(np.mean(error <= NEAR * np.abs(truth))) if error.size else 1.0,
-        signature=() if ratio <= PASS else signature(ours32, truth64),
+        signature=() if ratio <= PASS else error_pattern(ours32, truth64),
     )
 
 

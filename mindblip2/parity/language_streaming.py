@@ -38,10 +38,10 @@ from mindblip2.parity.cases.language_model import (
 )
 from mindblip2.parity.compare import Row
 from mindblip2.parity.defects.patches import replaced
-from mindblip2.parity.model_triple import Case, Nets, tensor
+from mindblip2.parity.model_triple import Case, ModelTriple, tensor
 from mindblip2.parity.reference.language_model import LanguageTwin
 from mindblip2.parity.reference.outputs import numbers
-from mindblip2.parity.result_sinks import Desk
+from mindblip2.parity.result_sinks import ComparingSink
 from mindblip2.progress import progress
 
 WINDOW = ".layers.0."
@@ -101,7 +101,7 @@ class LanguageStream:
         config: LlamaConfig | OPTConfig,
         state: Mapping,
         layers: int | None = None,
-        desk: Desk | None = None,
+        desk: ComparingSink | None = None,
         noise: torch.dtype = torch.float32,
     ):
         self.config, self.state, self.layers = (
@@ -110,7 +110,7 @@ class LanguageStream:
             min(layers or config.num_layers, config.num_layers),
         )
         packed = any("W_pack" in name for name in state)
-        small, self.desk = one_layer(config), desk or Desk()
+        small, self.desk = one_layer(config), desk or ComparingSink()
         # the tiny model of its kind
         self.relative = (
             "opt"
@@ -124,7 +124,7 @@ class LanguageStream:
         self.twins = [LanguageTwin(small, packed).eval() for _ in range(2)]
         self.load_both(0)
         self.twins[0].double()
-        self.nets = Nets(*self.twins, filled(new_cell(small), self.twins[1], small).set_train(False))
+        self.nets = ModelTriple(*self.twins, filled(new_cell(small), self.twins[1], small).set_train(False))
         self.small, self.name, self.noise = small, "opt" if self.twins[0].opt else "llama", noise
         self.fingerprints = fingerprints(self.nets.ours)
         self.twins[1].to(noise)

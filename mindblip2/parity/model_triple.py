@@ -22,7 +22,7 @@ from mindblip2.parity.compare import Row, compare, compare_all
 FEW = 32
 
 
-class Nets(NamedTuple):
+class ModelTriple(NamedTuple):
     """The truth (float64), the noise (float32) and ours, all in eval mode."""
 
     truth: object  # a twin: of stage 1 or a language model's

@@ -12,12 +12,12 @@ from mindblip2.config.schema import ConfigError
 from mindblip2.file_io import atomic_file, read_text, write_text
 from mindblip2.parity.compare import Row, row_of
 from mindblip2.parity.dump_file import Arrays, Writer
-from mindblip2.parity.model_triple import Case, Nets, judge
+from mindblip2.parity.model_triple import Case, ModelTriple, judge
 from mindblip2.parity.reference.outputs import rows, run_theirs
 from mindblip2.parity.selection import Selection
 
 
-class Desk:
+class ComparingSink:
     """Compares at once. With a ``progress`` what was compared is remembered, so that a run that was stopped
     goes on."""
 
@@ -25,7 +25,7 @@ class Desk:
         self.selection, self.progress = selection or Selection(), progress
         self.fingerprints: dict[str, int] = {}  # of the weights that were used
 
-    def case(self, case: Case, nets: Nets) -> list[Row]:
+    def case(self, case: Case, nets: ModelTriple) -> list[Row]:
         """The rows of an isolated case."""
         wanted = self.selection.of(case)
         if wanted is None:
@@ -139,14 +139,14 @@ class Progress:
             np.savez(file, done=done, **dict(zip(("truth", "torch32", "ours"), sides, strict=True)))
 
 
-class Scribe(Desk):
+class WritingSink(ComparingSink):
     """Writes down what torch gives, and compares nothing."""
 
     def __init__(self, writer: Writer, selection: Selection | None = None):
         super().__init__(selection)
         self.writer = writer
 
-    def case(self, case: Case, nets: Nets) -> list[Row]:
+    def case(self, case: Case, nets: ModelTriple) -> list[Row]:
         wanted = self.selection.of(case)
         if wanted is not None and not wanted.local:
             sides = run_theirs(wanted, nets.torch32), run_theirs(wanted, nets.truth)

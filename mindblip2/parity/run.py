@@ -19,7 +19,7 @@ from mindblip2.parity.inputs import captions, pictures
 from mindblip2.parity.model_triple import pynative
 from mindblip2.parity.reference.outputs import departures
 from mindblip2.parity.report.timing import phase, say, sums
-from mindblip2.parity.result_sinks import Desk, Progress, Scribe
+from mindblip2.parity.result_sinks import ComparingSink, Progress, WritingSink
 from mindblip2.parity.selection import Selection
 from mindblip2.parity.streaming import Stream, Window
 from mindblip2.parity.weights import Stored, Weights, ckpt_of
@@ -50,12 +50,12 @@ def give_back() -> None:
         ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
-def desk_of(options: argparse.Namespace, half: str) -> Desk:
+def desk_of(options: argparse.Namespace, half: str) -> ComparingSink:
     """A desk that compares; with ``--resume`` one that remembers."""
     if not options.resume:
-        return Desk(selection(options))
+        return ComparingSink(selection(options))
     key = {name: value for name, value in vars(options).items() if name not in ("report", "resume", "export")}
-    return Desk(selection(options), Progress(f"{options.resume}/{half}", key))
+    return ComparingSink(selection(options), Progress(f"{options.resume}/{half}", key))
 
 
 def halves(options: argparse.Namespace) -> list:
@@ -68,7 +68,7 @@ def halves(options: argparse.Namespace) -> list:
     for key, value in departures(config).values():
         say(f"note: {key} = {value} is this configuration's own, not LAVIS's: torch computes with it too")
 
-    def vision(desk: Desk) -> Iterator[Row]:
+    def vision(desk: ComparingSink) -> Iterator[Row]:
         with phase("weights and networks"):
             weights = Weights(config, options.weights, options.vit_path, ckpt, options.seed)
             if isinstance(weights.main, Stored) and weights.main.missing:
@@ -88,7 +88,7 @@ def halves(options: argparse.Namespace) -> list:
             yield from (row for rows in stream for row in rows)
         desk.fingerprints |= stream.window.fingerprints
 
-    def language(desk: Desk) -> Iterator[Row]:
+    def language(desk: ComparingSink) -> Iterator[Row]:
         with phase("weights and networks of the language model"):
             from mindblip2.parity import (
                 language_streaming,  # needs transformers, which takes seconds to import
@@ -117,7 +117,7 @@ def halves(options: argparse.Namespace) -> list:
 def dump(options: argparse.Namespace) -> str:
     """Write the .npz; returns what to say."""
     with Writer(options.output) as writer:
-        desk = Scribe(writer, selection(options))
+        desk = WritingSink(writer, selection(options))
         for half in halves(options):
             writer.half = half.__name__
             for _ in half(desk):

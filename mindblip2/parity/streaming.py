@@ -33,10 +33,10 @@ from mindblip2.parity.cases.stage1 import (
     vit_case,
 )
 from mindblip2.parity.compare import Row
-from mindblip2.parity.model_triple import Nets, tensor
+from mindblip2.parity.model_triple import ModelTriple, tensor
 from mindblip2.parity.reference.outputs import numbers
 from mindblip2.parity.report.timing import phase
-from mindblip2.parity.result_sinks import Desk
+from mindblip2.parity.result_sinks import ComparingSink
 from mindblip2.parity.weights import VIT, Weights, make_nets
 from mindblip2.progress import progress
 
@@ -75,14 +75,14 @@ class Stream:
         image: np.ndarray,
         ids_NBT: np.ndarray,
         blocks: int | None = None,
-        desk: Desk | None = None,
+        desk: ComparingSink | None = None,
     ):
         self.window, self.nets, self.image, self.ids_NBT, self.desk = (
             window,
             window.nets,
             image,
             ids_NBT,
-            desk or Desk(),
+            desk or ComparingSink(),
         )
         self.blocks = min(blocks or window.depth, window.depth)
         self.paths = twin_paths(self.nets.ours, self.nets.truth.config.cross_attention_freq)
@@ -203,7 +203,7 @@ class TheirsGiven(torch.nn.Module):
         return x_B1PW[:, 0]
 
 
-def without_vit(nets: Nets, x_BPW: np.ndarray) -> np.ndarray:
+def without_vit(nets: ModelTriple, x_BPW: np.ndarray) -> np.ndarray:
     """Free the window, and make the ViT's output (B, P, W) what the networks take for a picture."""
     nets.ours.vit = OursGiven()
     for twin in nets[:2]:

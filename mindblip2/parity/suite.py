@@ -27,7 +27,7 @@ from mindblip2.parity.cases.stage1 import (
     vit_case,
 )
 from mindblip2.parity.compare import Row
-from mindblip2.parity.model_triple import Case, Nets, judge, run_ours
+from mindblip2.parity.model_triple import Case, ModelTriple, judge, run_ours
 from mindblip2.parity.reference.outputs import run_theirs
 
 CHAINED = "chained "  # begins the names of chained rows
@@ -36,7 +36,7 @@ CHAINED = "chained "  # begins the names of chained rows
 class Suite:
     """The cases of three networks on one batch (see ``mindblip2.parity.cases.chained.batch``)."""
 
-    def __init__(self, nets: Nets, inputs: Mapping[str, np.ndarray]):
+    def __init__(self, nets: ModelTriple, inputs: Mapping[str, np.ndarray]):
         self.nets, self.inputs = nets, inputs
         self.paths = twin_paths(nets.ours, nets.truth.config.cross_attention_freq)
 

@@ -27,7 +27,7 @@ from mindblip2.parity.candidate.weights import fill
 from mindblip2.parity.compare import Row, rms
 from mindblip2.parity.inputs import words_of
 from mindblip2.parity.model_triple import judge, pynative
-from mindblip2.parity.reference.model import Twin, capture
+from mindblip2.parity.reference.model import ReferenceModel, capture
 from mindblip2.parity.weights import Weights, ckpt_of, make_twin
 from mindblip2.trainer.lr_schedule import learning_rate
 from mindblip2.trainer.train_step import VALUES, TrainStep
@@ -142,7 +142,7 @@ def our_run(model: Blip2Qformer, given: list[dict], negatives: np.ndarray) -> Ru
 
 
 def twin_run(
-    twin: Twin, given: list[dict], negatives: np.ndarray | None = None
+    twin: ReferenceModel, given: list[dict], negatives: np.ndarray | None = None
 ) -> tuple[Run, np.ndarray, float]:
     """The twin's with torch's AdamW; its negatives (S, 2, B), by default the likeliest; its closest call
     between two queries."""
@@ -173,7 +173,7 @@ def twin_run(
     return Run(np.array(losses), snapshots), np.array(drawn), min(margins)
 
 
-def decay_groups(twin: Twin) -> list[dict]:
+def decay_groups(twin: ReferenceModel) -> list[dict]:
     """Those of our rule: weight decay for all that has not one dimension and is no bias."""
     trained = [
         (value, value.ndim != 1 and not name.endswith("bias"))

@@ -25,8 +25,8 @@ from mindblip2.convert.readers.files import read_state_dict
 from mindblip2.models.blip2_qformer import Blip2Qformer
 from mindblip2.parity import seeded_weights
 from mindblip2.parity.candidate.weights import fill
-from mindblip2.parity.model_triple import Nets
-from mindblip2.parity.reference.model import Twin, load
+from mindblip2.parity.model_triple import ModelTriple
+from mindblip2.parity.reference.model import ReferenceModel, load
 from mindblip2.parity.reference.outputs import twin_config
 
 VIT = "visual_encoder."
@@ -51,7 +51,7 @@ class Seeded(Mapping):
 
     def __init__(self, config: Blip2Config, seed: int = seeded_weights.SEED):
         with torch.device("meta"):
-            self.meta = dict(Twin(twin_config(config)).state_dict())
+            self.meta = dict(ReferenceModel(twin_config(config)).state_dict())
         self.seed, self.sep_id = seed, config.qformer_config.sep_token_id
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -177,20 +177,20 @@ def resized(pos_embed_1PW: torch.Tensor, tokens: int) -> torch.Tensor:
     return torch.cat([pos_embed_1PW[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-def make_nets(weights: Weights, config: Blip2Config, noise: torch.dtype = torch.float32) -> Nets:
+def make_nets(weights: Weights, config: Blip2Config, noise: torch.dtype = torch.float32) -> ModelTriple:
     """The three networks with the dimensions of ``config``, which may have fewer blocks than the weights;
     ``noise``: the dtype in which torch may round."""
     with ms.nn.utils.no_init_parameters():
         ours = Blip2Qformer(config)
     fill(ours, weights.given)
-    return Nets(
+    return ModelTriple(
         make_twin(weights, config, torch.float64), make_twin(weights, config, noise), ours.set_train(False)
     )
 
 
-def make_twin(weights: Weights, config: Blip2Config, dtype: torch.dtype) -> Twin:
+def make_twin(weights: Weights, config: Blip2Config, dtype: torch.dtype) -> ReferenceModel:
     """A twin with the dimensions of ``config``."""
     dimensions = twin_config(config)
     with torch.device("meta"):
-        names = list(Twin(dimensions).state_dict())
+        names = list(ReferenceModel(dimensions).state_dict())
     return load({name: weights.theirs(name) for name in names}, dimensions, dtype)

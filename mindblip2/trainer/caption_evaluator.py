@@ -6,7 +6,7 @@ from mindblip2.data.datasets.captioned_images import check_readable, pictures_an
 from mindblip2.data.datasets.questions import question
 from mindblip2.data.text.cleaning import BlipQuestion
 from mindblip2.distributed import comm
-from mindblip2.evaluation.captioning import ANSWER, Writer
+from mindblip2.evaluation.captioning import ANSWER, ImageTextGenerator
 from mindblip2.evaluation.metrics.captions import NAMES, caption_scores, why_no_cider
 from mindblip2.evaluation.metrics.java import NAMES as JAVA
 from mindblip2.evaluation.metrics.java import java_scores
@@ -19,7 +19,7 @@ SCORES = (*NAMES, "agg_metrics", "exact", *JAVA)
 NEED_CIDER = ("CIDEr", "agg_metrics")
 
 
-class HeldOutCaptions:
+class CaptionEvaluator:
     """The scores of the captions that are written about held-out pictures, as the evaluation of ``config``
     would write them."""
 
@@ -58,7 +58,7 @@ class HeldOutCaptions:
         return score(write(self.writer, self.pictures, self.prompt, self.options), self.captions, self.java)
 
 
-class HeldOutAnswers:
+class AnswerEvaluator:
     """The VQA accuracy of the answers to held-out questions, as the evaluation of ``config`` would ask them.
     Raises ConfigError where nobody's answers are known, or the prompt has no place for a question."""
 
@@ -105,20 +105,22 @@ def writer_of(model, processor):
             f"a {type(model).__name__} writes nothing: make a Blip2ImageToTextGeneration, which has the same parameters"
         )
     model.set_train(False)
-    return Writer(model, processor)
+    return ImageTextGenerator(model, processor)
 
 
 def write(writer, pictures, prompt, options):
     """One caption for each picture, without the prompt; of several the best."""
-    own = comm.share(pictures)
+    own = comm.data_shard(pictures)
     texts = writer(own, prompt, return_full_text=False, **options) if len(own) else []
-    return comm.collect([one if isinstance(one, str) else one[0] for one in texts])
+    return comm.gather_data_shards([one if isinstance(one, str) else one[0] for one in texts])
 
 
 def ask(writer, pictures, questions, prompt, options):
     """One answer for each question about its picture."""
-    own = comm.share(pictures)
-    return comm.collect(writer.answers(own, comm.share(questions), prompt, **options) if len(own) else [])
+    own = comm.data_shard(pictures)
+    return comm.gather_data_shards(
+        writer.answers(own, comm.data_shard(questions), prompt, **options) if len(own) else []
+    )
 
 
 def score(texts, captions, java=JAVA):

@@ -18,7 +18,7 @@ def training_samples(loader, seed, image_size, batch_size, stage2=False):
     """The training samples of a ``LoaderConfig``: ``{"image", "caption", "image_id"?}`` as ``Feed`` takes
     them."""
     if loader.type == "DigitScenes" and stage2:
-        return scenes.ToldScenes(loader.scenes, seed, image_size)
+        return scenes.CaptionedScenes(loader.scenes, seed, image_size)
     if loader.type == "DigitScenes":
         return scenes.TrainingScenes(loader.scenes, seed, loader.property_epochs, image_size, batch_size)
     return captioned(loader, "train")

@@ -15,22 +15,22 @@ from mindblip2.data.datasets.captioned_images import check_readable, pictures_an
 from mindblip2.data.datasets.questions import asks
 from mindblip2.data.loader import Feed
 from mindblip2.distributed import comm
-from mindblip2.evaluation.retrieval import Match, Recipe, recalls, score
-from mindblip2.trainer.caption_evaluator import SCORES, HeldOutAnswers, HeldOutCaptions
+from mindblip2.evaluation.retrieval import Match, RetrievalConfig, recalls, score
+from mindblip2.trainer.caption_evaluator import SCORES, AnswerEvaluator, CaptionEvaluator
 from mindblip2.trainer.data_sources import captioned_pictures, questions, text_arguments, token_ids
 from mindblip2.trainer.train_step import check_losses, losses_of
 
 KEY = 1_000_003  # of the losses' negatives: no step of training draws with it
 
 
-class HeldOutRetrieval:
+class RetrievalEvaluator:
     """The recalls of pictures and their captions, LAVIS's names; ``metrics``: by one of them the best
     checkpoint is chosen."""
 
     metrics = ("agg_metrics",)  # as in LAVIS
 
     def __init__(self, model, processor, data, samples):
-        text, self.recipe = data.text_transforms, Recipe.of(data)
+        text, self.recipe = data.text_transforms, RetrievalConfig.of(data)
         self.model, self.net, self.image_processor = model, Match(model), processor.image_processor
         self.pictures, texts, self.owners = pictures_and_texts(samples, text.prompt, text.max_words)
         if len(self.pictures) == 1:
@@ -49,7 +49,7 @@ class HeldOutRetrieval:
         return recalls(scores.i2t, scores.t2i, self.owners)
 
 
-class HeldOutLosses:
+class LossEvaluator:
     """The means of the losses and accuracies over pairs, without dropout, in stage 1 always with the same
     draws of negatives."""
 
@@ -74,7 +74,7 @@ class HeldOutLosses:
             shuffle=False,
             **texts,
             max_unreadable=data.max_unreadable,
-            rank=comm.rank(),
+            rank=comm.data_rank(),
             world=comm.mesh.data,
         )
 
@@ -91,14 +91,14 @@ class HeldOutLosses:
             values = self.net(
                 self.model.vit.by_blocks(Tensor(batch["image"])), *inputs, Tensor(1.0, ms.float32)
             )[1].asnumpy()
-            values = comm.added(values) / comm.mesh.data
+            values = comm.host_all_reduce_data(values) / comm.mesh.data
             check_losses(values, self.net.names)
             sums = sums + values
         figures = dict(zip(self.net.names, (sums / len(self.feed)).tolist()))
         return {name: value for name, value in figures.items() if name != "temp"}
 
 
-def held_out(config, model, processor, samples=None, prompt=""):
+def make_evaluator(config, model, processor, samples=None, prompt=""):
     """What a RunConfig evaluates during training; ``samples``: those that ``Trainer(eval_dataset=…)`` was
     given, else those of ``eval_dataset.data_loader``; ``prompt``: that before captions, else the
     configuration's.  Its ``metric`` is ``metric.type``, by which the best checkpoint is chosen; in stage 2 a
@@ -125,16 +125,16 @@ def _examination(config, model, processor, samples, prompt):
                 "do_eval needs held-out data: name them in eval_dataset.data_loader, or pass eval_dataset to Trainer"
             )
         size, asked = processor.image_processor.image_size, None
-        if stage2 and (loader.type != "DigitScenes" or config.metric.type in HeldOutAnswers.metrics):
+        if stage2 and (loader.type != "DigitScenes" or config.metric.type in AnswerEvaluator.metrics):
             asked = questions(loader, size)
         samples = captioned_pictures(loader, size) if asked is None else asked
     if stage2 and asks(samples):
-        return HeldOutAnswers(model, processor, config, samples, prompt)
+        return AnswerEvaluator(model, processor, config, samples, prompt)
     if stage2 and config.metric.type in SCORES:
-        return HeldOutCaptions(model, processor, config, samples, prompt)
+        return CaptionEvaluator(model, processor, config, samples, prompt)
     if getattr(samples, "repeat_images", False) or stage2:
-        return HeldOutLosses(model, processor, config, samples)
-    return HeldOutRetrieval(model, processor, config.eval_dataset, samples)
+        return LossEvaluator(model, processor, config, samples)
+    return RetrievalEvaluator(model, processor, config.eval_dataset, samples)
 
 
 def is_due(config, step, epoch_steps):

@@ -41,7 +41,7 @@ SHOWN = (
 STUCK_AFTER, STUCK_WITHIN = 1000, 0.003
 
 
-class Monitor:
+class TrainingLog:
     """Collects one dict of numbers per step and writes their means every ``every`` steps to
     ``folder``/train.jsonl.
 

@@ -14,11 +14,11 @@ import mindspore as ms
 from mindblip2 import device
 from mindblip2.checkpoint import training_state
 from mindblip2.checkpoint.ckpt import CheckpointError
-from mindblip2.checkpoint.pretrained import whole_bytes
+from mindblip2.checkpoint.pretrained import unsharded_bytes
 from mindblip2.distributed import comm
 from mindblip2.file_io import DISK_FULL, DiskFullError, write_json
 from mindblip2.trainer.evaluator import is_due
-from mindblip2.trainer.logging import Monitor
+from mindblip2.trainer.logging import TrainingLog
 from mindblip2.trainer.lr_schedule import learning_rate
 from mindblip2.trainer.optimizer import layer_scales
 from mindblip2.trainer.signals import StopSignals, error_of, how_to_go_on
@@ -67,7 +67,7 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
     total = planned_steps(config, epoch_steps)
     model.set_train()
     if comm.mesh.data > 1 and device.target() != "CPU":  # there MindSpore's own operators draw
-        ms.set_seed(config.seed + comm.rank())
+        ms.set_seed(config.seed + comm.data_rank())
     step_of = TrainStep(
         model, config.optimizer, _scales(model, config), config.parallel.enable_parallel_optimizer
     )
@@ -81,11 +81,13 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
     if hasattr(feed, "skipped"):
         feed.seen, feed.skipped = state.get("unreadable") or (0, 0)
     comm.barrier()  # all have looked into the folder
-    if comm.first():
+    if comm.is_main_process():
         _tidy(folder, start, f"eval_{held_out.metric}" if held_out else "loss")
-    log_folder = Path(output_dir) / "log" if comm.first() else tempfile.mkdtemp(prefix="mindblip2-log-")
+    log_folder = (
+        Path(output_dir) / "log" if comm.is_main_process() else tempfile.mkdtemp(prefix="mindblip2-log-")
+    )
     monitor, signals, stopped_by = (
-        Monitor(log_folder, total, runner.log_every, start, runner.summary),
+        TrainingLog(log_folder, total, runner.log_every, start, runner.summary),
         StopSignals(),
         None,
     )
@@ -136,7 +138,7 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
                     path = training_state.save(
                         folder, model, step_of.optimizer, made, runner.keep_checkpoint_max
                     )
-                    if comm.first():
+                    if comm.is_main_process():
                         training_state.note_best(folder, path, made["judged"])
                     stopped_by = signals.agreed()  # evaluating and saving may have taken long
                 if stopped_by:
@@ -304,7 +306,7 @@ def _of_mesh(name, then):
 
 def _judge_again(folder, checkpoint, state, judged):
     """Write down the evaluation of a checkpoint that was saved by a run which was stopped before it."""
-    if comm.first() and Path(checkpoint).resolve().parent == folder.resolve():
+    if comm.is_main_process() and Path(checkpoint).resolve().parent == folder.resolve():
         write_json(Path(checkpoint) / "state.json", {**state, "judged": judged})
         training_state.note_best(folder, Path(checkpoint), judged)
 
@@ -325,7 +327,7 @@ def _after_divergence(folder, config):
 
 def _disk_full(error, folder, log_folder, model, optimizer, facts):
     """The error of a full disk during a training."""
-    needed = whole_bytes(training_state.saved_parameters(model, facts).values()) + optimizer.bytes()
+    needed = unsharded_bytes(training_state.saved_parameters(model, facts).values()) + optimizer.bytes()
     there = training_state.saved(folder)
     advice = (
         f"the last good checkpoint is {there[-1]}; when there is room, go on with: {how_to_go_on()}"

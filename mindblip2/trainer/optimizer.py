@@ -7,7 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindblip2.checkpoint.pretrained import own_piece, whole
+from mindblip2.checkpoint.pretrained import local_shard, unshard
 from mindblip2.distributed import comm
 from mindblip2.distributed.data_parallel import Spread
 from mindblip2.distributed.sharding import whole_shape
@@ -91,7 +91,7 @@ class AdamW:
             yield (
                 name,
                 "Float32",
-                whole(parameter, array if self.owner is None else comm.from_owner(array, owner)),
+                unshard(parameter, array if self.owner is None else comm.broadcast_from(array, owner)),
             )
         yield "step", "Float32", self.update.step.asnumpy()
 
@@ -111,7 +111,7 @@ class AdamW:
         for name, kept in self.kept().items():
             kept.set_data(
                 Tensor.from_numpy(
-                    own_piece(moments[name][0], stored[name]) if name in moments else stored[name]
+                    local_shard(moments[name][0], stored[name]) if name in moments else stored[name]
                 )
             )
 

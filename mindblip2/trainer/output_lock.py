@@ -34,8 +34,8 @@ def training_lock(folder: str | os.PathLike) -> Iterator[None]:
     the main process holds it, and all raise together.  Raises :class:`ConfigError` that names the training
     which is running.  Where the file system has no locks, a warning says so."""
     with contextlib.ExitStack() as stack:
-        with comm.together():
-            if comm.first():
+        with comm.fail_together():
+            if comm.is_main_process():
                 stack.enter_context(_locked(Path(folder) / LOCK))
         yield
 

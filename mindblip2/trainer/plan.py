@@ -14,7 +14,7 @@ from mindblip2.checkpoint.pretrained import no_init
 from mindblip2.config.schema import ConfigError
 from mindblip2.distributed import comm
 from mindblip2.distributed.data_parallel import meshes, owners
-from mindblip2.generation.generation_config import ALIASES, LanguageDecoding
+from mindblip2.generation.generation_config import ALIASES, LanguageGenerationConfig
 from mindblip2.models.blip2_llm import SLOT_STEP, Blip2Llm
 from mindblip2.models.blip2_qformer import Blip2Qformer
 from mindblip2.trainer.activation_memory import activation_bytes
@@ -138,8 +138,10 @@ def cache_bytes(config, step):
     text = config.model.model_config.text_config
     if text is None:
         return 0
-    known = {*LanguageDecoding.names(), *ALIASES}
-    how = LanguageDecoding.of({name: value for name, value in config.generation.items() if name in known})
+    known = {*LanguageGenerationConfig.names(), *ALIASES}
+    how = LanguageGenerationConfig.of(
+        {name: value for name, value in config.generation.items() if name in known}
+    )
     wanted = config.model.model_config.qformer_config.query_length + step.text + how.max_new_tokens
     slots = -(-wanted // SLOT_STEP) * SLOT_STEP
     each = (
@@ -156,7 +158,11 @@ def cache_bytes(config, step):
 def _cells(config, data, model):
     """The model as one card of a mesh has it, without values; and what its products are computed in."""
     own = config.model.model_config
-    with device.pretend(config.context.device_target or "Ascend"), comm.pretend(data, model), no_init():
+    with (
+        device.simulate_device(config.context.device_target or "Ascend"),
+        comm.simulate_mesh(data, model),
+        no_init(),
+    ):
         net = (Blip2Qformer if own.text_config is None else Blip2Llm)(own)
     return net, net.config.compute_dtype
 

@@ -45,7 +45,7 @@ class StopSignals:
             signal.signal(number, self._handle)
         if comm.mesh.size == 1:
             return self.received
-        flags = comm.everywhere(np.array([self.received == number for number in SIGNALS], np.float32))
+        flags = comm.host_all_reduce(np.array([self.received == number for number in SIGNALS], np.float32))
         return next((number for number, flag in zip(SIGNALS, flags) if flag), None)
 
     def _handle(self, number, frame):

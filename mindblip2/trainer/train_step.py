@@ -65,7 +65,7 @@ class Losses(nn.Cell):
         return loss * scale, ops.stack((loss, *parts, *accuracies, self.model.temp * 1.0))
 
 
-class WordLosses(Losses):
+class LanguageModelLosses(Losses):
     """Stage 2: the same with the loss of the language model and its share of right tokens."""
 
     names, inputs = ("loss", "lm", "word_acc"), ("input_ids", "prompt_length", "length")
@@ -78,7 +78,7 @@ class WordLosses(Losses):
 
 def losses_of(model, frozen_vision):
     """The losses that a model is trained with."""
-    return (WordLosses if hasattr(model, "stage2") else Losses)(model, frozen_vision)
+    return (LanguageModelLosses if hasattr(model, "stage2") else Losses)(model, frozen_vision)
 
 
 class Norm(nn.Cell):
@@ -95,7 +95,8 @@ class Norm(nn.Cell):
             return ops.sqrt(ops.addn(squares))
         squares = ops.stack(squares)
         return ops.sqrt(
-            (squares * (1.0 - self.is_piece)).sum() + comm.total((squares * self.is_piece).sum(), "model")
+            (squares * (1.0 - self.is_piece)).sum()
+            + comm.all_reduce_sum((squares * self.is_piece).sum(), "model")
         )
 
 
@@ -181,7 +182,7 @@ class TrainStep:
         sums, total = None, None
         for batch in batches:
             values, norm, gradients = self._gradients(batch)
-            values = comm.added(values.asnumpy()) / comm.mesh.data
+            values = comm.host_all_reduce_data(values.asnumpy()) / comm.mesh.data
             check_losses(values, self.names)
             sums = values if sums is None else sums + values
             if total is not None:

@@ -34,7 +34,7 @@ TEXT_ARGUMENTS = {
 }
 
 
-def one_voice(verb):
+def main_process_stdout(verb):
     """A verb of the Trainer on the mesh of its configuration, of which the first process alone prints."""
 
     @exclusive
@@ -42,7 +42,7 @@ def one_voice(verb):
     def spoken(self, *args, **options):
         data_parallel.join(self.config, self.model)
         with contextlib.ExitStack() as stack:
-            if not comm.first():
+            if not comm.is_main_process():
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             return verb(self, *args, **options)
 
@@ -153,7 +153,7 @@ class Trainer:
         """Compute feed-forwards again for the gradient, see ``recompute_config``; MindFormers' name."""
         self.config = self.config.replace(recompute_config={"recompute": recompute})
 
-    @one_voice
+    @main_process_stdout
     def train(self, train_checkpoint=None):
         """Train from random weights, or from ``train_checkpoint`` / ``load_checkpoint``; returns the log.
 
@@ -178,7 +178,7 @@ class Trainer:
         all is well."""
         return check_data(self.config, self.train_dataset, self.eval_dataset)
 
-    @one_voice
+    @main_process_stdout
     def evaluate(self, eval_checkpoint=None, **options):
         """The task's figures over ``eval_dataset``, printed and written to
         ``<output_dir>/<task>_evaluation.json``.
@@ -186,14 +186,14 @@ class Trainer:
         ``options``: those of the task, for zero-shot classification use_itm, temperature and max_length."""
         figures = self._work("evaluate")(self, eval_checkpoint or self.config.load_checkpoint, options)
         path = Path(self.config.output_dir) / f"{self.task}_evaluation.json"
-        if comm.first():
+        if comm.is_main_process():
             write_json(path, figures)
         print(f"evaluation is saved at: {path}")
         return figures
 
     eval = evaluate  # the card's name
 
-    @one_voice
+    @main_process_stdout
     def predict(self, input_data=None, predict_checkpoint=None, save_file=None, **options):
         """The task's answer to ``input_data``; prints MindFormers' three lines and writes the result file.
 
@@ -208,7 +208,7 @@ class Trainer:
             self, input_data, predict_checkpoint or self.config.load_checkpoint, options
         )
         path = Path(save_file or f"{self.task}_result.txt")
-        if comm.first():
+        if comm.is_main_process():
             write_text(path, f"{result}\n")
         print(f"output result is: {result}")
         print(f"output result is saved at: {path}")
@@ -224,7 +224,7 @@ class Trainer:
         ``compute_dtype``; default: what the host has.  ``options``: those of the task, for generation
         ``prompt`` and ``max_new_tokens``, for classification ``candidate_labels`` and
         ``hypothesis_template``.  Returns what ``mindir.json`` says."""
-        with device.pretend(device_target) if device_target else contextlib.nullcontext():
+        with device.simulate_device(device_target) if device_target else contextlib.nullcontext():
             options["batch_size"] = argument(Count, batch_size, "batch_size")
             parts, about = self._work("export")(
                 self, export_checkpoint or self.config.load_checkpoint, options

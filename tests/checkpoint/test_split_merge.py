@@ -13,7 +13,7 @@ from mindblip2 import CheckpointError, ConfigError
 from mindblip2.checkpoint import split_merge
 from mindblip2.checkpoint.ckpt import Checkpoint, write_checkpoint
 from mindblip2.checkpoint.pretrained import no_init
-from mindblip2.checkpoint.sharded_checkpoint import found
+from mindblip2.checkpoint.sharded_checkpoint import shard_files
 from mindblip2.config import load_config
 from mindblip2.distributed import comm
 from mindblip2.models.blip2_llm import Blip2Llm
@@ -88,7 +88,7 @@ def test_back_and_forth(model, cards):
 def test_pieces_are_loaded_on_any_mesh(model, mesh, rank):
     split(model, "pieces")
     config = load_config(model[0]).model.model_config
-    with comm.pretend(1, mesh, rank):
+    with comm.simulate_mesh(1, mesh, rank):
         cut = model[2](config).load_checkpoint(model[1]).parameters_dict()
         with no_init():
             own = model[2](config).load_checkpoint("pieces").parameters_dict()
@@ -227,15 +227,15 @@ def test_b7_a_split_that_was_killed_does_not_block_the_next(model, monkeypatch):
 def test_b7_odd_names_of_pieces_are_clean_errors_at_once(tmp_path, name, complaint):
     (tmp_path / name).touch()
     with pytest.raises(CheckpointError, match=complaint):
-        found(tmp_path)
+        shard_files(tmp_path)
     (tmp_path / name).unlink()
     for rank in (0, 1):
         (tmp_path / f"piece_{rank}_of_2.ckpt").touch()
-    assert [path.name for path in found(tmp_path)] == ["piece_0_of_2.ckpt", "piece_1_of_2.ckpt"]
+    assert [path.name for path in shard_files(tmp_path)] == ["piece_0_of_2.ckpt", "piece_1_of_2.ckpt"]
 
 
 def test_b7_odd_names_of_ranks_are_no_crash(tmp_path):
     for name in ("rank_0", "rank_1²"):
         (tmp_path / name).mkdir()
     with pytest.raises(CheckpointError, match="expected one .ckpt in rank_0"):
-        found(tmp_path)
+        shard_files(tmp_path)

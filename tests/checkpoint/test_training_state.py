@@ -297,7 +297,7 @@ class FullLog:
 
 
 def test_b10_a_full_disk_under_the_log_is_said_too(tmp_path, monkeypatch):
-    class Monitor(loop.Monitor):
+    class TrainingLog(loop.TrainingLog):
         def _write(self, entry):
             if self.step == 4:
                 self._file.close()
@@ -305,7 +305,7 @@ def test_b10_a_full_disk_under_the_log_is_said_too(tmp_path, monkeypatch):
                 self._file.close = lambda: self._file.write("")
             super()._write(entry)
 
-    monkeypatch.setattr(loop, "Monitor", Monitor)
+    monkeypatch.setattr(loop, "TrainingLog", TrainingLog)
     with pytest.raises(
         DiskFullError,
         match=r"No space left.*the last good checkpoint is .*step_0000003; .*resume_training = true.*"

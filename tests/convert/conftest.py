@@ -6,11 +6,11 @@ torch = pytest.importorskip("torch")
 
 from mindblip2.checkpoint.ckpt import Checkpoint  # noqa: E402
 from mindblip2.convert.convert_weight import main  # noqa: E402
-from mindblip2.parity.reference.config import TwinConfig  # noqa: E402
+from mindblip2.parity.reference.config import ReferenceConfig  # noqa: E402
 from mindblip2.parity.reference.model import seeded_state_dict  # noqa: E402
 from mindblip2.parity.seeded_weights import TIED  # noqa: E402
 
-SMALL = TwinConfig(
+SMALL = ReferenceConfig(
     image_size=56,
     patch=14,
     vit_width=32,

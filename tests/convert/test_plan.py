@@ -18,8 +18,8 @@ from mindblip2.convert.name_maps.blip2 import BERT, EVA, HF, LAVIS, source_name 
 from mindblip2.convert.parameter_shapes import stage_1_shapes  # noqa: E402
 from mindblip2.convert.tensor_transforms import interpolate_pos_embed  # noqa: E402
 from mindblip2.models.blip2_qformer import Blip2Qformer  # noqa: E402
-from mindblip2.parity.reference.config import TwinConfig  # noqa: E402
-from mindblip2.parity.reference.model import Twin  # noqa: E402
+from mindblip2.parity.reference.config import ReferenceConfig  # noqa: E402
+from mindblip2.parity.reference.model import ReferenceModel  # noqa: E402
 
 PROCESSORS = Path(__file__).resolve().parents[1] / "reference" / "processors"
 QFORMER = "Qformer."
@@ -212,7 +212,7 @@ def test_half_precision_positions_are_interpolated_in_float32():
 @pytest.mark.parametrize("freq", [1, 2, 3, 4])
 def test_dimensions_are_read_off_the_shapes(small, freq):
     with torch.device("meta"):
-        state = Twin(dataclasses.replace(small, cross_attention_freq=freq)).state_dict()
+        state = ReferenceModel(dataclasses.replace(small, cross_attention_freq=freq)).state_dict()
     config = infer_model_config(state, None, LAVIS)
     vision, qformer = config.vision_config, config.qformer_config
     assert (vision.image_size, vision.patch_size, vision.hidden_size, vision.num_hidden_layers) == (
@@ -234,7 +234,9 @@ def test_dimensions_are_read_off_the_shapes(small, freq):
 # ------------------------------------------------------------------------------------------------ the publish
 def test_every_name_and_shape_of_the_published_model_has_its_counterpart():
     with torch.device("meta"):
-        theirs = {name: tuple(value.shape) for name, value in Twin(TwinConfig()).state_dict().items()}
+        theirs = {
+            name: tuple(value.shape) for name, value in ReferenceModel(ReferenceConfig()).state_dict().items()
+        }
     ours = stage_1_shapes(Blip2Config())
     names = {source_name(LAVIS, name): shape for name, shape in ours.items()}
     names["visual_encoder.patch_embed.proj.weight"] = (1408, 3, 14, 14)

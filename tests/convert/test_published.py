@@ -11,8 +11,8 @@ from mindblip2.convert.detect import detect  # noqa: E402
 from mindblip2.convert.infer_config import infer_model_config, infer_text_config  # noqa: E402
 from mindblip2.convert.name_maps.language_models import LAVIS_LLM, LAVIS_OPT  # noqa: E402
 from mindblip2.convert.parameter_shapes import llm_shapes, stage_2_shapes  # noqa: E402
-from mindblip2.parity.reference.config import TwinConfig  # noqa: E402
-from mindblip2.parity.reference.model import Twin  # noqa: E402
+from mindblip2.parity.reference.config import ReferenceConfig  # noqa: E402
+from mindblip2.parity.reference.model import ReferenceModel  # noqa: E402
 from tests.convert.stage2 import meta, packed  # noqa: E402
 
 FEW = 2  # layers, where the published number adds nothing but time
@@ -95,7 +95,7 @@ def test_language_models_are_read_whole(name):
     [("opt_proj", LAVIS_OPT, OPTConfig()), ("llm_proj", LAVIS_LLM, LlamaConfig())],
 )
 def test_lavis_stage_2_has_260_tensors(projection, kind, section):
-    stage_1 = on_meta(lambda: Twin(TwinConfig()))
+    stage_1 = on_meta(lambda: ReferenceModel(ReferenceConfig()))
     state = {
         name: value
         for name, value in stage_1.items()

@@ -89,7 +89,7 @@ def test_drawn_pictures_are_named_after_what_they_show(tmp_path):
 
 # ------------------------------------------------------------------------------------------------ stage 2
 def test_stage_2_is_told_captions_and_answers():
-    told = scenes.ToldScenes(200, 3)
+    told = scenes.CaptionedScenes(200, 3)
     samples = list(told.epoch(0))
     asked = [sample for sample in samples if "prompt" in sample]
     assert len(told) == len(samples) == 200 and 60 < len(asked) < 140

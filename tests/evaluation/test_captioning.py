@@ -15,7 +15,7 @@ from mindblip2 import Blip2ImageToTextGeneration, Trainer, load_config, pipeline
 from mindblip2.checkpoint.ckpt import Checkpoint
 from mindblip2.data.processor import Blip2Processor
 from mindblip2.data.text.prompting import prompt_ids
-from mindblip2.evaluation.captioning import Writer
+from mindblip2.evaluation.captioning import ImageTextGenerator
 from tests import stage2_small
 
 PROMPT = "a photo of"
@@ -504,7 +504,7 @@ def test_unknown_arguments_are_errors_before_a_picture_is_read(piped, small):
 
 def test_a_tokenizer_of_another_model_is_an_error(piped):
     with pytest.raises(ValueError, match="set processor.tokenizer to the language model's own"):
-        Writer(piped.model, Blip2Processor())
+        ImageTextGenerator(piped.model, Blip2Processor())
     with pytest.raises(ValueError, match="needs the tokenizer of the language model"):
         Blip2Processor.from_config(
             load_config(piped.model.config.preset, {"processor.tokenizer.vocab_file": ""}).processor

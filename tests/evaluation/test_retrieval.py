@@ -12,7 +12,7 @@ from mindblip2.evaluation import retrieval
 from mindblip2.evaluation.retrieval import (
     FILL,
     Kept,
-    Recipe,
+    RetrievalConfig,
     candidates,
     chunks,
     recalls,
@@ -200,7 +200,7 @@ def same(scores, expected):
 
 @pytest.mark.parametrize("rerank", ["itm+itc", "itm"])
 def test_scores_are_those_of_lavis_two_loops(model, case, alone, rerank):
-    scores = score(model, stacked, *case, Recipe(k_test=4, rerank=rerank, batch_size=4))
+    scores = score(model, stacked, *case, RetrievalConfig(k_test=4, rerank=rerank, batch_size=4))
     same(scores, two_loops(alone, 4, rerank))
     assert (scores.i2t > FILL).sum(1).tolist() == [4] * 6 and (scores.t2i > FILL).sum(1).tolist() == [4] * 13
     other = two_loops(alone, 4, {"itm": "itm+itc", "itm+itc": "itm"}[rerank])
@@ -216,7 +216,7 @@ def test_a_pair_is_scored_once_and_a_picture_remembered_once(model, case, monkey
     monkeypatch.setattr(
         type(model.qformer.memory), "construct", lambda self, x: made.append(len(x)) or real(self, x)
     )
-    scores = score(model, stacked, *case, Recipe(k_test=4, batch_size=3))
+    scores = score(model, stacked, *case, RetrievalConfig(k_test=4, batch_size=3))
     wanted = (scores.i2t > FILL) | (scores.t2i > FILL).T
     assert scores.pairs == wanted.sum() < 6 * 4 + 13 * 4 and made == [3, 3]
     assert len(met) == 6 and met == [wanted.sum(1).max()] * 6
@@ -228,7 +228,7 @@ def test_a_pair_is_scored_once_and_a_picture_remembered_once(model, case, monkey
 def test_whatever_is_kept_the_scores_are_the_same(model, case, alone, budget, kept, monkeypatch):
     stores, real = [], Kept.__init__
     monkeypatch.setattr(Kept, "__init__", lambda self, *inputs: real(self, *inputs) or stores.append(self))
-    scores = score(model, stacked, *case, Recipe(k_test=3, batch_size=4, memory_budget=budget))
+    scores = score(model, stacked, *case, RetrievalConfig(k_test=3, batch_size=4, memory_budget=budget))
     assert stores[0].what == kept and len(stores[0].store) == (0 if kept == "nothing" else 6)
     same(scores, two_loops(alone, 3))
 
@@ -236,7 +236,7 @@ def test_whatever_is_kept_the_scores_are_the_same(model, case, alone, budget, ke
 def test_the_memory_of_another_picture_would_be_noticed(model, case, alone, monkeypatch):
     real = Kept.__getitem__
     monkeypatch.setattr(Kept, "__getitem__", lambda self, i: real(self, (i + 1) % 6))
-    scores = score(model, stacked, *case, Recipe(k_test=4))
+    scores = score(model, stacked, *case, RetrievalConfig(k_test=4))
     assert np.abs(scores.i2t - two_loops(alone, 4)[0]).max() > FAR
 
 
@@ -245,11 +245,11 @@ def test_texts_together_score_as_texts_alone(model, case, alone, chunk, monkeypa
     monkeypatch.setattr(retrieval, "CHUNK", chunk)
     monkeypatch.setattr(retrieval, "TEXT_BATCH", chunk)
     wide = np.pad(case[1], ((0, 0), (0, 8)))  # more padding changes nothing either
-    same(score(model, stacked, case[0], wide, Recipe(k_test=13)), two_loops(alone, 13))
+    same(score(model, stacked, case[0], wide, RetrievalConfig(k_test=13)), two_loops(alone, 13))
 
 
 def test_without_reranking_the_scores_are_the_cosines(model, case):
-    scores = score(model, stacked, *case, Recipe(rerank="none"))
+    scores = score(model, stacked, *case, RetrievalConfig(rerank="none"))
     assert scores.pairs == 0
     np.testing.assert_array_equal(scores.i2t, scores.t2i.T)
     np.testing.assert_allclose(
@@ -260,7 +260,7 @@ def test_without_reranking_the_scores_are_the_cosines(model, case):
 def test_graph_mode_gives_the_same(model, case, alone):
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
-        same(score(model, stacked, *case, Recipe(k_test=4, batch_size=4)), two_loops(alone, 4))
+        same(score(model, stacked, *case, RetrievalConfig(k_test=4, batch_size=4)), two_loops(alone, 4))
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
 
@@ -272,7 +272,7 @@ def test_damaged_weights_are_an_error_and_not_a_recall(model, case):
         with pytest.raises(
             FloatingPointError, match="the ITM logits of pictures and texts: .* are NaN or infinite"
         ):
-            score(model, stacked, *case, Recipe(k_test=2))
+            score(model, stacked, *case, RetrievalConfig(k_test=2))
     finally:
         model.itm_head.bias.set_data(Tensor(bias))
 
@@ -290,11 +290,11 @@ def test_damaged_weights_are_an_error_and_not_a_recall(model, case):
 )
 def test_a_recipe_that_means_nothing_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
-        Recipe(**options)
+        RetrievalConfig(**options)
 
 
 def test_the_report_says_how_it_was_made(model, case):
-    recipe = Recipe(k_test=4)
+    recipe = RetrievalConfig(k_test=4)
     scores = score(model, stacked, *case, recipe)
     figures = report(scores, OWNERS, recipe, weights="x.ckpt")
     assert {key: figures[key] for key in recalls(scores.i2t, scores.t2i, OWNERS)} == recalls(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mindblip2.generation import logits_processors
-from mindblip2.generation.generate import LanguageDecoding, complete, stream
+from mindblip2.generation.generate import LanguageGenerationConfig, complete, stream
 
 VOCAB, EOS, PAD = 23, 10, 0
 BATCH, LENGTH = 6, 5
@@ -90,7 +90,7 @@ class Prompts:
 
 
 def decoding(**how):
-    return LanguageDecoding(
+    return LanguageGenerationConfig(
         **{
             "max_new_tokens": 12,
             "min_new_tokens": 0,
@@ -258,7 +258,9 @@ def test_what_may_be_drawn_is_what_the_warpers_of_transformers_leave(how):
         expected = TopKLogitsWarper(how["top_k"], min_tokens_to_keep=keep)(None, expected)
     if "top_p" in how:
         expected = TopPLogitsWarper(how["top_p"], min_tokens_to_keep=keep)(None, expected)
-    found = logits_processors.narrow(logits, LanguageDecoding(do_sample=True, **{"top_p": 1.0, **how}))
+    found = logits_processors.top_k_top_p(
+        logits, LanguageGenerationConfig(do_sample=True, **{"top_p": 1.0, **how})
+    )
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)
 
 

@@ -1,11 +1,11 @@
-"""Decoding against brute force on a toy model whose next token depends on everything before it."""
+"""GenerationConfig against brute force on a toy model whose next token depends on everything before it."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from mindblip2.generation.generate import Decoding, generate
+from mindblip2.generation.generate import GenerationConfig, generate
 
 VOCAB, EOS, PAD = 14, 13, 12
 
@@ -41,7 +41,7 @@ def decode(toy=None, start=((0,),), **how):
         "pad_token_id": PAD,
         **how,
     }
-    return generate(toy or Toy(), start, Decoding(**how))
+    return generate(toy or Toy(), start, GenerationConfig(**how))
 
 
 def caption(row):
@@ -187,7 +187,7 @@ def test_the_ids_are_those_of_transformers(gpt2, how):
     theirs = model.generate(
         torch.from_numpy(starts), attention_mask=torch.ones(4, 1), pad_token_id=1, do_sample=False, **how
     )
-    ours = generate(step(), starts, Decoding(eos_token_id=16, pad_token_id=1, **how))
+    ours = generate(step(), starts, GenerationConfig(eos_token_id=16, pad_token_id=1, **how))
     assert [row[: row.index(16) + 1] if 16 in row else row for row in ours.tolist()] == [
         row[: row.index(16) + 1] if 16 in row else row for row in theirs.tolist()
     ]
@@ -209,7 +209,7 @@ def drawn(probs, rows=4000, **how):
     ids = generate(
         Fixed(*probs),
         [[0]],
-        Decoding(
+        GenerationConfig(
             do_sample=True,
             max_new_tokens=1,
             min_new_tokens=0,
@@ -268,7 +268,7 @@ def test_the_end_token_is_not_drawn_too_early():
     ids = generate(
         Fixed(0.1, 0.1, 0.8),
         [[0]],
-        Decoding(
+        GenerationConfig(
             do_sample=True,
             max_new_tokens=6,
             min_new_tokens=3,

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-from mindblip2.generation.generate import Decoding, LanguageDecoding, complete, generate
+from mindblip2.generation.generate import GenerationConfig, LanguageGenerationConfig, complete, generate
 from mindblip2.generation.generation_config import merged
 
 VOCAB, EOS, PAD = 9, 8, 7
@@ -36,7 +36,7 @@ class Toy:
 
 def written(toy=None, prompt_BT=None, **how):
     toy = toy or Toy(range(8), end=1.0)
-    how = LanguageDecoding.of(how, eos_token_id=EOS, pad_token_id=PAD, max_new_tokens=8)
+    how = LanguageGenerationConfig.of(how, eos_token_id=EOS, pad_token_id=PAD, max_new_tokens=8)
     return complete(toy, toy.first(), how, prompt_BT)
 
 
@@ -81,7 +81,7 @@ def test_each_keyword_has_an_effect(base, keyword):
 
 
 def test_no_keyword_is_forgotten():
-    assert {name for _, keyword in EFFECTS for name in keyword} == set(LanguageDecoding.names())
+    assert {name for _, keyword in EFFECTS for name in keyword} == set(LanguageGenerationConfig.names())
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_names_of_lavis(alias, name, value):
 
 
 def test_the_defaults_of_stage_2_are_those_of_lavis():
-    how = LanguageDecoding()
+    how = LanguageGenerationConfig()
     assert (how.beams, how.max_new_tokens, how.min_new_tokens, how.top_p) == (5, 30, 1, 0.9)
     assert (how.repetition_penalty, how.length_penalty, how.temperature, how.num_return_sequences) == (
         1,
@@ -109,13 +109,13 @@ def test_the_defaults_of_stage_2_are_those_of_lavis():
         1,
     )
     assert (
-        LanguageDecoding(do_sample=True).beams == 1
-        and LanguageDecoding(do_sample=True, num_beams=3).beams == 3
+        LanguageGenerationConfig(do_sample=True).beams == 1
+        and LanguageGenerationConfig(do_sample=True, num_beams=3).beams == 3
     )
 
 
 def test_what_is_said_wins_over_the_defaults_of_a_model_and_none_says_nothing():
-    how = LanguageDecoding.of({"num_beams": 2, "top_k": None}, num_beams=4, top_k=3, max_new_tokens=7)
+    how = LanguageGenerationConfig.of({"num_beams": 2, "top_k": None}, num_beams=4, top_k=3, max_new_tokens=7)
     assert (how.num_beams, how.top_k, how.max_new_tokens, how.top_p) == (2, 3, 7, 0.9)
 
 
@@ -183,11 +183,11 @@ def test_stage_1_returns_several_too():
 
     how = {"eos_token_id": EOS, "pad_token_id": PAD, "max_new_tokens": 5, "min_new_tokens": 0}
     starts = np.array([[0], [1]])
-    one, three = (generate(Start(), starts, Decoding.of({**how, "num_captions": n})) for n in (1, 3))
+    one, three = (generate(Start(), starts, GenerationConfig.of({**how, "num_captions": n})) for n in (1, 3))
     assert three[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
     assert [text(row) for row in three[::3]] == [text(row) for row in one]
     drawn = generate(
-        Start(), starts, Decoding.of({**how, "do_sample": True, "num_captions": 4, "top_p": 1.0})
+        Start(), starts, GenerationConfig.of({**how, "do_sample": True, "num_captions": 4, "top_p": 1.0})
     )
     assert drawn[:, 0].tolist() == [0] * 4 + [1] * 4 and len({tuple(row) for row in drawn[:4]}) > 1
 
@@ -266,24 +266,24 @@ def test_impossible_settings_are_errors(how, complaint):
 )
 def test_b13_each_number_is_checked_by_its_name(name, wrong, expected, right):
     with pytest.raises(ValueError, match=f"^{name} = .*: expected {expected}"):
-        LanguageDecoding(**{name: wrong})
+        LanguageGenerationConfig(**{name: wrong})
     # control
-    LanguageDecoding(**{name: right, "do_sample": True} if name != "do_sample" else {name: right})
+    LanguageGenerationConfig(**{name: right, "do_sample": True} if name != "do_sample" else {name: right})
 
 
 def test_b13_a_nan_is_not_called_two_arguments():
     with pytest.raises(ValueError, match="^length_penalty = nan: expected a finite number$"):
-        LanguageDecoding.of({"length_penalty": float("nan")})
+        LanguageGenerationConfig.of({"length_penalty": float("nan")})
 
 
 def test_b13_a_later_place_goes_over_an_earlier_one_under_any_name():
     preset, call = {"max_new_tokens": 20, "num_beams": 3}, {"max_length": 30}
-    assert LanguageDecoding.of(merged(preset, call)).max_new_tokens == 30
+    assert LanguageGenerationConfig.of(merged(preset, call)).max_new_tokens == 30
     assert merged(preset, call, {"max_new_tokens": 7}) == {"num_beams": 3, "max_new_tokens": 7}
-    assert LanguageDecoding.of(merged(call, preset)).max_new_tokens == 20
+    assert LanguageGenerationConfig.of(merged(call, preset)).max_new_tokens == 20
     # control: in one place
     with pytest.raises(ValueError, match="max_length = 30 and max_new_tokens = 20 are the same argument"):
-        LanguageDecoding.of(merged({"max_length": 30, "max_new_tokens": 20}))
+        LanguageGenerationConfig.of(merged({"max_length": 30, "max_new_tokens": 20}))
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -300,5 +300,5 @@ def test_an_argument_without_effect_is_said(caplog):
         assert "top_k, temperature: without effect unless do_sample=True" in caplog.text
         caplog.clear()
         written(temperature=0.5, do_sample=True)
-        LanguageDecoding.of({}, top_p=1.0, top_k=1)  # defaults of a model's configuration
+        LanguageGenerationConfig.of({}, top_p=1.0, top_k=1)  # defaults of a model's configuration
         assert not caplog.text

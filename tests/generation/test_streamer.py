@@ -75,7 +75,7 @@ def test_rows_grow_for_themselves_and_padding_shows_nothing(llama):
 def test_it_takes_what_generation_gives(llama):
     import numpy as np
 
-    from mindblip2.generation.generate import LanguageDecoding, stream
+    from mindblip2.generation.generate import LanguageGenerationConfig, stream
 
     ids = [*llama.encode("a red cat", add_special_tokens=False), llama.eos_token_id]
 
@@ -83,7 +83,9 @@ def test_it_takes_what_generation_gives(llama):
         return np.eye(len(llama))[[ids[position + 1]] * len(tokens_N)]
 
     tokens = stream(
-        step, np.eye(len(llama))[[ids[0]]], LanguageDecoding(num_beams=1, eos_token_id=llama.eos_token_id)
+        step,
+        np.eye(len(llama))[[ids[0]]],
+        LanguageGenerationConfig(num_beams=1, eos_token_id=llama.eos_token_id),
     )
     text = TextStream(llama)
     assert "".join([*(part for token_N in tokens for part in text.put(token_N)), *text.end()]) == "a red cat"

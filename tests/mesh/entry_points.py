@@ -63,7 +63,7 @@ def written(mesh):
         [one["image"] for one in pictures[:2]], save_file="beams.txt", num_beams=3, max_new_tokens=6
     )
     figures["beams"] = beams
-    if comm.first():
+    if comm.is_main_process():
         figures |= {
             name: json.loads(open(f"out/image_to_text_generation_{name}.json").read())
             for name in ("captions", "answers")
@@ -76,7 +76,7 @@ def main(data, model, file):
     ms.set_context(mode=ms.PYNATIVE_MODE)
     made = {**found(mesh), **written(mesh)}
     np.save(f"{file}.rank_{comm.mesh.rank}.npy", np.array(json.dumps(made["beams"])))
-    if comm.first():
+    if comm.is_main_process():
         with open(file, "w", encoding="utf-8") as out:
             json.dump(made, out)
 

@@ -29,7 +29,7 @@ def measured(part):
     step = TrainStep(model, OptimizerConfig(), shard_optimizer=comm.mesh.data > 1)
     batch = own_rows(batch_of(0))
     gradients = step._gradients(batch)[2]
-    with comm.counted() as tally:
+    with comm.record_communication() as tally:
         step([batch], RATE)
     trained = model.trainable_params()
     return {
@@ -44,7 +44,7 @@ def measured(part):
 def main(data, model, file, parts):
     device.use(ContextConfig(device_target="CPU", mode=1))
     ms.set_seed(7)
-    comm.start(int(data), int(model))
+    comm.init_mesh(int(data), int(model))
     with open(f"{file}.{comm.mesh.rank}", "w", encoding="utf-8") as out:
         json.dump({part: measured(part) for part in parts}, out)
 

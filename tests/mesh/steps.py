@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 
 from mindblip2 import device
-from mindblip2.checkpoint.pretrained import whole
+from mindblip2.checkpoint.pretrained import unshard
 from mindblip2.config import Blip2Config, ContextConfig, OptimizerConfig
 from mindblip2.distributed import comm
 from mindblip2.models.blip2_llm import Blip2ImageToTextGeneration, Blip2Llm
@@ -109,7 +109,7 @@ def batch_of(step):
 def own_rows(batch):
     """This data rank's slice."""
     each = BATCH // comm.mesh.data
-    rows = slice(comm.rank() * each, (comm.rank() + 1) * each)
+    rows = slice(comm.data_rank() * each, (comm.data_rank() + 1) * each)
     return {name: array[:, rows] if name == "negatives" else array[rows] for name, array in batch.items()}
 
 
@@ -137,11 +137,13 @@ def run(part, mode, *flags):
     values, _, gradients = step._gradients(batches[0])
     if step.mean is not None:
         _, gradients = step.mean(ms.mutable(gradients))
-    made = {f"gradient {p.name}": whole(p, g.asnumpy()) for p, g in zip(step.optimizer.parameters, gradients)}
+    made = {
+        f"gradient {p.name}": unshard(p, g.asnumpy()) for p, g in zip(step.optimizer.parameters, gradients)
+    }
     for number in range(STEPS):
         lot = batches[number * count : (number + 1) * count]
         made |= {f"{name} {number}": np.float32(value) for name, value in step(lot, RATE).items()}
-    made |= {f"after {name}": whole(p) for name, p in model.parameters_dict().items()}
+    made |= {f"after {name}": unshard(p) for name, p in model.parameters_dict().items()}
     made |= {f"kept {name}": array for name, _, array in step.optimizer.entries()}
     return {f"{part} {mode} {name}": array for name, array in made.items()}
 
@@ -158,7 +160,10 @@ def written(mode, *flags):
     for name, how in WRITTEN.items():
         ids = model.generate(image, [[1, 5, 9], [1, 5], [1, 17, 30, 4]], max_new_tokens=8, **how)
         ids = np.pad(ids, ((0, 0), (0, 8 - ids.shape[1]))).astype(np.float32)
-        made |= {f"writes {mode} {name}": ids, f"writes {mode} apart {name}": np.ptp(comm.pieces(ids), 0)}
+        made |= {
+            f"writes {mode} {name}": ids,
+            f"writes {mode} apart {name}": np.ptp(comm.gather_shards(ids), 0),
+        }
     return made
 
 
@@ -169,13 +174,13 @@ def counts():
     kind, changes = PARTS["llama"]
     model = kind(Blip2Config(**{**SIZES, **changes}))
     x_BTD, mask_BT = ms.ops.ones((2, 6, 32), ms.float32), ms.ops.ones((2, 6), ms.float32)
-    with comm.counted() as forwards:
+    with comm.record_communication() as forwards:
         model.llm(x_BTD, mask_BT)
-    with comm.counted() as both:
+    with comm.record_communication() as both:
         ms.ops.grad(lambda x: model.llm(x, mask_BT).sum())(x_BTD)
     step = TrainStep(model, OptimizerConfig())
     gradients = tuple(ms.ops.ones_like(p) for p in step.optimizer.parameters)
-    with comm.counted() as averaged:
+    with comm.record_communication() as averaged:
         if step.mean is not None:
             step.mean(gradients)
     return {
@@ -202,12 +207,12 @@ def wrong_group():
 
 def main(data, model, file, parts):
     device.use(ContextConfig(device_target="CPU", mode=1))
-    comm.start(int(data), int(model))
+    comm.init_mesh(int(data), int(model))
     made = {}
     for part in parts:
         name, *more = part.split(":")
         made |= counts() if name == "counts" else written(*more) if name == "writes" else run(name, *more)
-    if comm.first():
+    if comm.is_main_process():
         np.savez(file, **made)
 
 

@@ -20,7 +20,7 @@ def planned(part, data, model, rank, **wrong):
     """The same figures as tests.mesh.plan measures; ``wrong``: changes of the step."""
     kind, changes = PARTS[part]
     config = Blip2Config(**{**SIZES, **changes})
-    with comm.pretend(data, model, rank), no_init():
+    with comm.simulate_mesh(data, model, rank), no_init():
         net = kind(config)
     trained = net.trainable_params()
     weights = sum(p.size * p.itemsize for p in trained)

@@ -220,7 +220,7 @@ def test_a_language_model_of_kernels_is_the_composed_one(name):
     )
     ms.set_seed(1)
     plain = llama.Llama(config)
-    with device.pretend("Ascend"):
+    with device.simulate_device("Ascend"):
         made = llama.Llama(config)
     for own, given in zip(made.get_parameters(), plain.get_parameters(), strict=True):
         own.set_data(given)
@@ -256,7 +256,7 @@ def test_norm_and_rotation():
         Tensor(rng.standard_normal((2, 3, 8)).astype(np.float32)),
         Tensor(rng.standard_normal(8).astype(np.float32)),
     )
-    with device.pretend("Ascend"):
+    with device.simulate_device("Ascend"):
         made = llama.RMSNorm(8, 1e-6)
     plain = llama.RMSNorm(8, 1e-6)
     made.gamma.set_data(gamma), plain.gamma.set_data(gamma)
@@ -289,7 +289,7 @@ def test_attention_that_drops_stays_composed():
 
 def test_the_device_says_which():
     assert not device.ascend() and not device.flash("bfloat16")
-    with device.pretend("Ascend"):
+    with device.simulate_device("Ascend"):
         assert (
             device.ascend()
             and device.flash("bfloat16")

@@ -30,7 +30,7 @@ def drawn(key, site, shape):
 
 @pytest.fixture
 def key():
-    key = rng.Key()
+    key = rng.RngState()
     key.set(42, 0)
     return key
 

@@ -96,8 +96,8 @@ def suite(model, lavis):
     import torch
 
     from mindblip2.parity.candidate.chained import batch
-    from mindblip2.parity.model_triple import Nets
+    from mindblip2.parity.model_triple import ModelTriple
     from mindblip2.parity.suite import Suite
 
-    nets = Nets(lavis.twin(torch.float64), lavis.twin(torch.float32), model)
+    nets = ModelTriple(lavis.twin(torch.float64), lavis.twin(torch.float32), model)
     return Suite(nets, batch(lavis.inputs["image"].numpy(), lavis.inputs["input_ids"].numpy()))

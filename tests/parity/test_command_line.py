@@ -77,13 +77,13 @@ def test_c13_gradients_that_fit_are_taken_at_once(small, parts, monkeypatch):
     from mindblip2.config import load_config
     from mindblip2.parity import streaming
     from mindblip2.parity.inputs import captions, pictures
-    from mindblip2.parity.result_sinks import Desk
+    from mindblip2.parity.result_sinks import ComparingSink
     from mindblip2.parity.weights import Weights
 
     monkeypatch.setattr(streaming, "SMALL", small)
     config, seen = load_config("blip2_digits").model.model_config, []
 
-    class Names(Desk):
+    class Names(ComparingSink):
         def case(self, case, nets):
             seen.append(case)
             return []

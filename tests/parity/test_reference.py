@@ -15,8 +15,8 @@ from mindblip2.parity.reference import losses  # noqa: E402
 from mindblip2.parity.reference.generate import Rules  # noqa: E402
 from mindblip2.parity.reference.lavis_arrays import Reference, beyond, distance, tolerance  # noqa: E402
 from mindblip2.parity.reference.model import (  # noqa: E402
-    Twin,
-    TwinConfig,
+    ReferenceConfig,
+    ReferenceModel,
     capture,
     decay_groups,
     load,
@@ -174,13 +174,13 @@ def test_seeded_weights_are_the_checkpoint():
 
 def test_full_size_has_the_names_and_sizes_of_the_published_model():
     with torch.device("meta"):
-        state = Twin(TwinConfig()).state_dict()
+        state = ReferenceModel(ReferenceConfig()).state_dict()
     assert len(state) == 857 and len(part(state, "Qformer.")) == 336
     vit = part(state, "visual_encoder.")
     assert len(vit) == 511 and sum(value.numel() for value in vit.values()) == 985_894_528
-    assert TwinConfig.from_state_dict(state) == TwinConfig()
+    assert ReferenceConfig.from_state_dict(state) == ReferenceConfig()
     without_vit = {name: value for name, value in state.items() if not name.startswith("visual_encoder.")}
-    assert len(without_vit) == 346 and TwinConfig.from_state_dict(without_vit).vit_depth == 0
+    assert len(without_vit) == 346 and ReferenceConfig.from_state_dict(without_vit).vit_depth == 0
 
 
 def test_a_checkpoint_without_vit_loads_and_a_broken_one_does_not(lavis):
@@ -197,7 +197,7 @@ def test_a_checkpoint_without_vit_loads_and_a_broken_one_does_not(lavis):
     one_name = load({name: value for name, value in state.items() if name != decoder}, config)
     assert one_name.get_parameter(decoder) is one_name.Qformer.bert.embeddings.word_embeddings.weight
     with pytest.raises(ValueError, match="give heads="):
-        TwinConfig.from_state_dict(state)
+        ReferenceConfig.from_state_dict(state)
 
 
 @torch.no_grad()

@@ -174,7 +174,7 @@ FUNCTION = {  # what is replaced, by what
         "loss_itm",
     ),
     "captions start with [CLS]": (
-        twin_module.Twin,
+        twin_module.ReferenceModel,
         "started",
         lambda self, ids: ids,
         f"lm_branch.layer_00 {LM}",
@@ -189,7 +189,7 @@ FUNCTION = {  # what is replaced, by what
         "loss_itc",
     ),
     "ITM from one query": (
-        twin_module.Twin,
+        twin_module.ReferenceModel,
         "itm_logits",
         first_query_only,
         "itm_logits itm.logits loss_itm",
@@ -208,13 +208,13 @@ def test_a_wrong_function_fails(lavis, defect, monkeypatch):
 
 def test_a_detached_cache_shows_in_gradients_only(lavis, monkeypatch):
     """The caption loss must train the query pass through the keys and values that it cached."""
-    see = twin_module.Twin.see
+    see = twin_module.ReferenceModel.see
 
     def cut(self, image_BPW):
         query, memory = see(self, image_BPW)
         return query, [(key.detach(), value.detach()) for key, value in memory]
 
-    monkeypatch.setattr(twin_module.Twin, "see", cut)
+    monkeypatch.setattr(twin_module.ReferenceModel, "see", cut)
     wrong = lavis.unlike_lavis64(lavis.gradients(lavis.twin()), lavis.grads, "grads")
     assert {"grad.query_tokens", "gradnorm.loss_lm"} <= wrong and "loss" not in wrong
 

@@ -11,7 +11,7 @@ import pytest
 from mindblip2.parity.compare import Row, compare
 from mindblip2.parity.report.curves import svg
 from mindblip2.parity.report.diagnosis import case_of, diagnose, is_part, narrowest, said
-from mindblip2.parity.report.error_pattern import signature
+from mindblip2.parity.report.error_pattern import error_pattern
 from mindblip2.parity.report.page import page, write
 from mindblip2.parity.report.summary import grouped, verdict
 
@@ -51,13 +51,15 @@ def only(axis, chosen):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_error_is_named_by_its_looks(ours, fact):
-    facts = signature(ours, TRUTH)
+    facts = error_pattern(ours, TRUTH)
     assert fact in facts and len(facts) <= 2
 
 
 def test_noise_looks_like_nothing():
     noise = np.random.default_rng(2).normal(size=TRUTH.shape)
-    assert signature(TRUTH + 1e-7 * noise, TRUTH) == () and signature(TRUTH + 0.1 * noise, TRUTH) == ()
+    assert (
+        error_pattern(TRUTH + 1e-7 * noise, TRUTH) == () and error_pattern(TRUTH + 0.1 * noise, TRUTH) == ()
+    )
 
 
 def test_only_rows_that_do_not_pass_have_a_signature():

@@ -115,10 +115,10 @@ def held_out_samples(count=6):
 
 def held_out_losses(model, config):
     """The evaluation of the losses of ``held_out_samples``."""
-    from mindblip2.trainer.evaluator import held_out
+    from mindblip2.trainer.evaluator import make_evaluator
 
     pairs = OneCaptionEach(
         {"image": one["image"], "caption": one["captions"][0], "image_id": i}
         for i, one in enumerate(held_out_samples())
     )
-    return held_out(config, model, Numbers(), pairs)
+    return make_evaluator(config, model, Numbers(), pairs)

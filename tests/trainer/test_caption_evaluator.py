@@ -235,7 +235,7 @@ def test_a_model_that_writes_nothing_has_no_captions(small):
 
 
 def test_stage_1_has_no_score_of_captions():
-    from mindblip2.trainer.evaluator import held_out as examine
+    from mindblip2.trainer.evaluator import make_evaluator as examine
 
     with pytest.raises(
         ConfigError,
@@ -267,7 +267,7 @@ def test_a16_a_metric_that_is_the_same_whatever_is_written_never_chooses_a_check
 
 
 def test_a16_retrieval_among_one_picture_is_refused():
-    from mindblip2.trainer.evaluator import held_out as examine
+    from mindblip2.trainer.evaluator import make_evaluator as examine
 
     config = run_config(eval_dataset__text_transforms__max_length=8)
     with pytest.raises(ConfigError, match="do_eval by retrieval with one picture: every text finds it"):

@@ -13,7 +13,7 @@ from mindblip2.checkpoint import training_state
 from mindblip2.config import OptimizerConfig
 from mindblip2.config.schema import ConfigError
 from mindblip2.trainer import loop
-from mindblip2.trainer.evaluator import HeldOutLosses, HeldOutRetrieval, held_out, is_due
+from mindblip2.trainer.evaluator import LossEvaluator, RetrievalEvaluator, is_due, make_evaluator
 from mindblip2.trainer.loop import fit
 from mindblip2.trainer.train_step import TrainStep
 from tests.trainer.small import Batches, Numbers, held_out_losses, held_out_samples, run_config, small_model
@@ -28,7 +28,7 @@ def configured(**changes):
 
 
 def retrieval(model, config):
-    return held_out(config, model, Numbers(), SAMPLES)
+    return make_evaluator(config, model, Numbers(), SAMPLES)
 
 
 class Scripted:
@@ -152,22 +152,22 @@ def test_held_out_losses_draw_the_same_negatives_each_time_and_no_dropout():
         and np.array_equal(model.noise.words.asnumpy(), model_key)
     )
     assert first["loss"] == pytest.approx(first["itc"] + first["itm"] + first["lm"], abs=1e-5)
-    assert str(examination) == "losses of 4 pairs" and isinstance(examination, HeldOutLosses)
+    assert str(examination) == "losses of 4 pairs" and isinstance(examination, LossEvaluator)
     model.set_train()
     assert examination.figures() != first  # the control: with dropout it is another loss
 
 
 def test_held_out_retrieval_is_that_of_the_task():
-    from mindblip2.evaluation.retrieval import Recipe, recalls, score
+    from mindblip2.evaluation.retrieval import RetrievalConfig, recalls, score
 
     model = small_model()
     examination = retrieval(model, configured())
     pictures, texts = [one["image"] for one in SAMPLES], [one["captions"][0] for one in SAMPLES]
     ids = Numbers()(texts, 8, "max_length", "np")["input_ids"]
-    scores = score(model, Numbers().image_processor, pictures, ids, Recipe(k_test=2, text_length=8))
+    scores = score(model, Numbers().image_processor, pictures, ids, RetrievalConfig(k_test=2, text_length=8))
     assert examination.figures() == recalls(scores.i2t, scores.t2i, np.arange(6))
     assert str(examination) == "retrieval among 6 pictures and 6 texts" and isinstance(
-        examination, HeldOutRetrieval
+        examination, RetrievalEvaluator
     )
 
 
@@ -262,4 +262,4 @@ def test_without_held_out_data_it_says_what_to_name():
     with pytest.raises(
         ConfigError, match="do_eval needs held-out data: name them in eval_dataset.data_loader"
     ):
-        held_out(config, small_model(), Numbers())
+        make_evaluator(config, small_model(), Numbers())

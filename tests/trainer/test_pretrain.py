@@ -108,17 +108,17 @@ def test_evaluation_without_held_out_data_is_refused_before_the_training(tmp_pat
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, whole, monkeypatch):
-    add = loop.Monitor.add
+    add = loop.TrainingLog.add
 
     def interrupted(self, *arguments):
         if self.step == 4:
             raise KeyboardInterrupt
         return add(self, *arguments)
 
-    monkeypatch.setattr(loop.Monitor, "add", interrupted)
+    monkeypatch.setattr(loop.TrainingLog, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
-    monkeypatch.setattr(loop.Monitor, "add", add)
+    monkeypatch.setattr(loop.TrainingLog, "add", add)
     train(tmp_path, resume_training=True)
     folder = tmp_path / "checkpoint" / "rank_0"
     assert same(weights(folder / "blip2_digits.ckpt"), weights(whole / "blip2_digits.ckpt"))

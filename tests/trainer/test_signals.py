@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mindblip2.checkpoint import training_state
-from mindblip2.checkpoint.pretrained import save_whole
+from mindblip2.checkpoint.pretrained import save_unsharded
 from mindblip2.config.schema import ConfigError
 from mindblip2.distributed import comm
 from mindblip2.trainer import output_lock, signals
@@ -149,7 +149,7 @@ def test_b9_an_evaluation_that_a_signal_has_put_off_is_made_when_the_run_goes_on
 def on_a_mesh(monkeypatch, other):
     """This process is one of two, of which the other gives ``other`` to every sum."""
     monkeypatch.setattr(comm, "mesh", comm.Mesh(2, 1, 0))
-    monkeypatch.setattr(comm, "everywhere", lambda array: array + np.array(other, np.float32))
+    monkeypatch.setattr(comm, "host_all_reduce", lambda array: array + np.array(other, np.float32))
 
 
 def test_b9_a_signal_to_another_process_of_the_mesh_counts(monkeypatch):
@@ -164,10 +164,10 @@ def test_b9_a_signal_to_another_process_of_the_mesh_counts(monkeypatch):
 
 
 def test_b10_all_processes_of_a_mesh_give_up_together(monkeypatch, tmp_path):
-    with comm.together():
+    with comm.fail_together():
         pass
     on_a_mesh(monkeypatch, [1])
-    with pytest.raises(RuntimeError, match="another process of the mesh has failed"), comm.together():
+    with pytest.raises(RuntimeError, match="another process of the mesh has failed"), comm.fail_together():
         pass
     made = []
 
@@ -179,7 +179,7 @@ def test_b10_all_processes_of_a_mesh_give_up_together(monkeypatch, tmp_path):
 
     on_a_mesh(monkeypatch, [0])
     with pytest.raises(TypeError, match="x1: type Float32 needs"):
-        save_whole(tmp_path / "x.ckpt", tensors())
+        save_unsharded(tmp_path / "x.ckpt", tensors())
     # the others wait for the third in its collective
     assert made == [0, 1, 2] and not list(tmp_path.iterdir())
 

@@ -29,7 +29,7 @@ ARRAYS = ("ToPIL", "ToTensor")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ImageAugmentation:
     """Steps on RGB PIL pictures, each called with the picture and a ``numpy.random.Generator``; then an
     array, normalised."""
 
@@ -86,7 +86,7 @@ def recipe(words, size, mean=CLIP_MEAN, std=CLIP_STD):
             raise ConfigError(
                 f"transforms: no recipe {words!r}; there is: {', '.join(NAMED)}" + _near(words, NAMED)
             )
-        return Recipe(NAMED[words](size), tuple(mean), tuple(std))
+        return ImageAugmentation(NAMED[words](size), tuple(mean), tuple(std))
     norm = {"mean": tuple(mean), "std": tuple(std)}
     steps = []
     for entry in words:
@@ -104,7 +104,7 @@ def recipe(words, size, mean=CLIP_MEAN, std=CLIP_STD):
             f"transforms end with {last}, which does not make squares of processor.image_processor.image_size = "
             f"{size} pixels: end them with a crop or a Resize to [{size}, {size}]"
         )
-    return Recipe(tuple(steps), **norm)
+    return ImageAugmentation(tuple(steps), **norm)
 
 
 def recipes(transforms, names, size, mean=CLIP_MEAN, std=CLIP_STD):

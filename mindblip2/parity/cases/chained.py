@@ -13,13 +13,13 @@ from mindspore import nn
 
 from mindblip2.parity.activation_hooks import twin_paths
 from mindblip2.parity.candidate.chained import FIRST, batch, by_verb, our_activations, our_losses
-from mindblip2.parity.model_triple import FEW, Case, Nets
-from mindblip2.parity.reference.model import Twin, capture
+from mindblip2.parity.model_triple import FEW, Case, ModelTriple
+from mindblip2.parity.reference.model import ReferenceModel, capture
 
 SUMMED = 4  # sets of captions that the gradients of large weights are summed over
 
 
-def chained(nets: Nets, inputs: Mapping[str, np.ndarray]) -> tuple[dict, dict, dict]:
+def chained(nets: ModelTriple, inputs: Mapping[str, np.ndarray]) -> tuple[dict, dict, dict]:
     """Activations (ours, torch32, truth) of one forward pass, in the order of the network."""
     freq = nets.truth.config.cross_attention_freq
     paths = twin_paths(nets.ours, freq)
@@ -31,7 +31,9 @@ def chained(nets: Nets, inputs: Mapping[str, np.ndarray]) -> tuple[dict, dict, d
 
 
 @torch.no_grad()
-def their_activations(twin: Twin, paths: Mapping[str, str], inputs: Mapping[str, np.ndarray]) -> dict:
+def their_activations(
+    twin: ReferenceModel, paths: Mapping[str, str], inputs: Mapping[str, np.ndarray]
+) -> dict:
     """The same of a twin, under our names."""
     embedded = []
     handles = (
@@ -47,7 +49,7 @@ def their_activations(twin: Twin, paths: Mapping[str, str], inputs: Mapping[str,
     return ({"vit.embed": embedded[0].numpy()} if embedded else {}) | by_verb(found)
 
 
-def their_losses(twin: Twin, image, ids, image_idx, text_idx):
+def their_losses(twin: ReferenceModel, image, ids, image_idx, text_idx):
     """The same of a twin."""
     return torch.stack(twin(image.to(twin.query_tokens.dtype), ids, negatives=(image_idx, text_idx))[:4])
 

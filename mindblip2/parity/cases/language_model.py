@@ -21,7 +21,7 @@ from mindblip2.parity import seeded_weights
 from mindblip2.parity.candidate.language_model import kept, new_cell
 from mindblip2.parity.candidate.stage1 import ours_of
 from mindblip2.parity.cases.conversion import conversion_case
-from mindblip2.parity.model_triple import Case, Nets
+from mindblip2.parity.model_triple import Case, ModelTriple
 from mindblip2.parity.reference.language_model import LanguageTwin, language_twin
 from mindblip2.parity.reference.outputs import run_theirs
 from mindblip2.parity.suite import Suite
@@ -58,11 +58,11 @@ def masks(*rows: str) -> np.ndarray:
     return np.array([[place == "." for place in row] for row in rows]).astype(np.int64)
 
 
-def make_language_nets(name: str, seed: int = seeded_weights.SEED) -> Nets:
+def make_language_nets(name: str, seed: int = seeded_weights.SEED) -> ModelTriple:
     """The three networks of one of ``MODELS``, ours through the converter's table."""
     config, packed = MODELS[name]
     truth, torch32 = (language_twin(config, dtype, packed, seed) for dtype in (torch.float64, torch.float32))
-    return Nets(truth, torch32, filled(new_cell(config), torch32, config).set_train(False))
+    return ModelTriple(truth, torch32, filled(new_cell(config), torch32, config).set_train(False))
 
 
 def filled(ours: nn.Cell, twin: LanguageTwin, config) -> nn.Cell:
@@ -92,7 +92,7 @@ def fill(ours: nn.Cell, twin: LanguageTwin, config, prefix: str = "") -> set[str
 class LanguageSuite(Suite):
     """The cases of one language model; their names begin with its."""
 
-    def __init__(self, name: str, nets: Nets | None = None):
+    def __init__(self, name: str, nets: ModelTriple | None = None):
         self.name, self.nets = name, nets or make_language_nets(name)
 
     @cached_property
@@ -111,7 +111,7 @@ class LanguageSuite(Suite):
         return [case.name for case in self.cases]
 
 
-def language_cases(name: str, nets: Nets) -> Iterator[Case]:
+def language_cases(name: str, nets: ModelTriple) -> Iterator[Case]:
     """All cases of a model: every part on the truth's input, then the whole, then with the cache."""
     truth, weights = nets.truth, [parameter.name for parameter in nets.ours.get_parameters()]
     # Baichuan's distances count columns, ours tokens

@@ -21,14 +21,16 @@ from mindblip2.parity.activation_hooks import twin_paths
 from mindblip2.parity.candidate.chained import VERBS
 from mindblip2.parity.candidate.stage1 import ours_of
 from mindblip2.parity.model_triple import Case
-from mindblip2.parity.reference.model import Twin, capture, not_pad
+from mindblip2.parity.reference.model import ReferenceModel, capture, not_pad
 from mindblip2.parity.reference.qformer import caption_bias, padding_bias
 
 COMPOSED = ("vit", "vit.patch_embed", "qformer.lm_head")  # more than one input, or a case of their own below
 
 
 @torch.no_grad()
-def recorded(twin: Twin, paths: dict[str, str], run: Callable[[], object]) -> dict[str, list[np.ndarray]]:
+def recorded(
+    twin: ReferenceModel, paths: dict[str, str], run: Callable[[], object]
+) -> dict[str, list[np.ndarray]]:
     """What goes into each module during ``run``, by our path, in float32: all three networks get exactly
     this."""
     with capture(twin, paths.values(), inputs=True) as seen:
@@ -45,7 +47,7 @@ def module_cases(paths: dict[str, str], inputs: dict[str, list[np.ndarray]]) -> 
             yield Case(path, partial(their_module, path=theirs), ours_of(path), {"x": inputs[path][0]})
 
 
-def their_module(twin: Twin, x, path: str):
+def their_module(twin: ReferenceModel, x, path: str):
     return twin.get_submodule(path)(x)
 
 
@@ -107,7 +109,7 @@ def ln_vision_case(model: nn.Cell, x_BPW: np.ndarray) -> Case:
 
 
 # ---------------------------------------------------------------------------------------------------- the Q-F
-def qformer_inputs(twin: Twin, paths: dict[str, str], image_BPW: np.ndarray, ids: np.ndarray):
+def qformer_inputs(twin: ReferenceModel, paths: dict[str, str], image_BPW: np.ndarray, ids: np.ndarray):
     """The inputs of every part when the four verbs run once each, the queries' keys and values (layer, key or
     value, …), and what ``see`` and ``read`` give."""
     image, text, out = (
@@ -133,7 +135,9 @@ def qformer_inputs(twin: Twin, paths: dict[str, str], image_BPW: np.ndarray, ids
     return inputs, {name: value.float().numpy() for name, value in out.items()}
 
 
-def qformer_cases(model: nn.Cell, twin: Twin, image_BPW: np.ndarray, ids: np.ndarray) -> Iterator[Case]:
+def qformer_cases(
+    model: nn.Cell, twin: ReferenceModel, image_BPW: np.ndarray, ids: np.ndarray
+) -> Iterator[Case]:
     """Memory, embeddings, every layer in every verb, heads, and every module in them, from image
     embeddings."""
     paths = twin_paths(model, twin.config.cross_attention_freq)
@@ -175,7 +179,7 @@ def memory_case(model: nn.Cell, image_BPW: np.ndarray) -> Case:
     )
 
 
-def embed_cases(model: nn.Cell, twin: Twin, ids: np.ndarray) -> Iterator[Case]:
+def embed_cases(model: nn.Cell, twin: ReferenceModel, ids: np.ndarray) -> Iterator[Case]:
     """Words and positions, and the queries, through BERT's first norm."""
     yield Case(
         "embed.text",
@@ -208,7 +212,7 @@ def layer_case(model: nn.Cell, i: int, verb: str, inputs: dict[str, np.ndarray])
     )
 
 
-def their_layer(twin: Twin, x, i: int, verb: str, ids=None, image=None, key=None, value=None):
+def their_layer(twin: ReferenceModel, x, i: int, verb: str, ids=None, image=None, key=None, value=None):
     """(B, L, D) and, where the verb hands them on, the keys and values."""
     queries = twin.config.queries if verb in ("see", "match") else 0
     bias = None
@@ -302,7 +306,7 @@ def head_cases(
     )
 
 
-def their_next_token(twin: Twin, cache, ids):
+def their_next_token(twin: ReferenceModel, cache, ids):
     """Logits after the last of a few tokens, fed one by one behind the cached queries."""
     cache = [tuple(pair) for pair in cache]
     for token in ids.split(1, dim=1):

@@ -226,11 +226,13 @@ def one_query_matches(model):
 
 def ln_vision_frozen(model):
     """The cut behind the frozen ViT one cell too late."""
-    memory, stage1 = qformer.Memory.construct, blip2_qformer.Blip2Qformer.stage1
+    memory, stage1 = qformer.CrossAttentionKV.construct, blip2_qformer.Blip2Qformer.stage1
 
     def cut(self, *inputs):
         with replaced(
-            qformer.Memory, "construct", lambda self, image_BPW: memory(self, ops.stop_gradient(image_BPW))
+            qformer.CrossAttentionKV,
+            "construct",
+            lambda self, image_BPW: memory(self, ops.stop_gradient(image_BPW)),
         ):
             return stage1(self, *inputs)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class TwinConfig:
+class ReferenceConfig:
     """Dimensions; the defaults are those of the published stage-1 model."""
 
     image_size: int = 224

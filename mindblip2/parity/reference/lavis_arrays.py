@@ -21,8 +21,8 @@ from mindblip2.file_io import read_json
 from mindblip2.parity import seeded_weights
 from mindblip2.parity.dump_file import Arrays
 from mindblip2.parity.reference import losses as reference_losses
-from mindblip2.parity.reference.config import TwinConfig
-from mindblip2.parity.reference.model import Twin, capture, decay_groups, load, read_state_dict
+from mindblip2.parity.reference.config import ReferenceConfig
+from mindblip2.parity.reference.model import ReferenceModel, capture, decay_groups, load, read_state_dict
 
 WORDS = "Qformer.bert.embeddings.word_embeddings.weight"
 BRANCHES = ("image", "text", "itm", "lm")  # the order in which a forward pass runs the Q-Former
@@ -56,15 +56,17 @@ class Reference:
         """All arrays of one .npz."""
         return dict(Arrays(self.folder / file, compressed=True))
 
-    def twin(self, dtype: torch.dtype = torch.float64, file: str = "blip2_tiny.pth", **changes) -> Twin:
+    def twin(
+        self, dtype: torch.dtype = torch.float64, file: str = "blip2_tiny.pth", **changes
+    ) -> ReferenceModel:
         """A twin of the checkpoint; ``changes`` to its TwinConfig make deliberate defects."""
         state = read_state_dict(self.folder / file)
         resolved = read_json(self.folder / "config.json", dict)["resolved"]
         heads = resolved["vit"]["num_heads"], resolved["qformer"]["num_attention_heads"]
-        config = TwinConfig.from_state_dict(state, *heads)
+        config = ReferenceConfig.from_state_dict(state, *heads)
         return load(state, replace(config, **changes), dtype)
 
-    def image(self, twin: Twin) -> torch.Tensor:
+    def image(self, twin: ReferenceModel) -> torch.Tensor:
         """The input images (B, 3, S, S) in the twin's dtype."""
         return self.inputs["image"].to(twin.query_tokens.dtype)
 
@@ -81,7 +83,7 @@ class Reference:
         }
 
     @torch.no_grad()
-    def observe(self, twin: Twin) -> dict[str, np.ndarray]:
+    def observe(self, twin: ReferenceModel) -> dict[str, np.ndarray]:
         """A forward pass as outputs.npz has it: activations, features, similarities, logits, losses,
         rankings."""
         ids, image = self.inputs["input_ids"], self.image(twin)
@@ -94,7 +96,7 @@ class Reference:
         seen |= shared_image(twin(image, ids, self.inputs["image_id"]), self.inputs["image_id"])
         return {name: value.numpy() for name, value in seen.items() if name in self.outputs}
 
-    def gradients(self, twin: Twin, gather_with_grad: bool = False) -> dict[str, np.ndarray]:
+    def gradients(self, twin: ReferenceModel, gather_with_grad: bool = False) -> dict[str, np.ndarray]:
         """grads.npz: gradients of the total by parameter, and each loss's gradient norms (0: it does not
         reach)."""
         names = [str(name) for name in self.grads["names"]]
@@ -111,7 +113,9 @@ class Reference:
         seen["loss"] = np.array([x.item() for x in out[:4]])
         return seen | self.stored({f"grad.{name}": g for name, g in zip(names, found, strict=True)})
 
-    def three_steps(self, twin: Twin, groups: Callable = decay_groups, **adam) -> dict[str, np.ndarray]:
+    def three_steps(
+        self, twin: ReferenceModel, groups: Callable = decay_groups, **adam
+    ) -> dict[str, np.ndarray]:
         """adamw3.npz: three AdamW steps on one batch, the losses before each and after, the negatives of
         each."""
         optimizer = torch.optim.AdamW(
@@ -172,7 +176,7 @@ def tolerance(name: str, theirs: np.ndarray) -> float:
     return 3e-5 if any(part in name for part in small) else 1e-4
 
 
-def activations(twin: Twin, layers: dict[str, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
+def activations(twin: ReferenceModel, layers: dict[str, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Captured outputs under the reference's names; a Q-Former layer ran once per branch."""
     depth, last = twin.config.vit_depth, twin.config.layers - 1
     seen = {name: layers[module][0] for module, name in PARTS.items()}
@@ -211,7 +215,7 @@ def lm_views(logits_BTV, ids_BT, columns) -> dict[str, torch.Tensor]:
     }
 
 
-def features(twin: Twin, image, ids) -> dict[str, torch.Tensor]:
+def features(twin: ReferenceModel, image, ids) -> dict[str, torch.Tensor]:
     """``extract_features`` and the keys and values that the image branch hands on."""
     seen = {f"features.{name}": value for name, value in twin.extract_features(image, ids)._asdict().items()}
     for i, pair in enumerate(twin.see(twin.embed_image(image))[1]):
@@ -222,7 +226,7 @@ def features(twin: Twin, image, ids) -> dict[str, torch.Tensor]:
     return seen
 
 
-def all_pairs(twin: Twin, image, ids) -> dict[str, torch.Tensor]:
+def all_pairs(twin: ReferenceModel, image, ids) -> dict[str, torch.Tensor]:
     """ITC features, ITM logits and cosines of every image with every caption, and what retrieval makes of
     them."""
     image_BPW = twin.embed_image(image)

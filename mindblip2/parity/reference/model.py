@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from mindblip2.convert.name_maps.blip2 import LAVIS, source_name
 from mindblip2.parity import seeded_weights
 from mindblip2.parity.reference import losses
-from mindblip2.parity.reference.config import TwinConfig
+from mindblip2.parity.reference.config import ReferenceConfig
 from mindblip2.parity.reference.generate import Rules, beam, greedy
 from mindblip2.parity.reference.qformer import QFormer, caption_bias, padding_bias
 from mindblip2.parity.reference.vit import ViT
@@ -59,10 +59,10 @@ class Features(NamedTuple):
     multimodal_embeds: torch.Tensor  # (B, Q, D)
 
 
-class Twin(nn.Module):
+class ReferenceModel(nn.Module):
     """Stage 1: the four verbs ``see``, ``read``, ``match``, ``caption``, and the losses on top of them."""
 
-    def __init__(self, config: TwinConfig):
+    def __init__(self, config: ReferenceConfig):
         super().__init__()
         self.config = config
         self.query_tokens = nn.Parameter(torch.zeros(1, config.queries, config.width))
@@ -247,22 +247,22 @@ def read_state_dict(source: str | Path | Mapping) -> dict[str, torch.Tensor]:
 
 def load(
     source: str | Path | Mapping,
-    config: TwinConfig | None = None,
+    config: ReferenceConfig | None = None,
     dtype: torch.dtype = torch.float32,
     **heads: int,
-) -> Twin:
+) -> ReferenceModel:
     """A frozen-ViT twin in eval mode from a LAVIS checkpoint; every key must be known and every parameter
     present.
 
     All weights are cast to ``dtype``: a checkpoint with a float16 ViT computes as LAVIS does on a CPU, with
     rounded weights and wide arithmetic. ``heads``: ``vit_heads=`` and ``heads=`` of
-    TwinConfig.from_state_dict. A file is mapped, not read (training leaves it as it is); a mapping's tensors
+    ReferenceConfig.from_state_dict. A file is mapped, not read (training leaves it as it is); a mapping's tensors
     are copied.
     """
     state = read_state_dict(source)
     copy = isinstance(source, Mapping)
     with torch.device("meta"):  # no memory and no time for an initialisation that the checkpoint replaces
-        twin = Twin(config or TwinConfig.from_state_dict(state, **heads))
+        twin = ReferenceModel(config or ReferenceConfig.from_state_dict(state, **heads))
     wanted = {
         name: value.to(dtype if value.is_floating_point() else value.dtype, copy=copy)
         for name, value in state.items()
@@ -279,12 +279,12 @@ def part(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
 
 
 def seeded_state_dict(
-    config: TwinConfig, seed: int = seeded_weights.SEED, sep_bias: float = 0.0
+    config: ReferenceConfig, seed: int = seeded_weights.SEED, sep_bias: float = 0.0
 ) -> dict[str, torch.Tensor]:
     """A reproducible random checkpoint of any size, under LAVIS's names
     (mindblip2/parity/seeded_weights.py)."""
     with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in Twin(config).state_dict().items()}
+        shapes = {name: tuple(value.shape) for name, value in ReferenceModel(config).state_dict().items()}
     return {
         name: torch.from_numpy(value)
         for name, value in seeded_weights.weights(shapes, seed, sep_bias).items()

@@ -8,7 +8,7 @@ from mindblip2.config import Blip2Config
 from mindblip2.parity.compare import Row
 from mindblip2.parity.model_triple import (
     Case,
-    Nets,
+    ModelTriple,
     cotangent,
     judge,
     named,
@@ -17,17 +17,17 @@ from mindblip2.parity.model_triple import (
     together,
     trained,
 )
-from mindblip2.parity.reference.config import TwinConfig
-from mindblip2.parity.reference.model import Twin
+from mindblip2.parity.reference.config import ReferenceConfig
+from mindblip2.parity.reference.model import ReferenceModel
 from mindblip2.parity.report.timing import side
 
 
-def twin_config(config: Blip2Config) -> TwinConfig:
+def twin_config(config: Blip2Config) -> ReferenceConfig:
     """The twin's dimensions and ids from ours. Its constants (every eps, the GELU, the smoothing) stay its
     own, as they are what is compared, unless the configuration gives another number than its default: see
     :func:`departures`."""
     vit, qformer = config.vision_config, config.qformer_config
-    return TwinConfig(
+    return ReferenceConfig(
         image_size=vit.image_size,
         patch=vit.patch_size,
         vit_width=vit.hidden_size,
@@ -68,7 +68,7 @@ def departures(config: Blip2Config) -> dict[str, tuple[str, float]]:
     return found
 
 
-def rows(case: Case, nets: Nets) -> list[Row]:
+def rows(case: Case, nets: ModelTriple) -> list[Row]:
     """The case on all three networks, compared."""
     with side("MindSpore"):
         ours = run_ours(case, nets.ours)
@@ -79,7 +79,7 @@ def rows(case: Case, nets: Nets) -> list[Row]:
     return judge(case.name, ours, torch32, truth)
 
 
-def run_theirs(case: Case, twin: Twin) -> dict[str, np.ndarray]:
+def run_theirs(case: Case, twin: ReferenceModel) -> dict[str, np.ndarray]:
     """The case's outputs and gradients on a twin, in the twin's dtype, by our names and in our shapes."""
     if case.stacked:
         return together(run_theirs(problem, twin) for problem in case.problems())

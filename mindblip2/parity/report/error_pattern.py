@@ -6,7 +6,7 @@ import numpy as np
 MOST, ALMOST_ALL = 0.9, 0.999  # shares of the error's energy
 
 
-def signature(ours: np.ndarray, truth: np.ndarray) -> tuple[str, ...]:
+def error_pattern(ours: np.ndarray, truth: np.ndarray) -> tuple[str, ...]:
     """Facts about the error of one tensor; none if it is spread evenly and looks like nothing known."""
     ours, truth = np.asarray(ours).astype(np.float64), np.asarray(truth).astype(np.float64)
     if ours.size < 2 or not np.isfinite(truth).all():

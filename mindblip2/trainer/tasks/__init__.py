@@ -106,14 +106,14 @@ class Retrieval:
             trainer.config.eval_dataset,
             trainer.config.eval_dataset.text_transforms,
         )
-        known = [field.name for field in dataclasses.fields(retrieval.Recipe)]
+        known = [field.name for field in dataclasses.fields(retrieval.RetrievalConfig)]
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise ValueError(
                 f"{trainer.task} has no option {unknown[0]}; it takes {', '.join(known)} (rerank='itm' for the matching head "
                 "alone)"
             )
-        recipe = retrieval.Recipe.of(data, **options)
+        recipe = retrieval.RetrievalConfig.of(data, **options)
         samples = trainer.eval_dataset
         if samples is None:
             samples = captioned_pictures(data.data_loader, config.processor.image_processor.image_size)
@@ -180,7 +180,7 @@ class Features:
             ],
             "captions": captions,
         }
-        if comm.first():
+        if comm.is_main_process():
             with atomic_file(path, "wb") as file:
                 np.savez(
                     file, **arrays, **{name: np.array(values) for name, values in names.items() if values}
@@ -250,7 +250,7 @@ def _shown(picture):
 
 
 def _save(page, path):
-    if not comm.first():
+    if not comm.is_main_process():
         return
     with atomic_file(path, "wb") as file:
         page.save(file, Image.registered_extensions().get(Path(path).suffix.lower(), "PNG"))

@@ -26,7 +26,7 @@ SHEET_LIMIT = 24  # pictures on one page of results
 
 class Generation:
     """Stage 2: pictures into words.  Options of ``predict`` and ``evaluate`` are those of
-    :class:`mindblip2.evaluation.captioning.Writer`, over ``generation`` of the configuration."""
+    :class:`mindblip2.evaluation.captioning.ImageTextGenerator`, over ``generation`` of the configuration."""
 
     train = staticmethod(Pretrain.train)
 
@@ -185,7 +185,7 @@ def _prompt(trainer, options):
 
 def _write(trainer, what, rows):
     path = Path(trainer.config.output_dir) / f"{trainer.task}_{what}.json"
-    if not comm.first():
+    if not comm.is_main_process():
         return
     write_json(path, rows)
     print(f"texts are saved at: {path}")
@@ -194,7 +194,7 @@ def _write(trainer, what, rows):
 def _draw(trainer, what, pictures, texts, title):
     """The first pictures with their ``texts``, [(text, is right or None), …] each."""
     path = Path(trainer.config.output_dir) / f"{trainer.task}_{what}.png"
-    if not comm.first():
+    if not comm.is_main_process():
         return
     page = text_sheet([load_image(picture) for picture in pictures[:SHEET_LIMIT]], texts[:SHEET_LIMIT], title)
     with atomic_file(path, "wb") as file:

@@ -10,7 +10,13 @@ import mindspore as ms
 from mindblip2 import device
 from mindblip2.checkpoint import training_state
 from mindblip2.checkpoint.ckpt import Checkpoint
-from mindblip2.checkpoint.pretrained import fingerprint, frozen_record, holders, named_file, no_init
+from mindblip2.checkpoint.pretrained import (
+    external_checkpoints,
+    fingerprint,
+    frozen_record,
+    named_file,
+    no_init,
+)
 from mindblip2.compat.mindformers.keys import CALLBACKS
 from mindblip2.config import STAGE_2, RunConfig
 from mindblip2.config.schema import ConfigError
@@ -24,7 +30,7 @@ from mindblip2.models.llama import SwiGLU
 from mindblip2.models.vit import ViTAttention
 from mindblip2.trainer.activation_memory import activation_bytes
 from mindblip2.trainer.data_sources import training_feed
-from mindblip2.trainer.evaluator import held_out
+from mindblip2.trainer.evaluator import make_evaluator
 from mindblip2.trainer.loop import fit, planned_steps
 from mindblip2.trainer.output_lock import one_at_a_time
 from mindblip2.trainer.plan import bytes_of, moment_bytes, step_of
@@ -64,14 +70,14 @@ class Pretrain:
             config,
             processor,
             trainer.train_dataset,
-            comm.rank(),
+            comm.data_rank(),
             comm.mesh.data,
             model.config if stage2 else None,
         )
         _check_sizes(model.config, feed.max_length, processor.image_processor.image_size, stage2)
         wanted = config.do_eval or trainer.eval_dataset is not None
         examination = (
-            held_out(config, model, processor, trainer.eval_dataset, trainer.hypothesis_template)
+            make_evaluator(config, model, processor, trainer.eval_dataset, trainer.hypothesis_template)
             if wanted
             else None
         )
@@ -185,7 +191,7 @@ def starting_weights(model, config, checkpoint, resume):
     if known and set(Checkpoint(Path(resume) / "model.ckpt")) == set(model.parameters_dict()) - set(kept):
         crc32 = known["crc32"]  # of the same parameters, and compared when they were loaded
     else:
-        files = holders(model, source, kept)
+        files = external_checkpoints(model, source, kept)
         crc32 = fingerprint(kept, lambda name: files[name].float32(name))
     return {"path": os.path.abspath(source), "crc32": crc32}
 
@@ -235,7 +241,7 @@ def _memory_line(model, trained, config):
     step = replace(
         step_of(config, data, comm.mesh.model, model.config.compute_dtype, trained_vit), config=model.config
     )
-    kept = bytes_of(trained) + moment_bytes(trained, data, sharded)[comm.rank()]
+    kept = bytes_of(trained) + moment_bytes(trained, data, sharded)[comm.data_rank()]
     activations = activation_bytes(step, config.recompute_config.recompute, device.target())
     return (
         f"memory: weights {bytes_of(model.get_parameters()) / GB:.2f} GB, gradients and moments {kept / GB:.2f} GB, activations about "
