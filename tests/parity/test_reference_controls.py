@@ -39,7 +39,7 @@ def failing(lavis, twin):
     return lavis.unlike_lavis64(lavis.observe(twin), lavis.outputs, "outputs")
 
 
-CONFIG = {  # changes to TwinConfig: must fail, must not
+CONFIG = {  # changes to ReferenceConfig: must fail, must not
     "tanh GELU": ({"gelu": "tanh"}, "vit.block_00.mlp text_branch.layer_00 loss", "vit.block_00.attn"),
     "block eps 1e-5": ({"vit_eps": 1e-5}, "vit.block_00.norm1 vit.out", "vit.embed text_branch.last_hidden"),
     "ln_vision eps 1e-6": ({"ln_vision_eps": 1e-6}, "ln_vision sim_i2t loss_itc", "vit.out text_feat"),

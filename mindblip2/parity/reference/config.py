@@ -38,7 +38,7 @@ class ReferenceConfig:
     @classmethod
     def from_state_dict(
         cls, state: Mapping[str, Any], vit_heads: int | None = None, heads: int | None = None
-    ) -> "TwinConfig":
+    ) -> "ReferenceConfig":
         """Read the dimensions off the shapes. Heads are in no shape: 88 (ViT) and 64 (Q-Former) wide unless
         given."""
         shape = {name: tuple(value.shape) for name, value in state.items()}
@@ -62,7 +62,7 @@ class ReferenceConfig:
 
 
 def vit_dimensions(shape: Mapping[str, tuple[int, ...]], width: int, heads: int | None) -> dict[str, int]:
-    """The ViT's part of a TwinConfig; depth 0 if the checkpoint holds no ViT."""
+    """The ViT's part of a ReferenceConfig; depth 0 if the checkpoint holds no ViT."""
     root = "visual_encoder."
     blocks = {int(name.split(".")[2]) for name in shape if name.startswith(root + "blocks.")}
     if not blocks:

@@ -59,7 +59,7 @@ class Reference:
     def twin(
         self, dtype: torch.dtype = torch.float64, file: str = "blip2_tiny.pth", **changes
     ) -> ReferenceModel:
-        """A twin of the checkpoint; ``changes`` to its TwinConfig make deliberate defects."""
+        """A twin of the checkpoint; ``changes`` to its ReferenceConfig make deliberate defects."""
         state = read_state_dict(self.folder / file)
         resolved = read_json(self.folder / "config.json", dict)["resolved"]
         heads = resolved["vit"]["num_heads"], resolved["qformer"]["num_attention_heads"]

@@ -198,7 +198,7 @@ class ReferenceModel(nn.Module):
         hidden_NTD, cache = self.caption(ids_NT, cache, torch.ones_like(ids_NT))
         return losses.wide(self.Qformer.logits(hidden_NTD[:, -1])), cache
 
-    def freeze_vit(self) -> "Twin":
+    def freeze_vit(self) -> "ReferenceModel":
         """Stop the ViT's gradients, as stage 1 does (``ln_vision`` trains)."""
         if self.visual_encoder is not None:
             self.visual_encoder.requires_grad_(False)

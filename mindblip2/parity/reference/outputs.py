@@ -52,7 +52,7 @@ def twin_config(config: Blip2Config) -> ReferenceConfig:
 
 
 def departures(config: Blip2Config) -> dict[str, tuple[str, float]]:
-    """Constants of LAVIS's that a configuration changes: field of the TwinConfig → our key and the value.
+    """Constants of LAVIS's that a configuration changes: field of the ReferenceConfig → our key and the value.
     Equality with LAVIS is not given then, so a run prints them."""
     found, default = {}, Blip2Config()
     for name, (section, key) in {
