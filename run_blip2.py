@@ -1,4 +1,4 @@
-"""The doorbell: ``python run_blip2.py --config PRESET|FILE --run_mode train|eval|predict …``; see
+"""The command line: ``python run_blip2.py --config PRESET|FILE --run_mode train|eval|predict …``; see
 README.md."""
 
 import argparse

@@ -1,2 +1,2 @@
-"""Foreign weights enter the house here and nowhere else: LAVIS, EVA, BERT and transformers files to .ckpt,
-and back."""
+"""The only package that reads and writes weights of other projects: files of
+LAVIS, EVA, BERT and transformers to .ckpt, and back."""

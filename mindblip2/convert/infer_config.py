@@ -157,12 +157,12 @@ def _read_qformer(shapes, text):
     }
 
 
-def infer_text_config(state, kind, beside):
-    """(LlamaConfig or OPTConfig of a language model, remarks), from its shapes and what stands ``beside``
+def infer_text_config(state, kind, said):
+    """(LlamaConfig or OPTConfig of a language model, remarks), from its shapes and what the files next to it ``said``
     them (:mod:`mindblip2.convert.hf_config`).  The last remark is the section as YAML, as far as it is not
     the default."""
     try:
-        return _read_text_config(ShapeReader(state, kind), dict(beside))
+        return _read_text_config(ShapeReader(state, kind), dict(said))
     except (CheckpointError, ConfigError):
         raise
     except KeyError as error:
@@ -175,17 +175,17 @@ def infer_text_config(state, kind, beside):
         ) from None
 
 
-def _read_text_config(shapes, beside):
+def _read_text_config(shapes, said):
     llm, remarks = shapes.source.llm, []
     vocab, width = shapes("llm.word.embedding_table")
     sizes = {"hidden_size": width, "num_layers": shapes.count("llm.layers.{i}.norm1.gamma")}
-    heads = beside.get("num_heads") or HEADS[llm].get(width)
+    heads = said.get("num_heads") or HEADS[llm].get(width)
     if heads is None:
         remarks.append(
             "num_heads is in no shape, and no config.json is beside the file: give it in text_config"
         )
     build = _llama if llm is LlamaConfig else _opt
-    config = build(shapes, {**beside, **sizes, **_heads_of_llm(shapes, width, heads)}, vocab)
+    config = build(shapes, {**said, **sizes, **_heads_of_llm(shapes, width, heads)}, vocab)
     if config.vocab_size < vocab:
         remarks.append(
             f"vocab_size stays {config.vocab_size}: the {vocab - config.vocab_size} rows behind it are "

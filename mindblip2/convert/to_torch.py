@@ -135,7 +135,7 @@ def _groups(stored, source):
     }
 
 
-def _check_whole(stored, source, groups, beside):
+def _check_whole(stored, source, groups, said):
     """The checkpoint must hold all that its own dimensions ask for, and nothing else.  Returns its language
     model's section."""
     shapes = {
@@ -143,7 +143,7 @@ def _check_whole(stored, source, groups, beside):
     }
     text_config = None
     if "llm.word.embedding_table" in stored:
-        text_config, _ = infer_text_config(shapes, source, beside)
+        text_config, _ = infer_text_config(shapes, source, said)
     elif "llm_proj.weight" in stored:
         text_config = text_config_of_width(stored.shapes["llm_proj.weight"][0], source.llm)
     if "qformer.query_tokens" not in stored:

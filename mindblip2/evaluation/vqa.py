@@ -88,7 +88,7 @@ def _without_punctuation(answer):
     stops go unless a digit follows."""
     text, number = answer, re.search(r"\d,\d", answer)
     for sign in PUNCTUATION:
-        beside = f"{sign} " in answer or f" {sign}" in answer
-        text = text.replace(sign, "" if beside or number else " ")
+        at_space = f"{sign} " in answer or f" {sign}" in answer
+        text = text.replace(sign, "" if at_space or number else " ")
     # VQA's code passes a flag, 32, where the count belongs
     return re.sub(r"\.(?!\d)", "", text, count=32)

@@ -110,8 +110,8 @@ def threaded(x, never):
     """x, in a graph that runs on threads of its own.  On a CPU MindSpore runs a graph of up to a hundred
     kernels on the calling thread, which spins while a kernel's threads work: with two processors a large
     layer takes 1.4 times as long (docs/mindspore_notes.md).  A graph with a branch is run otherwise.
-    ``never``: :func:`never_of`.  No input of such a graph may be a view of another tensor: MindSpore would
-    read it from its first number on."""
+    ``never``: :func:`force_async_runtime`.  No input of such a graph may be a view of another tensor:
+    MindSpore would read it from its first number on."""
     if never is not None:
         if never:
             x = -x

@@ -101,7 +101,7 @@ class LanguageStream:
         config: LlamaConfig | OPTConfig,
         state: Mapping,
         layers: int | None = None,
-        desk: ComparingSink | None = None,
+        sink: ComparingSink | None = None,
         noise: torch.dtype = torch.float32,
     ):
         self.config, self.state, self.layers = (
@@ -110,7 +110,7 @@ class LanguageStream:
             min(layers or config.num_layers, config.num_layers),
         )
         packed = any("W_pack" in name for name in state)
-        small, self.desk = one_layer(config), desk or ComparingSink()
+        small, self.sink = one_layer(config), sink or ComparingSink()
         # the tiny model of its kind
         self.relative = (
             "opt"
@@ -163,23 +163,23 @@ class LanguageStream:
         )
         if truth.opt:
             x_BTD += truth.stack.embed_positions(torch.from_numpy(mask_BT)).detach().float()
-        done, stored = self.desk.chain()
+        done, stored = self.sink.chain()
         sides = (
             [*map(torch.from_numpy, stored[:2]), stored[2]]
             if done
             else [x_BTD.double(), x_BTD.to(self.noise), x_BTD.numpy()]
         )
-        self.desk.start(f"chained {self.name}", {"x": x_BTD.numpy(), "mask": mask_BT})
+        self.sink.start(f"chained {self.name}", {"x": x_BTD.numpy(), "mask": mask_BT})
         for i in progress(range(self.layers), desc="LLM", unit="layer"):
             if i >= done:
                 yield from self.layer_rows(i, sides, mask_BT)
-                self.desk.leave(i + 1, *map(numbers, sides[:2]), sides[2])
+                self.sink.leave(i + 1, *map(numbers, sides[:2]), sides[2])
             else:
-                yield self.desk.stored(f"{self.name} layers.{i}")
-        yield self.desk.case(norm_case(self.name, "norm", sides[0].float().numpy(), nothing), self.nets)
+                yield self.sink.stored(f"{self.name} layers.{i}")
+        yield self.sink.case(norm_case(self.name, "norm", sides[0].float().numpy(), nothing), self.nets)
         self.free_layers()
         yield self.head_row(truth.norm("norm", sides[0]).detach())
-        yield self.desk.case(language_conversion(self.name, self.relative), self.nets)
+        yield self.sink.case(language_conversion(self.name, self.relative), self.nets)
 
     def slide(self, i: int) -> None:
         """Show layer ``i``."""
@@ -203,7 +203,7 @@ class LanguageStream:
         inputs = recorded(self.nets.truth, sides[0].float().double(), mask_BT, layer=0)
         for case in layer_cases(self.name, 0, inputs, mask_BT, nothing):
             if i in (0, self.layers - 1) or case.name.endswith("layers.0"):
-                yield self.desk.case(
+                yield self.sink.case(
                     dataclasses.replace(case, name=case.name.replace("layers.0", f"layers.{i}")), self.nets
                 )
         self.advance(sides, mask_BT)
@@ -212,7 +212,7 @@ class LanguageStream:
     def chained_row(self, name: str, sides: list, mask_BT: np.ndarray) -> list[Row]:
         """The three chains compared where they are now."""
         truth, torch32, ours = ({"": masked(side, mask_BT)} for side in (*map(numbers, sides[:2]), sides[2]))
-        return self.desk.chained(f"chained {self.name} {name}", ours, torch32, truth)
+        return self.sink.chained(f"chained {self.name} {name}", ours, torch32, truth)
 
     @torch.no_grad()
     def advance(self, sides: list, mask_BT: np.ndarray) -> None:
@@ -241,7 +241,7 @@ class LanguageStream:
             zlib.crc32(table.numpy().tobytes())
         )
         with replaced(self.nets.ours.llm, "head_weight", lambda: given):
-            return self.desk.case(case, self.nets)
+            return self.sink.case(case, self.nets)
 
 
 def nothing(path: str) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def give_back() -> None:
 
 
 def desk_of(options: argparse.Namespace, half: str) -> ComparingSink:
-    """A desk that compares; with ``--resume`` one that remembers."""
+    """A sink that compares; with ``--resume`` one that skips what is done."""
     if not options.resume:
         return ComparingSink(selection(options))
     key = {name: value for name, value in vars(options).items() if name not in ("report", "resume", "export")}
@@ -59,7 +59,7 @@ def desk_of(options: argparse.Namespace, half: str) -> ComparingSink:
 
 
 def halves(options: argparse.Namespace) -> list:
-    """What is to be run: functions from a desk to rows."""
+    """What is to be run: functions from a sink to rows."""
     pynative()
     config = load_config(options.config).model.model_config
     if options.only == "language" and config.text_config is None:
@@ -68,7 +68,7 @@ def halves(options: argparse.Namespace) -> list:
     for key, value in departures(config).values():
         say(f"note: {key} = {value} is this configuration's own, not LAVIS's: torch computes with it too")
 
-    def vision(desk: ComparingSink) -> Iterator[Row]:
+    def vision(sink: ComparingSink) -> Iterator[Row]:
         with phase("weights and networks"):
             weights = Weights(config, options.weights, options.vit_path, ckpt, options.seed)
             if isinstance(weights.main, Stored) and weights.main.missing:
@@ -83,13 +83,13 @@ def halves(options: argparse.Namespace) -> list:
                 images,
                 captions(options.batch, config),
                 options.blocks,
-                desk,
+                sink,
             )
         with defective(stream.nets.ours, options.defect) if options.defect else nullcontext():
             yield from (row for rows in stream for row in rows)
-        desk.fingerprints |= stream.window.fingerprints
+        sink.fingerprints |= stream.window.fingerprints
 
-    def language(desk: ComparingSink) -> Iterator[Row]:
+    def language(sink: ComparingSink) -> Iterator[Row]:
         with phase("weights and networks of the language model"):
             from mindblip2.parity import (
                 language_streaming,  # needs transformers, which takes seconds to import
@@ -106,10 +106,10 @@ def halves(options: argparse.Namespace) -> list:
             elif stored:
                 say(f"note: {ckpt} holds no language model: its weights are random numbers")
             stream = language_streaming.LanguageStream(
-                config.text_config, state, options.blocks, desk, DTYPES[options.dtype]
+                config.text_config, state, options.blocks, sink, DTYPES[options.dtype]
             )
         yield from (row for rows in stream for row in rows)
-        desk.fingerprints |= stream.fingerprints
+        sink.fingerprints |= stream.fingerprints
 
     found = [vision] if options.only != "language" else []
     return found + ([language] if options.only != "vision" and config.text_config is not None else [])
@@ -118,17 +118,17 @@ def halves(options: argparse.Namespace) -> list:
 def dump(options: argparse.Namespace) -> str:
     """Write the .npz; returns what to say."""
     with Writer(options.output) as writer:
-        desk = WritingSink(writer, selection(options))
+        sink = WritingSink(writer, selection(options))
         for half in halves(options):
             writer.half = half.__name__
-            for _ in half(desk):
+            for _ in half(sink):
                 pass
         config = load_config(options.config).model.model_config
         writer.close(
             config=config.to_dict(),
             seed=options.seed,
             dtype=options.dtype,
-            fingerprints=desk.fingerprints,
+            fingerprints=sink.fingerprints,
             weights=weights_of(options),
             stored=bool(options.ckpt and not options.weights),
             torch=torch.__version__,

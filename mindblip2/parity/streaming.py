@@ -21,7 +21,7 @@ from mindblip2.parity.candidate.weights import fill, fingerprints
 from mindblip2.parity.cases.chained import chained, stage1_cases
 from mindblip2.parity.cases.conversion import stage1_conversion
 from mindblip2.parity.cases.losses import loss_cases
-from mindblip2.parity.cases.preprocessing import around_cases
+from mindblip2.parity.cases.preprocessing import preprocessing_cases
 from mindblip2.parity.cases.stage1 import (
     block_case,
     fused_cases,
@@ -66,7 +66,7 @@ class Window:
 
 
 class Stream:
-    """The rows of all cases, case by case, of pictures (B, 3, S, S) with N captions each (N, B, T); ``desk``
+    """The rows of all cases, case by case, of pictures (B, 3, S, S) with N captions each (N, B, T); ``sink``
     decides what becomes of each (mindblip2/parity/result_sinks.py)."""
 
     def __init__(
@@ -75,14 +75,14 @@ class Stream:
         image: np.ndarray,
         ids_NBT: np.ndarray,
         blocks: int | None = None,
-        desk: ComparingSink | None = None,
+        sink: ComparingSink | None = None,
     ):
-        self.window, self.nets, self.image, self.ids_NBT, self.desk = (
+        self.window, self.nets, self.image, self.ids_NBT, self.sink = (
             window,
             window.nets,
             image,
             ids_NBT,
-            desk or ComparingSink(),
+            sink or ComparingSink(),
         )
         self.blocks = min(blocks or window.depth, window.depth)
         self.paths = twin_paths(self.nets.ours, self.nets.truth.config.cross_attention_freq)
@@ -97,8 +97,8 @@ class Stream:
     def vit_rows(self) -> Iterator[list[Row]]:
         """Patches, then block by block."""
         for case in (patch_case(self.nets.ours, self.image), vit_case(self.nets.ours, self.image)):
-            yield self.desk.case(case, self.nets)
-        done, sides = self.desk.chain()
+            yield self.sink.case(case, self.nets)
+        done, sides = self.sink.chain()
         if done:
             self.truth_BPW, self.torch32_BPW, self.ours_BPW = (
                 torch.from_numpy(sides[0]),
@@ -107,21 +107,21 @@ class Stream:
             )
         else:
             self.embed()
-        self.desk.start("chained vit.embed", {"image": self.image})
+        self.sink.start("chained vit.embed", {"image": self.image})
         yield self.chained_row("vit.embed")
         for i in progress(range(self.blocks), desc="ViT", unit="block"):
             if i >= done:
                 yield from self.block_rows(i)
-                self.desk.leave(i + 1, *self.sides())
+                self.sink.leave(i + 1, *self.sides())
             else:
-                yield self.desk.stored(f"vit.blocks.{i}")
+                yield self.sink.stored(f"vit.blocks.{i}")
 
     def block_rows(self, i: int) -> Iterator[list[Row]]:
         """One block, which the window shows: alone, its parts, in the chain."""
         if i:
             self.window.slide(i)
         x_BPW = self.truth_BPW.float().numpy()
-        yield self.desk.case(block_case(self.nets.ours, 0, x_BPW, backward=i == 0, label=i), self.nets)
+        yield self.sink.case(block_case(self.nets.ours, 0, x_BPW, backward=i == 0, label=i), self.nets)
         if i in (0, self.blocks - 1):
             yield from self.inside_rows(i, x_BPW)
         self.advance()
@@ -157,7 +157,7 @@ class Stream:
     def chained_row(self, name: str) -> list[Row]:
         """The three chains compared where they are now."""
         truth, torch32, ours = self.sides()
-        return self.desk.chained(f"chained {name}", {"": ours}, {"": torch32}, {"": truth})
+        return self.sink.chained(f"chained {name}", {"": ours}, {"": torch32}, {"": truth})
 
     def inside_rows(self, i: int, x_BPW: np.ndarray) -> Iterator[list[Row]]:
         """Norms, attention and feed-forward of the block that the window shows."""
@@ -167,7 +167,7 @@ class Stream:
             truth, paths, lambda: truth.visual_encoder.blocks[0](torch.from_numpy(x_BPW).double())
         )
         for case in module_cases(paths, inputs):
-            yield self.desk.case(
+            yield self.sink.case(
                 dataclasses.replace(case, name=case.name.replace("blocks.0", f"blocks.{i}")), self.nets
             )
 
@@ -184,16 +184,16 @@ class Stream:
             *qformer_cases(model, truth, image_BPW, ids_BT),
             *fused_cases(),
             *loss_cases(),
-            *around_cases(),
+            *preprocessing_cases(),
             stage1_conversion(),
             *stage1_cases(model, image, self.ids_NBT, parts=parts),
         ]
         for case in progress(cases, desc="Q-Former", unit="case"):
-            yield self.desk.case(case, self.nets)
+            yield self.sink.case(case, self.nets)
         inputs = batch(image, ids_BT)
-        if self.desk.selection.chained:
-            self.desk.start("chained", inputs)
-            yield self.desk.chained("chained", *chained(self.nets, inputs))
+        if self.sink.selection.chained:
+            self.sink.start("chained", inputs)
+            yield self.sink.chained("chained", *chained(self.nets, inputs))
 
 
 class TheirsGiven(torch.nn.Module):

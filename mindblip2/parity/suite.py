@@ -15,7 +15,7 @@ from mindblip2.parity.candidate.chained import our_activations
 from mindblip2.parity.cases.chained import stage1_cases, their_activations
 from mindblip2.parity.cases.conversion import stage1_conversion
 from mindblip2.parity.cases.losses import loss_cases
-from mindblip2.parity.cases.preprocessing import around_cases
+from mindblip2.parity.cases.preprocessing import preprocessing_cases
 from mindblip2.parity.cases.stage1 import (
     block_case,
     fused_cases,
@@ -48,7 +48,7 @@ class Suite:
             *qformer_cases(self.nets.ours, self.nets.truth, self.image_BPW, self.inputs["ids"]),
             *fused_cases(),
             *loss_cases(),
-            *around_cases(),
+            *preprocessing_cases(),
             stage1_conversion(),
             *self.stage1_cases(),
         ]

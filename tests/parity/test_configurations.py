@@ -261,7 +261,7 @@ def test_c12_language_models_of_any_configuration(name):
     stream = LanguageStream(
         config,
         Seeded(config),
-        desk=ComparingSink(Selection(("llama layers*", "opt layers*", "* norm", "* head", "chained*"))),
+        sink=ComparingSink(Selection(("llama layers*", "opt layers*", "* norm", "* head", "chained*"))),
     )
     rows = [row for found in stream for row in found]
     assert len(rows) > 10 and all_pass(rows), [row for row in rows if row.verdict != "pass"]
@@ -272,7 +272,7 @@ def test_c12_the_control_of_language_models():
 
     config = TEXTS["gqa, llama3 rope"]
     stream = LanguageStream(
-        config, Seeded(config), layers=1, desk=ComparingSink(Selection(("llama layers*",), "isolated"))
+        config, Seeded(config), layers=1, sink=ComparingSink(Selection(("llama layers*",), "isolated"))
     )
     with defective(stream.nets.ours, LANGUAGE_MUTATIONS["the future is visible"][1]):
         rows = {row.name: [row] for found in stream for row in found}

@@ -97,7 +97,7 @@ def test_a_host_without_torch_checks(dumped, tmp_path):
     assert json.loads(report.read_text())["about"]["torch"] and report.with_suffix(".html").exists()
 
 
-def test_the_rows_are_those_of_both_side_by_side(dumped, yaml):
+def test_the_rows_are_those_of_both_sides(dumped, yaml):
     """An entry that was written down and read again is the same comparison; only sums over another memory
     order may differ in float64's last digits."""
     here = run(parser().parse_args(["run", "--config", yaml, *SOME]))

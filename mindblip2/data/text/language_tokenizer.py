@@ -91,7 +91,7 @@ class LanguageTokenizer:
             tuple(added_tokens),
         )
         self.vocab_file = tokenizer_files.find(vocab_file, kind, plan.files, plan.models)
-        settings, added = tokenizer_files.beside(self.vocab_file)
+        settings, added = tokenizer_files.read_settings(self.vocab_file)
         self._vocabulary = (
             HuggingFace(self.vocab_file)
             if self.vocab_file.suffix == ".json"

@@ -48,7 +48,7 @@ def find(vocab_file, kind, names, models):
     return path
 
 
-def beside(path):
+def read_settings(path):
     """What the files next to a vocabulary say: ``(settings, added)``.
 
     ``settings``: tokenizer_config.json over special_tokens_map.json, tokens as plain strings; ``added``:

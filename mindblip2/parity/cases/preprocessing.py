@@ -38,7 +38,7 @@ TEXTS = (
 )
 
 
-def around_cases() -> Iterator[Case]:
+def preprocessing_cases() -> Iterator[Case]:
     """AdamW over three steps, the two schedules, a picture, tokens."""
     yield Case(
         "adamw",

@@ -2,8 +2,7 @@
 (mindblip2/parity/defects/mutations.py says which does).
 
 A defect is a function from a model to context managers, each of which patches one thing while PyNative runs
-and takes it back. Names of cells that are patched here are part of the house: whoever renames one, renames it
-here.
+and takes it back. Whoever renames a layer that is patched here renames it here too.
 """
 
 import inspect

@@ -163,7 +163,7 @@ def test_the_command_line_checks_without_mindspore_and_exits_with_1(folder):
     )
 
 
-def test_trainer_and_doorbell_give_the_same_report(folder):
+def test_trainer_and_command_line_give_the_same_report(folder):
     from mindblip2 import Trainer
 
     run = config("ill.json")
