@@ -158,9 +158,9 @@ def _read_qformer(shapes, text):
 
 
 def infer_text_config(state, kind, said):
-    """(LlamaConfig or OPTConfig of a language model, remarks), from its shapes and what the files next to it ``said``
-    them (:mod:`mindblip2.convert.hf_config`).  The last remark is the section as YAML, as far as it is not
-    the default."""
+    """(LlamaConfig or OPTConfig of a language model, remarks), from its shapes and what the files next
+    to it ``said`` (:mod:`mindblip2.convert.hf_config`).  The last remark is the section as YAML, as far as it
+    is not the default."""
     try:
         return _read_text_config(ShapeReader(state, kind), dict(said))
     except (CheckpointError, ConfigError):
