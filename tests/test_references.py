@@ -144,7 +144,8 @@ def test_c11_what_is_named_is_there():
         ("facts D-15", ["facts D-15"]),
         ("mindblip2.parity.compare.no_such_function", ["mindblip2.parity.compare.no_such_function"]),
         (
-            "mindblip2/parity/run.py, mindblip2.parity.compare.rms, mindblip2.pipeline, models/vit.py and lavis/models/x.py",
+            "mindblip2/parity/run.py, mindblip2.parity.compare.rms, mindblip2.pipeline, models/vit.py and "
+            "lavis/models/x.py",
             [],
         ),
     ],

@@ -107,7 +107,8 @@ class QFormerConfig(Section):
         for name in ("pad_token_id", "sep_token_id"):
             if getattr(self, name) >= self.vocab_size:
                 raise ConfigError(
-                    f"qformer_config.{name} = {getattr(self, name)}: expected an id of the vocabulary, less than "
+                    f"qformer_config.{name} = {getattr(self, name)}: expected an id of the vocabulary, less "
+                    "than "
                     f"vocab_size = {self.vocab_size}"
                 )
         if self.bos_token_id >= self.vocab_size:
@@ -232,7 +233,8 @@ class ContextConfig(Section):
         one_of(self, "mode", (0, 1))
         if self.device_target == "GPU":
             raise ConfigError(
-                "context.device_target = 'GPU': expected 'CPU' or 'Ascend', on which mindblip2 runs; its MindSpore has no "
+                "context.device_target = 'GPU': expected 'CPU' or 'Ascend', on which mindblip2 runs; its "
+                "MindSpore has no "
                 "GPU.  Remove the key for what the host has"
             )
         one_of(self, "device_target", ("", "CPU", "Ascend"))
@@ -307,7 +309,8 @@ class LoaderConfig(Section):
     def __post_init__(self):
         if self.ratios and not sum(self.ratios):
             raise ConfigError(
-                f"data_loader.ratios = {list(self.ratios)}: expected at least one above 0, else nothing is drawn"
+                f"data_loader.ratios = {list(self.ratios)}: expected at least one above 0, else nothing is "
+                "drawn"
             )
 
 
@@ -501,7 +504,8 @@ class RunConfig(Section):
         size = self.model.model_config.vision_config.image_size
         if self.runner_config.image_size not in (None, size):
             raise ConfigError(
-                f"runner_config.image_size = {self.runner_config.image_size}, but model.model_config.vision_config."
+                f"runner_config.image_size = {self.runner_config.image_size}, but "
+                "model.model_config.vision_config."
                 f"image_size = {size}, which decides: give both the same, or remove the first"
             )
         for name in ("train_dataset", "eval_dataset"):
@@ -539,7 +543,8 @@ class RunConfig(Section):
             if value and value != getattr(self.processor.tokenizer, key):
                 raise ConfigError(
                     f"{name}.tokenizer.{key} = {value!r}, but processor.tokenizer.{key} = "
-                    f"{getattr(self.processor.tokenizer, key)!r}, which decides: give both the same, or remove the first"
+                    f"{getattr(self.processor.tokenizer, key)!r}, which decides: give both the same, or "
+                    "remove the first"
                 )
 
 
@@ -830,8 +835,10 @@ def _find(name_or_path):
     if path.is_file():
         if path.suffix in WEIGHTS:
             raise ConfigError(
-                f"{path} holds weights, expected a configuration: give it as checkpoint (--load_checkpoint), and as model "
-                "(--config) the preset or YAML file that belongs to it; files of torch are converted before, see "
+                f"{path} holds weights, expected a configuration: give it as checkpoint (--load_checkpoint), "
+                "and as model "
+                "(--config) the preset or YAML file that belongs to it; files of torch are converted before, "
+                "see "
                 "convert/README.md"
             )
         return path
@@ -886,7 +893,8 @@ def _refuse_foreign(name):
             f"{name} is a model of Hugging Face of type {kind!r}"
             + f" with {language}" * bool(language)
             + ", which "
-            "mindblip2 does not have: there are BLIP-2's stage 1, and its stage 2 with OPT, Llama, Vicuna and Baichuan"
+            "mindblip2 does not have: there are BLIP-2's stage 1, and its stage 2 with OPT, Llama, Vicuna "
+            "and Baichuan"
             + (
                 "; a language model alone is a --torch_path or --llm_path of convert/convert_weight.py"
                 if kind in HUGGING_FACE
@@ -901,12 +909,14 @@ def _refuse_foreign(name):
     )
     source = name if is_folder else "FOLDER"
     raise ConfigError(
-        f"{name} is a BLIP-2 of Hugging Face, expected a preset, a YAML file or a folder of save_pretrained: {get}convert it once,\n"
+        f"{name} is a BLIP-2 of Hugging Face, expected a preset, a YAML file or a folder of save_pretrained: "
+        f"{get}convert it once,\n"
         f"  python convert/convert_weight.py --torch_path {source} --mindspore_path model.ckpt"
         + " --image_size 224" * ("coco" in name)
         + f"\nand give model='{preset}' with checkpoint='model.ckpt' (--config {preset} --load_checkpoint model.ckpt)"
         + (
-            f"; its tokenizer is in the same folder: copy that to {cache_folder() / tokenizer}, or give it as "
+            f"; its tokenizer is in the same folder: copy that to {cache_folder() / tokenizer}, or give it "
+            "as "
             f"processor.tokenizer.vocab_file"
             if language
             else ""
