@@ -159,7 +159,7 @@ def test_graph_mode_computes_the_same_and_compiles_a_shape_once(kind, large, mon
         assert {kind: len(graphs) for kind, graphs in compiled.items()} == {
             # a layer for a prompt and for a token
             "_Begin": 1,
-            "Frame": 2,
+            "SharedLayer": 2,
             "_End": 1,
             "_Step": 1,
             "_Reorder": 1,
@@ -175,7 +175,7 @@ def test_graph_mode_computes_the_same_and_compiles_a_shape_once(kind, large, mon
         llm.prefill(llm.embed(ms.Tensor(ids[:, :2])), mask_of("..", "o."), 1)
         assert {kind for kind, graphs in graphs_of(llm).items() if graphs != compiled[kind]} == {
             "_Begin",
-            "Frame",
+            "SharedLayer",
         }
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
