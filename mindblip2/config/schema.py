@@ -113,7 +113,8 @@ def section(cls):
     def assign(self, name, value):
         if name != "checkpoint_name_or_path" or name not in names:
             raise dataclasses.FrozenInstanceError(
-                f"{cls.__name__}.{name} cannot be assigned: configurations are frozen; make a changed copy with "
+                f"{cls.__name__}.{name} cannot be assigned: configurations are frozen; make a changed copy "
+                "with "
                 f"config.replace({name}=…)"
             )
         object.__setattr__(self, name, value)
