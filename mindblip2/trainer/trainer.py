@@ -116,12 +116,14 @@ class Trainer:
             loader = getattr(self.config, name).data_loader
             if not Path(data).is_dir():
                 raise FileNotFoundError(
-                    f"{name} = {str(data)!r}: no folder {Path(data).absolute()}: give the data_loader.dataset_dir, a "
+                    f"{name} = {str(data)!r}: no folder {Path(data).absolute()}: give the "
+                    "data_loader.dataset_dir, a "
                     "list of samples, or a loader such as MultiImgCapDataLoader"
                 )
             if loader.type == "DigitScenes":
                 raise ValueError(
-                    f"{name} = {str(data)!r}: the loader DigitScenes draws its own pictures and reads no folder: set "
+                    f"{name} = {str(data)!r}: the loader DigitScenes draws its own pictures and reads no "
+                    "folder: set "
                     f"{name}.data_loader, or pass a loader of the folder (MultiImgCapDataLoader, ImageFolder)"
                 )
             self.config = self.config.replace(**{name: {"data_loader": {"dataset_dir": str(data)}}})

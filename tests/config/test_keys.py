@@ -466,7 +466,8 @@ def test_a18_a_flag_is_used_or_an_error_or_a_printed_line(action, capsys):
     [
         (
             ["itt_blip2_digits", "predict", "--predict_data", "x.png", "--candidate_labels", "a"],
-            "--candidate_labels is not used by --run_mode predict (task image_to_text_generation), but by --run_mode predict, export of "
+            "--candidate_labels is not used by --run_mode predict (task image_to_text_generation), but by "
+            "--run_mode predict, export of "
             "zero_shot_image_classification",
         ),
         (

@@ -76,7 +76,8 @@ def test_b9_a_signal_ends_the_run_after_the_step_with_a_checkpoint(
     last = folder_of(tmp_path) / "step_0000005"
     assert training_state.saved(folder_of(tmp_path))[-1] == last and not list(folder_of(tmp_path).glob(".*"))
     assert (
-        f"{number.name}: stopped after step 5 of 9; the checkpoint is saved at: {last}.  Go on with: python run_blip2.py --config "
+        f"{number.name}: stopped after step 5 of 9; the checkpoint is saved at: {last}.  Go on with: python "
+        "run_blip2.py --config "
         "x.yaml --resume_training true"
     ) in capsys.readouterr().out
     assert (tmp_path / "log" / "loss_curve.png").is_file()  # the log was closed
