@@ -20,6 +20,7 @@ from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, write_checkpo
 from mindblip2.checkpoint.load_errors import check_names, check_shapes
 from mindblip2.checkpoint.sharded_checkpoint import open_checkpoint, shard_files
 from mindblip2.compat.mindformers.keys import WEIGHT_ALIASES
+from mindblip2.compat.mindformers.printing import print_support_list
 from mindblip2.config import WEIGHTS, Blip2Config, cache_folder
 from mindblip2.config.schema import ConfigError, build
 from mindblip2.device import draws_values, runnable
@@ -179,7 +180,7 @@ class Pretrained(nn.Cell):
     @classmethod
     def show_support_list(cls):
         """Print and return the names of the presets that are meant for this class."""
-        return configuration.print_support_list(cls.__name__, cls.preset_names())
+        return print_support_list(cls.__name__, cls.preset_names())
 
     @classmethod
     def preset_names(cls):

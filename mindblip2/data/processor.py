@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindblip2.compat.mindformers.printing import print_support_list
 from mindblip2.config import (
     CLIP_MEAN,
     CLIP_STD,
@@ -12,7 +13,6 @@ from mindblip2.config import (
     ProcessorConfig,
     load_config,
     presets,
-    print_support_list,
     save_sections,
 )
 from mindblip2.config.schema import Pixels, argument

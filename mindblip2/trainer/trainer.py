@@ -9,7 +9,8 @@ from pathlib import Path
 import mindspore as ms
 
 from mindblip2 import device
-from mindblip2.config import RunConfig, load_config, presets, print_support_list, without_effect
+from mindblip2.compat.mindformers.printing import print_support_list
+from mindblip2.config import RunConfig, load_config, presets, without_effect
 from mindblip2.config.schema import Count, argument, build, warn_ignored
 from mindblip2.data.datasets.check import check_data
 from mindblip2.data.processor import Blip2Processor

@@ -165,7 +165,9 @@ def test_graph_mode_computes_the_same_and_compiles_a_shape_once(kind, large, mon
             "_Reorder": 1,
         }
         assert all(
-            (cell.never[0] is None) == (large > 0) for cell in llm._graphs.values() if hasattr(cell, "never")
+            (cell.async_flag[0] is None) == (large > 0)
+            for cell in llm._graphs.values()
+            if hasattr(cell, "async_flag")
         )
         second = decoded(llm, ids[:, ::-1].copy())
         assert graphs_of(llm) == compiled
@@ -190,11 +192,11 @@ def test_weights_can_be_held_in_half_precision():
     """As an accelerator holds a frozen model; what is sensitive stays float32."""
     wide, narrow = (
         random_model(*KINDS["llama"]),
-        random_model(*KINDS["llama"], dtype="float16", held="float16"),
+        random_model(*KINDS["llama"], dtype="float16", param_dtype="float16"),
     )
-    held = {parameter.name: str(parameter.dtype) for parameter in narrow.get_parameters()}
-    assert {name for name, dtype in held.items() if dtype == "Float32"} == {
-        name for name in held if name.endswith("gamma")
+    dtypes = {parameter.name: str(parameter.dtype) for parameter in narrow.get_parameters()}
+    assert {name for name, dtype in dtypes.items() if dtype == "Float32"} == {
+        name for name in dtypes if name.endswith("gamma")
     }
     ids, mask = ids_of((2, 8)), mask_of(LEFT, FULL)
     assert (

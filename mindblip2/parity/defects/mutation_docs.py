@@ -41,7 +41,7 @@ CELLS = {  # every public cell -> defects of it
     "ViT": ("ViT positions off by one",),
     "SelfAttention": ("attention scores not scaled", "heads of q permuted"),
     "CrossAttention": ("a cross-attention lost",),
-    "Memory": ("memories exchanged",),
+    "CrossAttentionKV": ("memories exchanged",),
     "QFormerLayer": ("text and query feed-forward exchanged", "Q-Former eps 1e-5"),
     "Encoder": ("pads visible", "caption cache detached"),
     "LMHead": ("LM head not tied",),
