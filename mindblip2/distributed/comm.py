@@ -34,7 +34,7 @@ class Mesh:
 
     data: int = 1
     model: int = 1
-    data_rank: int = 0
+    rank: int = 0
 
     data_rank = property(lambda self: self.rank // self.model)
     model_rank = property(lambda self: self.rank % self.model)

@@ -75,7 +75,7 @@ class Row:
     cosine: float
     within_1000th: float  # share of elements within 1/1000 of the true element
     # what the error looks like, where it does not pass (mindblip2/parity/report/error_pattern.py)
-    error_pattern: tuple[str, ...] = ()
+    signature: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
