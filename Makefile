@@ -56,8 +56,11 @@ demo-parallel: .venv/.demo  ## the embedded model trained for 300 steps by one p
 test: .venv/.dev  ## the tests, two files at a time; the slow ones too with ARGS="-m 'slow or not slow'"
 	$(BIN) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
-lint: .venv/.dev  ## ruff
+lint: .venv/.dev  ## ruff, the import contracts, mypy
 	$(BIN) -m ruff check .
+	$(BIN) -m ruff format --check .
+	.venv/bin/lint-imports
+	$(BIN) -m mypy
 
 bench: .venv/.dev  ## the benchmarks
 	$(BENCH) $(ARGS)

@@ -105,7 +105,8 @@ def arguments(argv):
         "--candidate_labels",
         nargs="+",
         help=(
-            "the labels to choose from: one argument is split at its commas ('a red cat, dog'); several are one label each, with the commas "
+            "the labels to choose from: one argument is split at its commas ('a red cat, dog'); several are "
+            "one label each, with the commas "
             "inside them"
         ),
     )

@@ -24,8 +24,10 @@ def use(context):
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(
-                f"context.device_target = {context.device_target!r}, device_id {context.device_id}: MindSpore "
-                f"{ms.__version__} cannot use it here ({reason}); leave --device_target out for what the host has, or see "
+                f"context.device_target = {context.device_target!r}, device_id {context.device_id}: "
+                "MindSpore "
+                f"{ms.__version__} cannot use it here ({reason}); leave --device_target out for what the "
+                "host has, or see "
                 "docs/ascend.md"
             ) from None
     elif context.device_id and target() != "CPU":

@@ -31,7 +31,7 @@ MAX_YAML_NODES = 1_000_000
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _counter = itertools.count()
-_open_folders = set()  # temporary folders of atomic_folder blocks that are being executed
+_open_folders: set[Path] = set()  # temporary folders of atomic_folder blocks that are being executed
 
 
 class FileError(ValueError):
@@ -55,18 +55,18 @@ def atomic_file(path: str | os.PathLike, mode: str = "w", needed: int | None = N
     directly.  Raises :class:`DiskFullError`, and OSError where the folder cannot be written."""
     if mode not in ("w", "wb"):
         raise ValueError(f"mode = {mode!r}: expected 'w' or 'wb'")
-    text = {} if mode == "wb" else {"encoding": "utf-8", "newline": ""}
+    text: dict[str, Any] = {} if mode == "wb" else {"encoding": "utf-8", "newline": ""}
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file name", str(path))
-        with open(path, mode, **text) as file:
-            yield file
+        with open(path, mode, **text) as device:
+            yield device
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
     partial = _partial_name(path)
-    file = None
+    file: IO[Any] | None = None
     try:
         file = open(partial, mode, **text)
         yield file
@@ -315,7 +315,8 @@ def read_text(
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FileError(
-            f"{path} is not {what}: byte {error.start} is not UTF-8 ({error.object[error.start]:#04x}); {advice}"
+            f"{path} is not {what}: byte {error.start} is not UTF-8 ({error.object[error.start]:#04x}); "
+            f"{advice}"
         ) from None
 
 
@@ -351,7 +352,7 @@ def parse_json(
             f"{name} is not {what}: {error if text.strip() else 'it is empty'}; {advice}"
         ) from None
     if kind is not None and not isinstance(value, kind):
-        names = {dict: "an object {…}", list: "a list […]"}
+        names: dict[type, str] = {dict: "an object {…}", list: "a list […]"}
         kinds = kind if isinstance(kind, tuple) else (kind,)
         raise FileError(
             f"{name} is not {what}: it holds a {type(value).__name__}, expected "
@@ -379,7 +380,8 @@ def parse_yaml(text: str, name: str) -> Any:
                 return None
             if _expanded_size(node, {}) > MAX_YAML_NODES:
                 raise FileError(
-                    f"{name} is not usable YAML: its anchors expand to over {MAX_YAML_NODES:,} values; write it without them"
+                    f"{name} is not usable YAML: its anchors expand to over {MAX_YAML_NODES:,} values; write "
+                    "it without them"
                 )
             return loader.construct_document(node)
         finally:

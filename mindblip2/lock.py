@@ -28,7 +28,8 @@ class ProcessLock:
         if not self._lock.acquire(blocking=False):
             if threading.current_thread().name.startswith(DATA_THREAD):
                 raise RuntimeError(
-                    "a data set called a model, a pipeline or a Trainer while a Trainer waits for its samples, and both "
+                    "a data set called a model, a pipeline or a Trainer while a Trainer waits for its "
+                    "samples, and both "
                     "would wait for ever: compute what the data set needs before the training, and store it"
                 )
             self._lock.acquire()

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from mindblip2.checkpoint.pretrained import named_file
-from mindblip2.config import presets, print_support_list
+from mindblip2.compat.mindformers.printing import print_support_list
+from mindblip2.config import presets
 from mindblip2.data.own_processor import own_processor
 from mindblip2.data.text.checks import split_labels
 from mindblip2.evaluation.captioning import ImageTextGenerator

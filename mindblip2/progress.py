@@ -28,7 +28,7 @@ def progress(
             items, desc, total, leave, initial=initial, unit=unit, disable=disable, dynamic_ncols=True
         )
     if total is None and hasattr(items, "__len__"):
-        total = len(items)
+        total = len(items)  # type: ignore[arg-type]  # it has a length
     return ProgressLines(items, desc, unit, total, initial)
 
 
@@ -46,11 +46,12 @@ class ProgressLines:
             initial,
         )
         self.start = self.last = time.monotonic()
-        self.shown, self.postfix = None, ""
+        self.shown: int | None = None
+        self.postfix = ""
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            for item in self.items:
+            for item in () if self.items is None else self.items:
                 yield item
                 self.update()
         finally:

@@ -1,7 +1,8 @@
-"""The rules of the house (CONTRIBUTING.md): functions from the text of a file to a list of complaints.
+"""Rules of the architecture (CONTRIBUTING.md) that no linter checks: functions from the text of a file to a
+list of complaints.
 
-tests/test_architecture_rules.py holds the project to them, and shows for each that a text which breaks it is
-reported.
+Which package may import which is checked by import-linter (pyproject.toml). tests/test_architecture_rules.py
+applies both, and shows for each rule that a violation is reported.
 """
 
 import ast
@@ -13,233 +14,49 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Which modules a room holds.
-ROOMS = {
-    "front": ["mindblip2"],  # __init__.py: the public names, lazily
-    "config": [
-        "mindblip2.config",
-        "mindblip2.config.schema",
-        "mindblip2.compat.mindformers.keys",
-        "mindblip2.config.language_model",
-    ],
-    "file_io": ["mindblip2.file_io"],
-    "lock": ["mindblip2.lock"],
-    "progress": ["mindblip2.progress"],
-    "checkpoint": ["mindblip2.checkpoint.ckpt"],
-    "comm": ["mindblip2.distributed.comm"],
-    "split": ["mindblip2.distributed.sharding"],
-    "pieces": ["mindblip2.checkpoint.sharded_checkpoint"],
-    "device": ["mindblip2.device"],
-    "hub": ["mindblip2.checkpoint.pretrained", "mindblip2.checkpoint.load_errors"],
-    "cells": ["mindblip2.models"],
-    "data": ["mindblip2.data"],
-    "zero_shot": ["mindblip2.evaluation.zero_shot"],
-    "image_to_text": ["mindblip2.evaluation.captioning"],
-    "trainer": ["mindblip2.trainer"],
-    "pipeline": ["mindblip2.pipeline"],
-    "tools": ["mindblip2.tools", "mindblip2.dataset"],
-    "convert": ["convert"],
-    "parity": ["parity"],
-    "doorbell": ["run_blip2"],
-}
-# What a room may import beside itself and the standard library: rooms, libraries, or single names of either.
-MAY_IMPORT = {
-    "front": [
-        "config",
-        "checkpoint",
-        "device",
-        "hub",
-        "cells",
-        "data",
-        "zero_shot",
-        "image_to_text",
-        "trainer",
-        "pipeline",
-    ],
-    "file_io": ["yaml"],
-    "lock": [],
-    "progress": ["tqdm"],
-    "config": ["file_io", "yaml"],
-    "checkpoint": ["file_io", "numpy"],
-    "comm": ["mindspore", "numpy"],
-    "split": ["numpy"],
-    "pieces": ["file_io", "checkpoint", "split", "numpy"],
-    "device": ["config", "mindspore"],
-    "hub": [
-        "file_io",
-        "config",
-        "checkpoint",
-        "comm",
-        "device",
-        "lock",
-        "pieces",
-        "split",
-        "mindblip2.data.processor.Blip2Processor",
-        "mindspore",
-        "numpy",
-    ],
-    # the last two for models that are given texts
-    "cells": [
-        "file_io",
-        "config",
-        "comm",
-        "device",
-        "lock",
-        "split",
-        "mindblip2.checkpoint.pretrained.Pretrained",
-        "mindspore",
-        "numpy",
-        "mindblip2.data.own_processor",
-        "mindblip2.data.text.prompting",
-    ],
-    "data": [
-        "file_io",
-        "config",
-        "mindspore.dataset",
-        "mindspore.Tensor",
-        "numpy",
-        "PIL",
-        "tokenizers",
-        "sentencepiece",
-        "pycocoevalcap",
-        "sklearn",
-        "progress",
-    ],
-    "zero_shot": ["file_io", "config", "comm", "hub", "cells", "data", "mindspore", "numpy", "progress"],
-    "image_to_text": [
-        "file_io",
-        "lock",
-        "mindblip2.generation.generation_config",
-        "mindblip2.models.inputs",
-        "data",
-        "numpy",
-        "progress",
-    ],
-    "trainer": [
-        "file_io",
-        "config",
-        "checkpoint",
-        "comm",
-        "device",
-        "lock",
-        "pieces",
-        "split",
-        "hub",
-        "cells",
-        "data",
-        "zero_shot",
-        "image_to_text",
-        "mindspore",
-        "numpy",
-        "PIL",
-        "progress",
-        "matplotlib",
-    ],
-    "pipeline": [
-        "file_io",
-        "config",
-        "device",
-        "lock",
-        "hub",
-        "cells",
-        "data",
-        "zero_shot",
-        "image_to_text",
-        "mindspore",
-        "numpy",
-        "PIL",
-        "progress",
-    ],
-    "tools": ["data"],
-    "convert": [
-        "file_io",
-        "config",
-        "checkpoint",
-        "mindblip2.checkpoint.pretrained.no_init",
-        "cells",
-        "mindspore",
-        "numpy",
-        "torch",
-        "progress",
-    ],
-    # --mode trajectory trains, which needs a step and its rates; what surrounds the networks is compared too
-    "parity": [
-        "file_io",
-        "config",
-        "checkpoint",
-        "mindblip2.checkpoint.pretrained.named_file",
-        "cells",
-        "convert",
-        "mindblip2.trainer.lr_schedule",
-        "mindblip2.trainer.optimizer",
-        "PIL",
-        "mindblip2.data.images.transforms",
-        "mindblip2.data.processor.Blip2ImageProcessor",
-        "mindblip2.data.text.tokenizer.BertTokenizer",
-        "mindblip2.data.text.tokenizer.VOCAB_FILE",
-        "mindblip2.trainer.train_step.TrainStep",
-        "mindblip2.trainer.train_step.VALUES",
-        "mindspore",
-        "numpy",
-        "torch",
-        "transformers",
-        "progress",
-    ],
-    "doorbell": ["file_io", "yaml"],  # and what mindblip2.__all__ lists
-}
-# A cell imports only cells of an earlier set.
-CELL_ORDER = [
-    {"fused", "ascend", "noise", "decoding", "scores", "inputs"},
-    {"layers", "beams"},
-    {"vit", "qformer", "language_model"},
-    {"llama", "opt"},
-    {"losses", "generate"},
-    {"blip2_qformer", "blip2_llm"},
-]
-
 MACHINE_PATH = re.compile(r"(?<![\w.:/}~$-])/(?:work|root|home|Users|opt)/\w|\b[A-Z]:\\+Users\b")
 CODE = ("", "bash", "sh", "shell", "console", "python")  # fenced blocks that a reader may copy
 
 
-# ------------------------------------------------------------------------------------------------ who may imp
-def import_complaints(source, file, public=()):
-    """Imports that the table does not allow, those inside functions included; ``public`` are names for the
-    doorbell."""
-    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    room = room_of(module)
-    if room is None or (room == "front" and module != "mindblip2"):
-        return [f"{file}: is in no room; give it one in ROOMS and MAY_IMPORT of tests/architecture_rules.py"]
-    package = module if file.endswith("/__init__.py") else module.rpartition(".")[0]
-    tree = ast.parse(source)
-    found = [
-        f"{file}:{line}: {room} imports {name}"
-        for line, name in foreign_imports(ast.walk(tree), package)
-        if not any(within(name, prefix) for prefix in allowed(room, public))
-    ]
-    if room == "front":
-        found += [
-            f"{file}:{line}: imports {name} eagerly" for line, name in foreign_imports(tree.body, package)
-        ]
-    if room == "cells" and module != "mindblip2.models":
-        found += order_complaints(tree, file, package)
-    return found
-
-
-def order_complaints(tree, file, package):
-    """Cells that import a cell of their own set of CELL_ORDER or a later one."""
-    level = {cell: number for number, cells in enumerate(CELL_ORDER) for cell in cells}
-    this = Path(file).stem
-    if this not in level:
-        return [f"{file}: has no place in CELL_ORDER of tests/architecture_rules.py"]
-    used = [
-        (line, name.split(".")[2])
-        for line, name in foreign_imports(ast.walk(tree), package)
-        if name.startswith("mindblip2.models.")
-    ]
+# ------------------------------------------------------------------------------------------------ imports
+def data_complaints(source, file):
+    """Modules of mindblip2/data that use more of MindSpore than its data sets and tensors; import-linter
+    knows packages of other projects only as wholes."""
+    package = file.removesuffix(".py").rpartition("/")[0].replace("/", ".")
     return [
-        f"{file}:{line}: {this} imports {cell}, which does not come before it"
-        for line, cell in used
-        if level.get(cell, len(CELL_ORDER)) >= level[this]
+        f"{file}:{line}: data imports {name}"
+        for line, name in foreign_imports(ast.walk(ast.parse(source)), package)
+        if within(name, "mindspore")
+        and not any(within(name, allowed) for allowed in ("mindspore.dataset", "mindspore.Tensor"))
+    ]
+
+
+def eager_complaints(source, file):
+    """Imports at the head of mindblip2/__init__.py, which loads the public names when they are asked for."""
+    return [
+        f"{file}:{line}: imports {name} eagerly"
+        for line, name in foreign_imports(ast.parse(source).body, "mindblip2")
+    ]
+
+
+def entry_point_complaints(source, file, public):
+    """Imports of run_blip2.py other than the ``public`` names of mindblip2, its file_io and PyYAML."""
+    names = ["yaml", "mindblip2.file_io", *(f"mindblip2.{name}" for name in public)]
+    return [
+        f"{file}:{line}: imports {name}, which is not public"
+        for line, name in foreign_imports(ast.walk(ast.parse(source)), "")
+        if not any(within(name, allowed) for allowed in names)
+    ]
+
+
+def dynamic_import_complaints(source, file):
+    """``import_module("a.b")`` where an import statement would do: import-linter does not see it."""
+    return [
+        f"{file}:{node.lineno}: imports by a call: {ast.unparse(node)}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and called(node) in ("import_module", "__import__")
+        and any(isinstance(argument, ast.Constant) for argument in node.args[:1])
     ]
 
 
@@ -261,8 +78,6 @@ def imported(node, package):
         parts = package.split(".")
         base = parts[: len(parts) - node.level + 1] if node.level else []
         return [".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names]
-    if isinstance(node, ast.Call) and called(node) in ("import_module", "__import__") and node.args:
-        return [node.args[0].value] if isinstance(node.args[0], ast.Constant) else []
     return []
 
 
@@ -270,35 +85,21 @@ def called(node):
     return getattr(node.func, "attr", getattr(node.func, "id", ""))
 
 
-def allowed(room, public):
-    """The prefixes of dotted names that a room may import."""
-    own = [] if room == "front" else ROOMS[room]  # everything of ours lies within "mindblip2"
-    names = [f"mindblip2.{name}" for name in public] if room == "doorbell" else []
-    return [*own, *names, *(prefix for entry in MAY_IMPORT[room] for prefix in ROOMS.get(entry, [entry]))]
-
-
 def within(name, prefix):
     return name == prefix or name.startswith(prefix + ".")
 
 
-def room_of(module):
-    """The room with the longest matching prefix."""
-    matches = [
-        (prefix, room) for room, prefixes in ROOMS.items() for prefix in prefixes if within(module, prefix)
-    ]
-    return max(matches)[1] if matches else None
-
-
 def package_complaints(files):
-    """Folders with modules but without ``__init__.py``, which a wheel would leave out."""
-    folders = {str(Path(file).parent) for file in files}
+    """Folders with modules but without ``__init__.py``, which a wheel would leave out; convert/ in the
+    checkout has only a command that is run as a file."""
+    folders = {str(Path(file).parent) for file in files} - {"convert"}
     return [f"{folder}: no __init__.py" for folder in sorted(folders) if f"{folder}/__init__.py" not in files]
 
 
-# ------------------------------------------------------------------------------------------------ what a file
+# ------------------------------------------------------------------------------------------------ source text
 def legend_complaints(source, file):
-    """A cell explains its letters at its head, ``B batch · Q queries``, and its names (``query_BQ``) use no
-    others."""
+    """A model file explains its shape letters at its head, ``B batch · Q queries``, and its names
+    (``query_BQ``) use no others."""
     tree = ast.parse(source)
     head = (ast.get_docstring(tree) or "").splitlines()
     legend = " ".join(line for line in head if re.search(r"\b[A-Z]\b.* · ", line))
@@ -354,7 +155,7 @@ OTHER_WRITERS = {
     ): "of our tokenizers, which write by file_io",
     (
         "mindblip2/trainer/loop.py",
-        "saving.save(folder, model, step_of.optimizer, made, runner.keep_checkpoint_max)",
+        "training_state.save(folder, model, step_of.optimizer, made, runner.keep_checkpoint_max)",
     ): "our own function, which writes by file_io",
     (
         "mindblip2/parity/result_sinks.py",

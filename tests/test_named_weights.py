@@ -276,8 +276,8 @@ def test_a1_a_name_that_is_not_read_is_said(made, here, tmp_path, caplog):
     config.vision_config.checkpoint_name_or_path = "vit_g_p16"
     cls(config)
     assert (
-        f"model.model_config.vision_config.{NAME} = 'vit_g_p16' is not read: {tmp_path / 'model.ckpt'} holds this part"
-        in caplog.text
+        f"model.model_config.vision_config.{NAME} = 'vit_g_p16' is not read: {tmp_path / 'model.ckpt'} holds "
+        "this part" in caplog.text
     )
     text = config.replace(text_config={"type": "OPTConfig", NAME: "opt_2_7b"})
     caplog.clear()

@@ -23,6 +23,7 @@ pytest.importorskip("transformers")
 
 import run_blip2  # noqa: E402
 from mindblip2 import Blip2Qformer, config, load_config  # noqa: E402
+from mindblip2.config import loading  # noqa: E402
 from mindblip2.convert.convert_weight import main as convert  # noqa: E402
 from tests import stage2_small  # noqa: E402
 from tests.convert.stage2 import save  # noqa: E402
@@ -171,7 +172,7 @@ def checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("MINDBLIP2_CACHE", raising=False)
-    monkeypatch.setattr(config, "_config_folder", lambda: tmp_path / "configs")
+    monkeypatch.setattr(loading, "config_folder", lambda: tmp_path / "configs")
     first = load_config("blip2_stage2_vit_g_opt_2_7b").model.model_config.replace(text_config=None)
     Blip2Qformer(first).save_checkpoint("blip2_stage1.ckpt")
     yield tmp_path

@@ -302,8 +302,8 @@ def test_a18_arguments_of_another_task_are_an_error(pairs, here, caplog):
     named = pairs.replace(model={"model_config": {"checkpoint_name_or_path": "x.ckpt"}})
     Trainer(args=named, model=Blip2ImageToTextGeneration(pairs.model.model_config))
     assert (
-        "args: these keys have no effect in mindblip2 and are ignored: model.model_config.checkpoint_name_or_path ("
-        in caplog.text
+        "args: these keys have no effect in mindblip2 and are ignored: "
+        "model.model_config.checkpoint_name_or_path (" in caplog.text
     )
     Trainer(model="blip2_digits", model_name="other")
     assert "model_name = 'other' has no effect: model = 'blip2_digits' decides" in caplog.text

@@ -77,12 +77,14 @@ def check_values(
     bad = count_not_finite(array, kind)
     if bad:
         raise CheckpointError(
-            f"{path}: {bad:,} of the {array.size:,} numbers of {name} are NaN or Inf, expected finite weights; get the "
+            f"{path}: {bad:,} of the {array.size:,} numbers of {name} are NaN or Inf, expected finite "
+            "weights; get the "
             "file again, or take an earlier checkpoint"
         )
     if is_temperature and not (widened(array, kind) > 0).all():
         raise CheckpointError(
-            f"{path}: {name}, the temperature that divides similarities, is {widened(array, kind).min():g}, expected "
+            f"{path}: {name}, the temperature that divides similarities, is {widened(array, kind).min():g}, "
+            "expected "
             "above 0; get the file again, or take an earlier checkpoint"
         )
 
@@ -102,7 +104,8 @@ class Checkpoint(Mapping):
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(
-                f"no checkpoint at {self.path.absolute()}: give the path of a .ckpt; convert/convert_weight.py "
+                f"no checkpoint at {self.path.absolute()}: give the path of a .ckpt; "
+                "convert/convert_weight.py "
                 "makes one from published weights"
             )
         if self.path.stat().st_size == 0:
@@ -193,7 +196,8 @@ class Checkpoint(Mapping):
             at += size
             if len(self._spans) > MAX_TENSORS:
                 raise CheckpointError(
-                    f"{self.path} holds more than {MAX_TENSORS:,} tensors, which no model here has; get it again"
+                    f"{self.path} holds more than {MAX_TENSORS:,} tensors, which no model here has; get it "
+                    "again"
                 )
 
     def _check_crc(self, end, expected):
@@ -203,7 +207,8 @@ class Checkpoint(Mapping):
             crc = zlib.crc32(self._file.read(min(1 << 20, end - start)), crc)
         if crc != expected:
             raise CheckpointError(
-                f"{self.path} is damaged: its checksum is {crc:08x}, {expected:08x} expected; copy or convert it again"
+                f"{self.path} is damaged: its checksum is {crc:08x}, {expected:08x} expected; copy or "
+                "convert it again"
             )
 
     def _entry(self, data, at, end):
@@ -234,7 +239,8 @@ class Checkpoint(Mapping):
             name != next(reversed(self._spans)) or (shape, kind) != (self.shapes[name], self.types[name])
         ):
             raise CheckpointError(
-                f"{self.path} is damaged: {name} is in it twice, as {self.types[name]} {self.shapes[name]} and as {kind} "
+                f"{self.path} is damaged: {name} is in it twice, as {self.types[name]} {self.shapes[name]} "
+                f"and as {kind} "
                 f"{shape}, expected once; copy or convert it again"
             )
         self.shapes[name], self.types[name] = shape, kind
@@ -330,7 +336,10 @@ def _integers(data, at, end):
 
 
 def _damaged(path, whole):
-    return f"{path} is truncated or damaged after {whole} tensors ({path.stat().st_size:,} bytes); copy or convert it again"
+    return (
+        f"{path} is truncated or damaged after {whole} tensors ({path.stat().st_size:,} bytes); copy or "
+        "convert it again"
+    )
 
 
 def _not_a_checkpoint(path, head):
@@ -342,6 +351,7 @@ def _not_a_checkpoint(path, head):
         else "something else"
     )
     return (
-        f"{path} is not a MindSpore .ckpt but looks like {looks}; convert weights with: python convert/convert_weight.py "
+        f"{path} is not a MindSpore .ckpt but looks like {looks}; convert weights with: python "
+        "convert/convert_weight.py "
         f"--torch_path {path} --mindspore_path out.ckpt"
     )

@@ -11,7 +11,8 @@ def check_names(stored, parameters, path):
     extra = [name for name in stored if name not in parameters]
     if missing or extra:
         raise CheckpointError(
-            f"{path} does not fit this model: {len(parameters) - len(missing)} of {len(parameters)} parameters are in it"
+            f"{path} does not fit this model: {len(parameters) - len(missing)} of {len(parameters)} "
+            "parameters are in it"
             + _some("missing", missing)
             + _some("unexpected", extra)
             + _advice(stored, parameters, missing)
@@ -34,16 +35,19 @@ def check_shapes(files, parameters):
         )
     elif name.startswith("llm_proj."):
         advice = (
-            f"this bridge leads into a language model of width {got[0]}, the configuration's has {expected[0]}: take the preset, "
+            f"this bridge leads into a language model of width {got[0]}, the configuration's has "
+            f"{expected[0]}: take the preset, "
             "or the language model, that it was trained with"
         )
     elif name in ("llm.word.embedding_table", "llm.lm_head.weight") and got[1] == expected[1]:
         advice = (
-            f"the language model's vocabulary has {got[0]} words: set model.model_config.text_config.vocab_size to that, and take "
+            f"the language model's vocabulary has {got[0]} words: set "
+            "model.model_config.text_config.vocab_size to that, and take "
             "its own tokenizer (LAVIS added tokens to Vicuna's)"
         )
     raise CheckpointError(
-        f"{files[name].path}: {len(wrong)} parameters have another shape, first {name}: {got} in the file, {expected} "
+        f"{files[name].path}: {len(wrong)} parameters have another shape, first {name}: {got} in the file, "
+        f"{expected} "
         f"expected; {advice}"
     )
 
@@ -60,19 +64,22 @@ def _advice(stored, parameters, missing):
         return "\n  It has no ViT: convert again with --vit_path eva_vit_g.pth"
     if stage2 and "itm_head" in held and "llm_proj" not in held:
         return (
-            "\n  It is a stage-1 checkpoint: a training of stage 2 starts from it (run_mode train), but captions need a checkpoint "
+            "\n  It is a stage-1 checkpoint: a training of stage 2 starts from it (run_mode train), but "
+            "captions need a checkpoint "
             "of stage 2"
         )
     if not stage2 and (
         held & {"llm_proj", "opt_proj"} or ("query_tokens" in held and "text_ffn" not in held)
     ):
         return (
-            "\n  It looks like a stage-2 checkpoint, or one made without the text half: convert blip2_pretrained.pth "
+            "\n  It looks like a stage-2 checkpoint, or one made without the text half: convert "
+            "blip2_pretrained.pth "
             "(stage 1)"
         )
     if len(missing) > len(stored):
         return (
-            "\n  It is not a mindblip2 checkpoint of this stage: convert one with python convert/convert_weight.py"
+            "\n  It is not a mindblip2 checkpoint of this stage: convert one with python "
+            "convert/convert_weight.py"
             if stage2
             else "\n  It is not a mindblip2 stage-1 checkpoint: convert one with python convert/convert_weight.py"
         )

@@ -20,6 +20,7 @@ from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, write_checkpo
 from mindblip2.checkpoint.load_errors import check_names, check_shapes
 from mindblip2.checkpoint.sharded_checkpoint import open_checkpoint, shard_files
 from mindblip2.compat.mindformers.keys import WEIGHT_ALIASES
+from mindblip2.compat.mindformers.printing import print_support_list
 from mindblip2.config import WEIGHTS, Blip2Config, cache_folder
 from mindblip2.config.schema import ConfigError, build
 from mindblip2.device import draws_values, runnable
@@ -52,7 +53,8 @@ def named_file(name, key=MODEL_KEY):
         return path  # another folder of that name may hold a tokenizer
     if path.suffix in WEIGHTS or len(path.parts) > 1:
         raise FileNotFoundError(
-            f"{key} = {str(name)!r}: no checkpoint at {path.absolute()}: give the path of a .ckpt, or remove the key; "
+            f"{key} = {str(name)!r}: no checkpoint at {path.absolute()}: give the path of a .ckpt, or remove "
+            "the key; "
             "convert/convert_weight.py makes one from published weights"
         )
     return find_weights(str(name), key)
@@ -84,7 +86,8 @@ def _how_to_get(name, path):
         return (
             "ViT and BERT are converted into one file:\n"
             f"  {convert} FOLDER_OF_BERT_BASE_UNCASED --vit_path eva_vit_g.pth --mindspore_path start.ckpt\n"
-            f"Give it as --load_checkpoint start.ckpt, or put it at {path}, or leave the key empty for random values"
+            f"Give it as --load_checkpoint start.ckpt, or put it at {path}, or leave the key empty for "
+            "random values"
         )
     if "stage2" not in name and name.startswith(("llama", "vicuna", "baichuan", "opt")):
         return (
@@ -94,9 +97,11 @@ def _how_to_get(name, path):
     if "stage2" in name and ("llama" in name or "baichuan" in name):
         model = "Baichuan-7B" if "baichuan" in name else "Llama-7B"
         return (
-            f"There is no published stage 2 for {model}: MindFormers' own file cannot be had any more, and LAVIS has none.  "
+            f"There is no published stage 2 for {model}: MindFormers' own file cannot be had any more, and "
+            "LAVIS has none.  "
             "Train one (--run_mode train --config "
-            f"{name.removeprefix('itt_')}) and give it as --load_checkpoint, or take a model whose weights are public: "
+            f"{name.removeprefix('itt_')}) and give it as --load_checkpoint, or take a model whose weights "
+            "are public: "
             "itt_blip2_stage2_vit_g_opt_2_7b, itt_blip2_stage2_vit_g_vicuna_7b"
         )
     files, more = _published(name)
@@ -124,7 +129,10 @@ class Pretrained(nn.Cell):
     ``new_parts`` and ``unused_parts``: patterns of the parameters that it has and the stage before has not,
     and the other way round; see ``load_start``."""
 
-    presets, task, new_parts, unused_parts = ("*",), "contrastive_language_image_pretrain", (), ()
+    presets: tuple[str, ...] = ("*",)
+    task = "contrastive_language_image_pretrain"
+    new_parts: tuple[str, ...] = ()
+    unused_parts: tuple[str, ...] = ()
     # whether the constructor takes a file of the stage before, as ``load_start`` does
     begins_training = False
 
@@ -172,7 +180,7 @@ class Pretrained(nn.Cell):
     @classmethod
     def show_support_list(cls):
         """Print and return the names of the presets that are meant for this class."""
-        return configuration.print_support_list(cls.__name__, cls.preset_names())
+        return print_support_list(cls.__name__, cls.preset_names())
 
     @classmethod
     def preset_names(cls):
@@ -274,7 +282,8 @@ class Pretrained(nn.Cell):
             found = fnmatch.filter(names, pattern)
             if not found:
                 raise ConfigError(
-                    f"nothing to freeze: no parameter matches {pattern!r}; names look like {', '.join(list(names)[:3])}"
+                    f"nothing to freeze: no parameter matches {pattern!r}; names look like "
+                    f"{', '.join(list(names)[:3])}"
                 )
             for name in found:
                 names[name].requires_grad = False
@@ -324,7 +333,8 @@ class Pretrained(nn.Cell):
             p = parameters[name]
             p.set_data(initializer(Normal(0.02) if p.ndim > 1 else Zero(), p.shape, p.dtype).init_data())
         lines = [
-            f"started from {path}: {_parts(name for name in wanted if files[name] is stored)}; left out: {_parts(unused)}"
+            f"started from {path}: {_parts(name for name in wanted if files[name] is stored)}; left out: "
+            f"{_parts(unused)}"
         ]
         for other in {id(file): file for file in files.values() if file is not stored}.values():
             lines.append(f"from {other.path}: {_parts(name for name in wanted if files[name] is other)}")
@@ -489,8 +499,10 @@ def _elsewhere(model, stored, missing):
             found.update(_part(model, begin, names))
         elif begin == LANGUAGE_MODEL:
             raise CheckpointError(
-                f"{stored.path} holds no language model: convert it together with one (convert_weight.py --llm_path), "
-                "or set model.model_config.text_config.checkpoint_name_or_path to the .ckpt of the language model"
+                f"{stored.path} holds no language model: convert it together with one (convert_weight.py "
+                "--llm_path), "
+                "or set model.model_config.text_config.checkpoint_name_or_path to the .ckpt of the language "
+                "model"
             )
     return found
 
@@ -506,7 +518,8 @@ def _frozen(model, stored, missing, frozen_path):
     path = Path((frozen_record(path) or {"path": path})["path"])
     if not path.is_file():
         raise CheckpointError(
-            f"{stored.path} holds what was trained; the rest is in {path}, which is not there: give the file as "
+            f"{stored.path} holds what was trained; the rest is in {path}, which is not there: give the file "
+            "as "
             "frozen_path (--load_checkpoint when resuming)"
         )
     files = external_checkpoints(model, path, missing)

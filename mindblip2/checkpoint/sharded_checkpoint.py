@@ -70,7 +70,8 @@ def _named(folder):
         rank, count = map(int, numbers.groups()) if numbers else (0, 0)
         if rank >= count:
             raise CheckpointError(
-                f"{path} has no name of a piece: expected {PIECE.format('I', 'N')}, I from 0 to N - 1; rename it, or "
+                f"{path} has no name of a piece: expected {PIECE.format('I', 'N')}, I from 0 to N - 1; "
+                "rename it, or "
                 "take it out of the folder"
             )
         named[rank, count] = path
@@ -112,7 +113,8 @@ class ShardedCheckpoint(Mapping):
             wrong = next((file for file in self.files if file.shapes[name] != expected), None)
             if wrong:
                 raise CheckpointError(
-                    f"{wrong.path}: {name} has shape {wrong.shapes[name]}, but a piece of {cards} has {expected}; are "
+                    f"{wrong.path}: {name} has shape {wrong.shapes[name]}, but a piece of {cards} has "
+                    f"{expected}; are "
                     "these all pieces, of this configuration?"
                 )
             self.shapes[name] = whole_shape(parameters[name])
@@ -137,7 +139,8 @@ class ShardedCheckpoint(Mapping):
                 array.reshape(-1).view(np.uint8), arrays[0].reshape(-1).view(np.uint8)
             ):
                 raise CheckpointError(
-                    f"{name}, which every card holds whole, is another in {file.path} than in {self.files[0].path}: are "
+                    f"{name}, which every card holds whole, is another in {file.path} than in "
+                    f"{self.files[0].path}: are "
                     "they pieces of one step of one run?"
                 )
         return arrays[0]

@@ -62,7 +62,8 @@ def merge_checkpoint(config):
     files = shard_files(folder, cards if cards > 1 else None) if folder.is_dir() else []
     if len(files) < 2:
         raise CheckpointError(
-            f"{folder} holds no pieces: expected a folder with {PIECE.format(0, 'N')} and the others, or with "
+            f"{folder} holds no pieces: expected a folder with {PIECE.format(0, 'N')} and the others, or "
+            "with "
             "rank_0/x.ckpt, rank_1/x.ckpt and so on"
         )
     _check_cards(config, len(files))

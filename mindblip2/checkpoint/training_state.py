@@ -165,14 +165,16 @@ def find(resume, folder):
         path = path if (path / "state.json").is_file() else (saved(path) or [path])[-1]
         if not (path / "state.json").is_file():
             raise CheckpointError(
-                f"{path.absolute()} is no checkpoint of a training run: expected a folder step_… with state.json, "
+                f"{path.absolute()} is no checkpoint of a training run: expected a folder step_… with "
+                "state.json, "
                 "or a folder that holds such folders"
             )
     else:
         found = saved(folder)
         if not found:
             raise CheckpointError(
-                f"nothing to resume: {Path(folder).absolute()} holds no checkpoint; give --resume_training FOLDER, or "
+                f"nothing to resume: {Path(folder).absolute()} holds no checkpoint; give --resume_training "
+                "FOLDER, or "
                 "leave the flag out to start anew"
             )
         path = found[-1]
@@ -240,7 +242,8 @@ def read_state(path):
     named = STEP_NAME.fullmatch(path.name)
     if named and int(named[2]) != state["step"]:
         raise CheckpointError(
-            f"{file} is damaged, or its folder was renamed: step is {state['step']}, expected {int(named[2])}, as "
+            f"{file} is damaged, or its folder was renamed: step is {state['step']}, expected "
+            f"{int(named[2])}, as "
             f"{path.name} says; {_other_than(path)}"
         )
     return state
@@ -290,7 +293,8 @@ def restore_optimizer(path, optimizer):
     ]
     if wrong:
         raise CheckpointError(
-            f"{stored.path} belongs to another model or to other trained parameters: {len(wrong)} do not fit, "
+            f"{stored.path} belongs to another model or to other trained parameters: {len(wrong)} do not "
+            "fit, "
             f"first {wrong[0]}; resume with the configuration of the run"
         )
     optimizer.restore(stored)

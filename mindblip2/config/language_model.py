@@ -76,7 +76,8 @@ class LlamaConfig(Section):
         divides(self, "num_heads", "hidden_size", "each head needs a whole number of channels")
         if self.num_heads % self.kv_heads:
             raise ConfigError(
-                f"LlamaConfig.n_kv_heads = {self.kv_heads} does not divide num_heads = {self.num_heads}: each head of "
+                f"LlamaConfig.n_kv_heads = {self.kv_heads} does not divide num_heads = {self.num_heads}: "
+                "each head of "
                 "keys and values serves as many query heads"
             )
         if self.position_embedding == "rope" and self.hidden_size // self.num_heads % 2:
@@ -146,8 +147,10 @@ class OPTConfig(Section):
         divides(self, "num_heads", "hidden_size", "each head needs a whole number of channels")
         if self.word_embed_proj_dim not in (None, self.hidden_size) or not self.do_layer_norm_before:
             raise ConfigError(
-                f"OPTConfig: word_embed_proj_dim = {self.word_embed_proj_dim} with hidden_size = {self.hidden_size}, "
-                f"do_layer_norm_before = {self.do_layer_norm_before}: this is OPT-350m, the one OPT with projected words "
+                f"OPTConfig: word_embed_proj_dim = {self.word_embed_proj_dim} with hidden_size = "
+                f"{self.hidden_size}, "
+                f"do_layer_norm_before = {self.do_layer_norm_before}: this is OPT-350m, the one OPT with "
+                "projected words "
                 "and norms behind its layers; BLIP-2 has no bridge to it.  Take opt-2.7b or opt-6.7b"
             )
 
@@ -167,7 +170,8 @@ def _check_ends(config):
     ends = _ends(config)
     if not ends or len(set(ends)) < len(ends):
         raise ConfigError(
-            f"{type(config).__name__}.eos_token_id = {config.eos_token_id!r}: expected a token id, or several "
+            f"{type(config).__name__}.eos_token_id = {config.eos_token_id!r}: expected a token id, or "
+            "several "
             "different ones"
         )
     if len(ends) == 1:
@@ -182,7 +186,8 @@ def _check_scaling(scaling):
     needed = {"linear": LLAMA3_SCALING[:1], "llama3": LLAMA3_SCALING}.get(kind)
     if needed is None:
         raise ConfigError(
-            f"LlamaConfig.rope_scaling = {scaling}: rope_type {kind!r} is not computed here; expected 'linear' or "
+            f"LlamaConfig.rope_scaling = {scaling}: rope_type {kind!r} is not computed here; expected "
+            "'linear' or "
             "'llama3', or null for none"
         )
     wrong = [

@@ -12,9 +12,17 @@ import reprlib
 import types
 import typing
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from mindblip2.compat.mindformers import keys
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_):  # typing has it from Python 3.11 on
+        return lambda decorator: decorator
+
 
 logger = logging.getLogger("mindblip2")
 _REPR = reprlib.Repr()
@@ -85,6 +93,7 @@ class Section:
         return build(type(self), _merge(self.to_dict(), changes))
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def section(cls):
     """Frozen keyword-only dataclass.  One field stays assignable, ``checkpoint_name_or_path``: it says where
     the weights lie, not what the model is, and users of the MindFormers card set it on the config."""
@@ -113,7 +122,8 @@ def section(cls):
     def assign(self, name, value):
         if name != "checkpoint_name_or_path" or name not in names:
             raise dataclasses.FrozenInstanceError(
-                f"{cls.__name__}.{name} cannot be assigned: configurations are frozen; make a changed copy with "
+                f"{cls.__name__}.{name} cannot be assigned: configurations are frozen; make a changed copy "
+                "with "
                 f"config.replace({name}=…)"
             )
         object.__setattr__(self, name, value)

@@ -71,7 +71,8 @@ def main(arguments=None):
     )
     if options.to_torch and (there or options.config and options.names != "meta"):
         parser.error(
-            "--to_torch goes with --mindspore_path, --torch_path, --names and --dtype only, and with --config for "
+            "--to_torch goes with --mindspore_path, --torch_path, --names and --dtype only, and with "
+            "--config for "
             "--names meta"
         )
     if options.names and not options.to_torch:

@@ -41,7 +41,8 @@ UNSUPPORTED_NAMES = (
     ),
     (
         r"\.project_in\.",
-        "OPT-350m, the one OPT with projected words (project_in) and norms behind its layers: it is not built here, and no "
+        "OPT-350m, the one OPT with projected words (project_in) and norms behind its layers: it is not "
+        "built here, and no "
         "bridge leads into it.  Take opt-2.7b or opt-6.7b",
     ),
     (
@@ -108,8 +109,10 @@ def detect(state, path):
     bridge = kind if kind in BRIDGES else None
     if bridge and any(re.match(QFORMER_TEXT_NAMES, name) for name in state):
         raise CheckpointError(
-            f"{path} is InstructBLIP: a bridge whose Q-Former reads the instruction (it has a text half).  It is not "
-            "built here, and without that half it would be another model: take blip2_pretrained_vicuna7b.pth or "
+            f"{path} is InstructBLIP: a bridge whose Q-Former reads the instruction (it has a text half).  "
+            "It is not "
+            "built here, and without that half it would be another model: take blip2_pretrained_vicuna7b.pth "
+            "or "
             "blip2_pretrained_opt2.7b.pth"
         )
     for pattern, what in UNSUPPORTED_NAMES:
@@ -119,7 +122,8 @@ def detect(state, path):
     llm = next((one for one in LANGUAGE_MODELS if _has(state, one.mark)), None)
     if kind is None and all(re.match(BARE, name) or name.endswith("inv_freq") for name in state):
         raise CheckpointError(
-            f"{path} is a bare LlamaModel, without its head (lm_head): load it with transformers' LlamaForCausalLM, "
+            f"{path} is a bare LlamaModel, without its head (lm_head): load it with transformers' "
+            "LlamaForCausalLM, "
             "save_pretrained, and convert that folder"
         )
     # LAVIS's files are in no folder of Hugging Face
@@ -131,8 +135,10 @@ def detect(state, path):
     if kind:
         return kind
     raise CheckpointError(
-        f"{path} is none of the files that can be converted (LAVIS stage 1 or 2, eva_vit_g, bert-base-uncased, "
-        "transformers blip2-itm or blip2-opt, MindFormers stage 1, Llama, Baichuan, OPT): its names begin with "
+        f"{path} is none of the files that can be converted (LAVIS stage 1 or 2, eva_vit_g, "
+        "bert-base-uncased, "
+        "transformers blip2-itm or blip2-opt, MindFormers stage 1, Llama, Baichuan, OPT): its names begin "
+        "with "
         f"{', '.join(sorted(state)[:3])}"
     )
 
@@ -171,7 +177,8 @@ def check_bridge(bridge, width, text_config, path, other):
     if width != text_config.hidden_size:
         raise CheckpointError(
             f"{path} leads into a language model {width} wide ({_named(width, bridge.llm)}), but {other} is "
-            f"{text_config.hidden_size} wide ({_named(text_config.hidden_size, type(text_config))}): a bridge "
+            f"{text_config.hidden_size} wide ({_named(text_config.hidden_size, type(text_config))}): a "
+            "bridge "
             "fits only the model that it was trained with"
         )
 

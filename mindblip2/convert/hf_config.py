@@ -20,7 +20,10 @@ UNSUPPORTED_MODEL_TYPES = {
     "instructblip": "InstructBLIP, whose Q-Former reads the instruction: it is not built here, and without that half it would be another "
     "model.  Take Salesforce/blip2-opt-2.7b, or LAVIS's blip2_pretrained_vicuna7b.pth",
     "instructblipvideo": "InstructBLIP for videos, which is not built here: take Salesforce/blip2-opt-2.7b",
-    "blip": "BLIP-1, another model than BLIP-2, which is not built here: take a BLIP-2, such as Salesforce/blip2-itm-vit-g",
+    "blip": (
+        "BLIP-1, another model than BLIP-2, which is not built here: take a BLIP-2, such as "
+        "Salesforce/blip2-itm-vit-g"
+    ),
     "t5": "T5, whose bridge (FlanT5) is not built here: take an OPT or a Vicuna of stage 2",
     "mistral": "Mistral, whose layers have Llama's names but whose attention sees a window only: it is not built here.  Take a Llama or "
     "Vicuna",
@@ -86,7 +89,8 @@ def check_supported(path):
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         base = JsonSection(folder / "adapter_config.json").values.get("base_model_name_or_path")
         raise CheckpointError(
-            f"{folder / 'adapter_config.json'}: this folder is a PEFT adapter (LoRA) for {base!r}, not a model: load it "
+            f"{folder / 'adapter_config.json'}: this folder is a PEFT adapter (LoRA) for {base!r}, not a "
+            "model: load it "
             "on its base with peft, call merge_and_unload(), save_pretrained, and convert that folder"
         )
     if not (folder / "config.json").is_file():
@@ -96,8 +100,10 @@ def check_supported(path):
         if "quantization_config" in one.values:
             method = one.section("quantization_config").values.get("quant_method", "bitsandbytes")
             raise CheckpointError(
-                f"{config.path} says quantization_config, quant_method = {method!r}: quantised weights are not read "
-                "here; take the original model, or load it with transformers, call dequantize() and save_pretrained"
+                f"{config.path} says quantization_config, quant_method = {method!r}: quantised weights are "
+                "not read "
+                "here; take the original model, or load it with transformers, call dequantize() and "
+                "save_pretrained"
             )
         kind = one.get("model_type", str)
         if kind in UNSUPPORTED_MODEL_TYPES:
@@ -157,7 +163,8 @@ class JsonSection:
 
     def wrong(self, key, expected):
         raise CheckpointError(
-            f"{self.path}: {self.prefix}{key} = {self.values.get(key)!r:.100}, expected {expected}; correct the file, "
+            f"{self.path}: {self.prefix}{key} = {self.values.get(key)!r:.100}, expected {expected}; correct "
+            "the file, "
             "or get it again"
         )
 
@@ -169,7 +176,8 @@ def _from_transformers(config, llm, bert):
         image = _id(config, "image_token_index" if "image_token_index" in config.values else "image_token_id")
         if image is not None:
             remarks.append(
-                f"the image token of transformers, {image}, is text_config.image_token_id: the queries are put in its place "
+                f"the image token of transformers, {image}, is text_config.image_token_id: the queries are "
+                "put in its place "
                 "directly, and generation with a penalty on repetition or n-grams counts it"
             )
         sections = _parts(config)
@@ -196,7 +204,8 @@ def _from_transformers(config, llm, bert):
     if kind not in MODEL_TYPES[llm]:
         raise CheckpointError(
             f"{text.path} says {text.prefix}model_type {kind!r}, but the weights beside it look like "
-            f"{' or '.join(MODEL_TYPES[llm])}: models of other types are not built here, even where the names agree"
+            f"{' or '.join(MODEL_TYPES[llm])}: models of other types are not built here, even where the "
+            "names agree"
         )
     fields = {
         "num_heads": text.get("num_attention_heads", int),
@@ -304,7 +313,8 @@ def _from_meta(params):
     remarks = []
     if params.values.get("use_scaled_rope"):
         remarks.append(
-            "params.json says use_scaled_rope, whose factors are in no file of Meta: copy text_config.rope_scaling "
+            "params.json says use_scaled_rope, whose factors are in no file of Meta: copy "
+            "text_config.rope_scaling "
             "from the config.json of the same model on Hugging Face"
         )
     fields = {

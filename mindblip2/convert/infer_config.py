@@ -54,7 +54,8 @@ def _read_config(main, vit, kind, image_size, text_config, said):
                 continue  # only the first layer crosses, either way
             if key in section and key != "num_attention_heads" and section[key] != value:
                 raise CheckpointError(
-                    f"{said.path} says {name}.{key} = {value}, but the shapes of the weights say {section[key]}: it "
+                    f"{said.path} says {name}.{key} = {value}, but the shapes of the weights say "
+                    f"{section[key]}: it "
                     "belongs to another model; get both again"
                 )
             section[key] = value
@@ -187,11 +188,13 @@ def _read_text_config(shapes, beside):
     config = build(shapes, {**beside, **sizes, **_heads_of_llm(shapes, width, heads)}, vocab)
     if config.vocab_size < vocab:
         remarks.append(
-            f"vocab_size stays {config.vocab_size}: the {vocab - config.vocab_size} rows behind it are padding"
+            f"vocab_size stays {config.vocab_size}: the {vocab - config.vocab_size} rows behind it are "
+            "padding"
         )
     elif llm().vocab_size < vocab < llm().vocab_size + MAX_ADDED_ROWS:
         remarks.append(
-            f"vocab_size is {vocab}, as in the file: {vocab - llm().vocab_size} tokens were added to {llm().vocab_size}"
+            f"vocab_size is {vocab}, as in the file: {vocab - llm().vocab_size} tokens were added to "
+            f"{llm().vocab_size}"
         )
     said = {
         key: value for key, value in config.to_dict().items() if value != getattr(llm(), key) or key == "type"
@@ -230,7 +233,8 @@ def _heads_of_llm(shapes, width, heads):
         rows, keys = (shapes(f"llm.layers.0.attention.{part}.weight")[0] for part in ("query", "key"))
     if rows != width:
         raise CheckpointError(
-            f"the queries of this language model are {rows} wide, its embeddings {width}: heads of another width "
+            f"the queries of this language model are {rows} wide, its embeddings {width}: heads of another "
+            "width "
             "(head_dim) are not built here"
         )
     if heads is None and shapes.source.interleaved:

@@ -123,7 +123,8 @@ def cast(value, dtype, name):
     kind, array = to_numpy(narrow)
     if narrow.dtype != value.dtype and (bad := count_not_finite(array, kind)):
         raise CheckpointError(
-            f"{bad:,} numbers of {name} are beyond {torch.finfo(narrow.dtype).max:g}, the largest of {kind}: choose "
+            f"{bad:,} numbers of {name} are beyond {torch.finfo(narrow.dtype).max:g}, the largest of {kind}: "
+            "choose "
             "another --dtype, or leave it out"
         )
     return narrow

@@ -30,8 +30,10 @@ from mindblip2.progress import progress
 NEARLY_0 = 0.1
 LAVIS_END = OPTConfig().eos_token_id
 TEMP = (
-    f"temp is in no file of transformers, whose pipeline uses no temperature (1): {Blip2Config().temperature}, LAVIS's start value, "
-    "is put in, so probabilities of zero-shot classification differ from transformers' while their order is the same; temperature=1 "
+    "temp is in no file of transformers, whose pipeline uses no temperature (1): "
+    f"{Blip2Config().temperature}, LAVIS's start value, "
+    "is put in, so probabilities of zero-shot classification differ from transformers' while their order is "
+    "the same; temperature=1 "
     "in the call of the pipeline gives transformers'"
 )
 
@@ -149,7 +151,8 @@ def _plan_stage_2(main, kind, vit, llm, paths, config, image_size, said):
     check_bridge(kind, width, text_config, paths[0], paths[1] or "the language model")
     if not (llm or within):
         remarks.append(
-            f"the language model, {width} wide, is not in these files: join it with --llm_path, or convert it to a "
+            f"the language model, {width} wide, is not in these files: join it with --llm_path, or convert "
+            "it to a "
             ".ckpt of its own and name that as model.model_config.text_config.checkpoint_name_or_path"
         )
     if config is None:
@@ -173,7 +176,8 @@ def _numbers(config, said):
     if not said.path:
         size = config.vision_config.image_size
         guessed = [
-            "no config.json is beside the file: heads are guessed from the widths, epsilons are the published model's"
+            "no config.json is beside the file: heads are guessed from the widths, epsilons are the "
+            "published model's"
         ] * ("" in said.sections)
         return [*guessed, *[f"vision_config: {{image_size: {size}}}"] * (size != ViTConfig().image_size), eps]
     lines = [
@@ -197,11 +201,13 @@ def _compared(config, said):
             # a choice: when to stop; to compute as LAVIS or as transformers
             if key in (*IDS, "image_token_id", "ln_vision_eps"):
                 remarks.append(
-                    f"{prefix}{key} is {got} in --config, {value} in {said.path or 'transformers'}: that of --config holds"
+                    f"{prefix}{key} is {got} in --config, {value} in {said.path or 'transformers'}: that of "
+                    "--config holds"
                 )
             else:
                 raise CheckpointError(
-                    f"{prefix}{key} is {got} in --config, expected {value} as in {said.path}: correct --config, or "
+                    f"{prefix}{key} is {got} in --config, expected {value} as in {said.path}: correct "
+                    "--config, or "
                     "leave it out to read the numbers off the files"
                 )
     return remarks
@@ -219,7 +225,8 @@ def _text_config(state, kind, path, config, bridge=None):
         kind = with_tied_head(kind)
     if _is_delta(state, kind):
         remarks.append(
-            "the final norm is nearly 0: these look like delta weights, as of Vicuna v1.1, to which Llama's must be added "
+            "the final norm is nearly 0: these look like delta weights, as of Vicuna v1.1, to which Llama's "
+            "must be added "
             "before; take the whole model"
         )
     end = fields.get("eos_token_id")
@@ -237,7 +244,8 @@ def _text_config(state, kind, path, config, bridge=None):
             )
         elif config is None:
             remarks.append(
-                f"eos_token_id is {end}, as in the file; {known}, set text_config.eos_token_id to that with such a bridge"
+                f"eos_token_id is {end}, as in the file; {known}, set text_config.eos_token_id to that with "
+                "such a bridge"
             )
     if config is None:
         try:
@@ -249,7 +257,8 @@ def _text_config(state, kind, path, config, bridge=None):
         return kind, text_config, [*remarks, *more]
     if not isinstance(config.text_config, kind.llm):
         raise CheckpointError(
-            f"{path} is {kind.title}, but text_config of --config is {type(config.text_config).__name__}: give "
+            f"{path} is {kind.title}, but text_config of --config is {type(config.text_config).__name__}: "
+            "give "
             f"the configuration of this model, text_config.type {kind.llm.__name__}"
         )
     return (
@@ -265,12 +274,16 @@ def _assumed(state, kind, path):
     kind."""
     if has_grouped_query_attention(state, kind):
         raise CheckpointError(
-            f"{path} has fewer heads of keys than of queries, and no config.json or params.json is beside it: whether "
-            "it is a Llama-2-70B, a Llama-3 or a Mistral (not built here), and its rope_theta and rms_norm_eps, no "
-            "shape tells.  Put the config.json of the model beside the file, or give --config with its text_config"
+            f"{path} has fewer heads of keys than of queries, and no config.json or params.json is beside "
+            "it: whether "
+            "it is a Llama-2-70B, a Llama-3 or a Mistral (not built here), and its rope_theta and "
+            "rms_norm_eps, no "
+            "shape tells.  Put the config.json of the model beside the file, or give --config with its "
+            "text_config"
         )
     return [
-        f"rms_norm_eps {LlamaConfig().rms_norm_eps}, rope_theta {LlamaConfig().rope_theta:g} and the special ids are Llama-1's and "
+        f"rms_norm_eps {LlamaConfig().rms_norm_eps}, rope_theta {LlamaConfig().rope_theta:g} and the special "
+        "ids are Llama-1's and "
         "Vicuna v1.1's: they are in no shape, and no config.json is beside the file"
     ]
 

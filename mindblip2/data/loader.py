@@ -82,7 +82,8 @@ class Feed:
     ):
         if batch_size < 1 or not 0 <= rank < world:
             raise ValueError(
-                f"batch_size = {batch_size}, rank = {rank}, world = {world}: expected at least one pair per batch, and "
+                f"batch_size = {batch_size}, rank = {rank}, world = {world}: expected at least one pair per "
+                "batch, and "
                 "a rank from 0 below world"
             )
         self.samples, self.processor, self.batch_size, self.seed = samples, processor, batch_size, seed
@@ -107,14 +108,16 @@ class Feed:
             )
         if len(self.transforms) > 1 and len(self.transforms) != len(self.sizes):
             raise ValueError(
-                f"{len(self.transforms)} transforms for {len(self.sizes)} sets: expected one for each, or one for all"
+                f"{len(self.transforms)} transforms for {len(self.sizes)} sets: expected one for each, or "
+                "one for all"
             )
 
     def __len__(self):
         """Steps of an epoch.  Raises ValueError where the samples do not say how many they are."""
         if not hasattr(self.samples, "__len__"):
             raise ValueError(
-                f"the training samples are a {type(self.samples).__name__} without a length, which decides the learning rate "
+                f"the training samples are a {type(self.samples).__name__} without a length, which decides "
+                "the learning rate "
                 "and the end: pass a list, or give the object __len__"
             )
         return len(self.samples) // self.chunk
@@ -191,7 +194,8 @@ class Feed:
             return tuple(made[name] for name in COLUMNS[1:4])
         if prompt is not None:
             raise ValueError(
-                f"a sample with a prompt of its own ({prompt[:60]!r}) is for stage 2: the Q-Former reads captions only"
+                f"a sample with a prompt of its own ({prompt[:60]!r}) is for stage 2: the Q-Former reads "
+                "captions only"
             )
         text = self.processor.tokenizer(
             [caption], max_length=self.max_length, padding="max_length", return_tensors="np"
@@ -216,8 +220,10 @@ class Feed:
             window.forget(step * self.chunk)
         if step < (len(self) if hasattr(self.samples, "__len__") else 1):
             raise ValueError(
-                f"the samples end after step {step} of epoch {epoch} ({window.count} samples, {self.chunk} per step).  "
-                "A generator can be read once: pass a list, or an object with epoch(e); and __len__ must be right"
+                f"the samples end after step {step} of epoch {epoch} ({window.count} samples, {self.chunk} "
+                "per step).  "
+                "A generator can be read once: pass a list, or an object with epoch(e); and __len__ must be "
+                "right"
             )
 
     def _readable(self, window, epoch, place, skipped):
@@ -243,7 +249,8 @@ class Feed:
         share = self.skipped / max(self.seen + self.skipped, 1)
         if share > self.max_unreadable:
             raise UnreadableError(
-                f"{self.skipped} of {self.seen + self.skipped} pictures ({share:.1%}) could not be read, more "
+                f"{self.skipped} of {self.seen + self.skipped} pictures ({share:.1%}) could not be read, "
+                "more "
                 f"than max_unreadable = {self.max_unreadable:g}: {_some(self.skipped_names)}{ADVICE}"
             )
 
@@ -268,7 +275,8 @@ class _Places:
         self.indices = sample_order(feed.sizes, feed.seed, epoch, feed.chunk, feed.ratios, feed.shuffle)
         if not 0 <= start_step <= len(feed):
             raise ValueError(
-                f"start_step = {start_step}: an epoch has {len(feed)} steps; was the cursor saved with another batch "
+                f"start_step = {start_step}: an epoch has {len(feed)} steps; was the cursor saved with "
+                "another batch "
                 "size?"
             )
 
@@ -334,7 +342,8 @@ def _checked_id(image_id):
         )
     if not isinstance(image_id, (int, np.integer)) or not -1 <= image_id < 2**31:
         raise ValueError(
-            f"image_id = {image_id!r}: expected a text, or a whole number from 0 to 2**31 - 1, the same for the same "
+            f"image_id = {image_id!r}: expected a text, or a whole number from 0 to 2**31 - 1, the same for "
+            "the same "
             "picture"
         )
     return np.int32(image_id)

@@ -16,6 +16,7 @@ def own_processor(model):
     if config.text_config is None and config.qformer_config.vocab_size == QFormerConfig().vocab_size:
         return Blip2Processor(Blip2ImageProcessor(config.vision_config.image_size))
     raise ValueError(
-        "this model's configuration was made in Python, so nothing says which tokenizer belongs to it: pass processor="
+        "this model's configuration was made in Python, so nothing says which tokenizer belongs to it: pass "
+        "processor="
         "Blip2Processor.from_pretrained(name), or a Blip2Processor with the model's own tokenizer"
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindblip2.compat.mindformers.printing import print_support_list
 from mindblip2.config import (
     CLIP_MEAN,
     CLIP_STD,
@@ -12,7 +13,6 @@ from mindblip2.config import (
     ProcessorConfig,
     load_config,
     presets,
-    print_support_list,
     save_sections,
 )
 from mindblip2.config.schema import Pixels, argument
@@ -48,9 +48,13 @@ class Blip2ImageProcessor:
     ):
         mean, std = (list(values) if isinstance(values, Iterable) else values for values in (mean, std))
         checked = ImageProcessorConfig(
-            image_size=argument(Pixels, image_size, "image_size"), mean=mean, std=std, alpha=alpha
+            image_size=argument(Pixels, image_size, "image_size"),
+            mean=mean,  # type: ignore[arg-type]  # the section makes a tuple of three of it, or refuses it
+            std=std,  # type: ignore[arg-type]
+            alpha=alpha,
         )
-        self.transform, self.alpha = EvalTransform(checked.image_size, checked.mean, checked.std), alpha
+        self.transform = EvalTransform(checked.image_size, checked.mean, checked.std)  # type: ignore[arg-type]
+        self.alpha = alpha
 
     image_size = property(lambda self: self.transform.image_size)
     mean = property(lambda self: self.transform.mean)
@@ -81,7 +85,10 @@ class Blip2ImageProcessor:
         return _tensor(batch_BCHW) if return_tensors == "ms" else batch_BCHW
 
     def __repr__(self):
-        return f"Blip2ImageProcessor(image_size={self.image_size}, mean={self.mean}, std={self.std}, alpha={self.alpha!r})"
+        return (
+            f"Blip2ImageProcessor(image_size={self.image_size}, mean={self.mean}, std={self.std}, "
+            f"alpha={self.alpha!r})"
+        )
 
     def _process(self, picture, name):
         return self.transform(rgb(picture, name, self.alpha))

@@ -64,7 +64,8 @@ def init_mesh(data, model):
         return
     if mesh.size > 1:
         raise RuntimeError(
-            f"the processes are a mesh of {mesh.data} x {mesh.model} already: one process cannot change to {data} x {model}"
+            f"the processes are a mesh of {mesh.data} x {mesh.model} already: one process cannot change to "
+            f"{data} x {model}"
         )
     from mindspore import communication
 

@@ -43,27 +43,31 @@ def join(config, net=None):
     if not config.use_parallel:
         if world > 1:
             raise ConfigError(
-                f"started on {world} processes, but use_parallel is false: give --use_parallel true and the mesh, "
+                f"started on {world} processes, but use_parallel is false: give --use_parallel true and the "
+                "mesh, "
                 f"{_listed(fitting)}; or start without msrun"
             )
         return
     if data * model != world:
         raise ConfigError(
-            f"parallel_config.data_parallel = {data} times model_parallel = {model} makes {data * model} processes, but "
+            f"parallel_config.data_parallel = {data} times model_parallel = {model} makes {data * model} "
+            "processes, but "
             + (f"{world} were started" if world > 1 else "this is one process, started without msrun")
             + f".  Meshes that fit {world}: {_listed(fitting)}"
         )
     reasons = misfits(config.model.model_config, model)
     if reasons:
         raise ConfigError(
-            f"parallel_config.model_parallel = {model} does not divide {'; '.join(reasons)}.  Meshes that fit {world} "
+            f"parallel_config.model_parallel = {model} does not divide {'; '.join(reasons)}.  Meshes that "
+            f"fit {world} "
             f"processes: {_listed(fitting)}"
         )
     comm.init_mesh(data, model)
     pieces = [p for p in net.get_parameters() if is_split(p, model)] if net is not None else []
     if any(tuple(p.shape) != p.division.shape(whole_shape(p), model) for p in pieces):
         raise ConfigError(
-            f"the model was made before the mesh, so {pieces[0].name} is whole: call Trainer.set_parallel_config, or "
+            f"the model was made before the mesh, so {pieces[0].name} is whole: call "
+            "Trainer.set_parallel_config, or "
             "mindblip2.distributed.comm.init_mesh, first, and make the model then"
         )
 

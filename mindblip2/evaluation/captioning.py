@@ -118,13 +118,15 @@ def pairs(inputs, prompts):
         prompts = list(prompts)
         if not prompts:
             raise ValueError(
-                "the list of prompts is empty: give one prompt for all pictures ('' for none), or one for each"
+                "the list of prompts is empty: give one prompt for all pictures ('' for none), or one for "
+                "each"
             )
         inputs = inputs * len(prompts) if len(inputs) == 1 else inputs
     prompts = [prompts] * len(inputs) if isinstance(prompts, str) else prompts
     if len(prompts) != len(inputs):
         raise ValueError(
-            f"{len(inputs)} pictures and {len(prompts)} prompts: give one prompt for all, or one for each picture"
+            f"{len(inputs)} pictures and {len(prompts)} prompts: give one prompt for all, or one for each "
+            "picture"
         )
     images, texts = [], []
     for one, prompt in zip(inputs, prompts):

@@ -266,7 +266,8 @@ def recalls(i2t_IT, t2i_TI, text_image_T):
     images, texts = i2t_IT.shape
     if t2i_TI.shape != (texts, images) or text_image_T.shape != (texts,):
         raise ValueError(
-            f"scores {i2t_IT.shape} and {t2i_TI.shape} and the pictures of {len(text_image_T)} texts: expected "
+            f"scores {i2t_IT.shape} and {t2i_TI.shape} and the pictures of {len(text_image_T)} texts: "
+            "expected "
             "shapes (I, T), (T, I) and T"
         )
     if not (np.isfinite(i2t_IT).all() and np.isfinite(t2i_TI).all()):

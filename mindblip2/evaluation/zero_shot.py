@@ -151,7 +151,8 @@ def checked_labels(labels):
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise ValueError(
-            f"candidate_labels holds {', '.join(map(repr, twice))} more than once: their probability would be "
+            f"candidate_labels holds {', '.join(map(repr, twice))} more than once: their probability would "
+            "be "
             "split; name every label once"
         )
     return labels
@@ -173,7 +174,8 @@ def checked_temperature(temperature, use_itm=False):
         return None
     if use_itm:
         raise ValueError(
-            f"temperature = {temperature!r} with use_itm: a temperature divides ITC similarities, of which the ITM head makes "
+            f"temperature = {temperature!r} with use_itm: a temperature divides ITC similarities, of which "
+            "the ITM head makes "
             "none; leave one of them out"
         )
     number = isinstance(temperature, (int, float, np.number)) and not isinstance(temperature, bool)
@@ -189,7 +191,8 @@ def check_finite(array, what):
     wrong = int(np.size(array) - np.isfinite(array).sum())
     if wrong:
         raise FloatingPointError(
-            f"{what}: {wrong} of {np.size(array)} numbers are NaN or infinite: the weights are damaged or belong to "
+            f"{what}: {wrong} of {np.size(array)} numbers are NaN or infinite: the weights are damaged or "
+            "belong to "
             "another model; load others, or convert them again"
         )
     return array
@@ -200,7 +203,8 @@ def check_vocabulary(model, tokenizer):
     rows = model.config.qformer_config.vocab_size
     if len(tokenizer) != rows:
         raise ValueError(
-            f"the tokenizer knows {len(tokenizer)} tokens, the model {rows} ({tokenizer!r}): use the processor of the same "
+            f"the tokenizer knows {len(tokenizer)} tokens, the model {rows} ({tokenizer!r}): use the "
+            "processor of the same "
             "preset, Blip2Processor.from_pretrained(name)"
         )
 

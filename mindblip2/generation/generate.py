@@ -55,7 +55,8 @@ def stream(step, logits_BV, how, prompt_BT=None):
     token is asked for."""
     if how.beams > 1:
         raise ValueError(
-            f"no streaming with num_beams = {how.beams}: a beam may still be dropped after it was shown; use num_beams=1 "
+            f"no streaming with num_beams = {how.beams}: a beam may still be dropped after it was shown; use "
+            "num_beams=1 "
             "or do_sample=True"
         )
     return _one_by_one(*_prepared(step, logits_BV, how, prompt_BT), how)

@@ -63,7 +63,8 @@ class GenerationConfig:
         most = self.beams if self.beams > 1 or not self.do_sample else self.num_return_sequences
         if self.num_return_sequences > most:
             raise ValueError(
-                f"num_return_sequences = {self.num_return_sequences}: {most} beams find at most {most} captions; raise "
+                f"num_return_sequences = {self.num_return_sequences}: {most} beams find at most {most} "
+                "captions; raise "
                 "num_beams, or use do_sample=True with num_beams=1 for any number"
             )
 
@@ -131,7 +132,7 @@ class LanguageGenerationConfig(GenerationConfig):
     max_new_tokens: int = 30
     min_new_tokens: int = 1
     # None: 5 as LAVIS, but 1 with do_sample; more with do_sample: beams are drawn
-    num_beams: int | None = None
+    num_beams: int | None = None  # type: ignore[assignment]
     eos_token_id: int | tuple = 2
     scorer: str = "transformers"
 

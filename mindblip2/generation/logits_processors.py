@@ -18,12 +18,14 @@ def checked(logits_NV, new, how):
     outside = [end for end in how.ends if not 0 <= end < scores_NV.shape[1]]
     if outside:
         raise ValueError(
-            f"eos_token_id = {outside[0]} lies outside the model's vocabulary of {scores_NV.shape[1]}: give the end "
+            f"eos_token_id = {outside[0]} lies outside the model's vocabulary of {scores_NV.shape[1]}: give "
+            "the end "
             "token of the model's own tokenizer"
         )
     if np.isnan(scores_NV).any() or np.isposinf(scores_NV).any():
         raise ValueError(
-            f"the logits of new token {new + 1} hold NaN or infinity: check the checkpoint, or that compute_dtype is not "
+            f"the logits of new token {new + 1} hold NaN or infinity: check the checkpoint, or that "
+            "compute_dtype is not "
             "float16 for a model that overflows in it"
         )
     return scores_NV

@@ -58,7 +58,8 @@ class Blip2Llm(Pretrained):
         )
         if text is None:
             raise ValueError(
-                f"{type(self).__name__} needs model_config.text_config, the language model: take a preset of stage 2, or "
+                f"{type(self).__name__} needs model_config.text_config, the language model: take a preset of "
+                "stage 2, or "
                 "give a section of type LlamaConfig or OPTConfig"
             )
         with self.building():
@@ -83,7 +84,8 @@ class Blip2Llm(Pretrained):
         """``construct`` of Tensors, or of arrays of NumPy or torch."""
         if inputs.texts(input_ids):
             raise ValueError(
-                "input_ids is text: expected token ids (B, T) int32, prompt first and the end token last, padded on the right"
+                "input_ids is text: expected token ids (B, T) int32, prompt first and the end token last, "
+                "padded on the right"
             )
         return super().__call__(
             inputs.pictures(self, image),
@@ -252,13 +254,15 @@ class Blip2ImageToTextGeneration(Blip2Llm):
         rows = rows * batch if len(rows) == 1 else rows
         if batch not in (1, len(rows)):
             raise ValueError(
-                f"{batch} pictures and {len(rows)} prompts: give one prompt for all pictures, one for each, or one picture "
+                f"{batch} pictures and {len(rows)} prompts: give one prompt for all pictures, one for each, "
+                "or one picture "
                 "for all prompts"
             )
         wrong = [one for row in rows for one in row if not 0 <= one < text.vocab_size]
         if wrong:
             raise ValueError(
-                f"prompt id {wrong[0]} lies outside the language model's vocabulary of {text.vocab_size}: was the prompt "
+                f"prompt id {wrong[0]} lies outside the language model's vocabulary of {text.vocab_size}: "
+                "was the prompt "
                 "made with the tokenizer of another model?"
             )
         return rows
@@ -270,7 +274,8 @@ class Blip2ImageToTextGeneration(Blip2Llm):
             left = max(self.most - self.queries - prompt, 0)
             raise ValueError(
                 f"{self.queries} queries and a prompt of {prompt} tokens leave room for {left} new tokens "
-                f"of the language model's {self.most} positions, but max_new_tokens = {new}: shorten the prompt, or lower max_new_tokens"
+                f"of the language model's {self.most} positions, but max_new_tokens = {new}: shorten the "
+                "prompt, or lower max_new_tokens"
                 + (
                     ", or raise text_config.seq_length to what the model was trained for"
                     if isinstance(self.config.text_config, LlamaConfig)
@@ -349,7 +354,8 @@ def _listed(prompt_ids, pad_id):
         rows = [[operator.index(one) for one in row] for row in rows]
     except (TypeError, ValueError):
         raise ValueError(
-            f"prompt_ids is {prompt_ids!r}: expected token ids, one row or one for each picture, or a text or a list of "
+            f"prompt_ids is {prompt_ids!r}: expected token ids, one row or one for each picture, or a text "
+            "or a list of "
             "texts"
         ) from None
     if is_array:
@@ -374,11 +380,13 @@ def _padded(rows, fill, left=False, width=None):
 def _check_batch(image, input_ids, queries, most):
     if image.ndim != 4 or input_ids.ndim != 2 or image.shape[0] != input_ids.shape[0]:
         raise ValueError(
-            f"expected image (B, 3, S, S) and input_ids (B, T), one text for each picture, got {image.shape} and "
+            f"expected image (B, 3, S, S) and input_ids (B, T), one text for each picture, got {image.shape} "
+            "and "
             f"{input_ids.shape}"
         )
     if queries + input_ids.shape[1] > most:
         raise ValueError(
-            f"{queries} queries and texts of {input_ids.shape[1]} tokens, but the language model has {most} positions: "
+            f"{queries} queries and texts of {input_ids.shape[1]} tokens, but the language model has {most} "
+            "positions: "
             "shorten the texts"
         )

@@ -216,7 +216,8 @@ class Blip2Qformer(Pretrained):
         config = self.config.qformer_config
         if not isinstance(use_cache, bool):
             raise ValueError(
-                f"use_cache = {use_cache!r}: expected true or false; stage 1 writes captions without a prompt, a "
+                f"use_cache = {use_cache!r}: expected true or false; stage 1 writes captions without a "
+                "prompt, a "
                 "Blip2ImageToTextGeneration takes one"
             )
         image = inputs.pictures(
@@ -405,7 +406,8 @@ def _check_batch(image, input_ids, positions):
         )
     if input_ids.shape[1] > positions:
         raise ValueError(
-            f"texts of {input_ids.shape[1]} tokens, but the model has {positions} positions: let the tokenizer "
+            f"texts of {input_ids.shape[1]} tokens, but the model has {positions} positions: let the "
+            "tokenizer "
             "truncate them"
         )
 
@@ -414,7 +416,8 @@ def _needed(samples, mode, *keys):
     """The value under one of ``keys``, the names of one input; None where the mode does not read it."""
     if not isinstance(samples, dict):
         raise ValueError(
-            f"samples is a {type(samples).__name__}: expected a dict {{'image': (B, 3, S, S), 'text_input': (B, T) ids}}"
+            f"samples is a {type(samples).__name__}: expected a dict "
+            f"{{'image': (B, 3, S, S), 'text_input': (B, T) ids}}"
         )
     if mode == ("text" if keys[0] == "image" else "image"):
         return None

@@ -39,12 +39,14 @@ def pictures(model, image):
     if isinstance(image, np.ndarray) and image.dtype.kind == "f":
         if image.ndim != 4:
             raise ValueError(
-                f"image is {image.dtype} {image.shape}: expected float32 (B, 3, S, S), normalised, as Blip2Processor makes it"
+                f"image is {image.dtype} {image.shape}: expected float32 (B, 3, S, S), normalised, as "
+                "Blip2Processor makes it"
             )
         return tensor(image)
     if isinstance(image, dict) or image is None:
         raise ValueError(
-            f"image is {_name(image)}: expected float32 (B, 3, S, S) of Blip2Processor, or a picture or a list of them"
+            f"image is {_name(image)}: expected float32 (B, 3, S, S) of Blip2Processor, or a picture or a "
+            "list of them"
         )
     return processor(model, "pictures").image_processor(image)
 
@@ -66,7 +68,8 @@ def token_ids(model, text):
         return tensor(ids)
     got = f"{ids.dtype} {ids.shape}" if isinstance(ids, np.ndarray) else _name(ids)
     raise ValueError(
-        f"input_ids is {got}: expected token ids (B, T) int32, as Blip2Processor makes them, or a list of texts"
+        f"input_ids is {got}: expected token ids (B, T) int32, as Blip2Processor makes them, or a list of "
+        "texts"
     )
 
 
@@ -92,8 +95,10 @@ def processor(model, what):
             if model.config.preset:
                 raise
             raise ValueError(
-                f"{what} were given, but this model's configuration was made in Python, so nothing says which processor is "
-                "its own: give image as float32 (B, 3, S, S) and input_ids as token ids (B, T) int32, both made by "
+                f"{what} were given, but this model's configuration was made in Python, so nothing says "
+                "which processor is "
+                "its own: give image as float32 (B, 3, S, S) and input_ids as token ids (B, T) int32, both "
+                "made by "
                 "Blip2Processor.from_pretrained(name)"
             ) from error
     return model.own[1]
@@ -113,7 +118,8 @@ def unpacked(samples, names):
     for key, value in samples.items():
         if names[key] in found:
             raise ValueError(
-                f"samples has {' and '.join(repr(one) for one in samples if names[one] == names[key])}, which are the same "
+                f"samples has {' and '.join(repr(one) for one in samples if names[one] == names[key])}, "
+                "which are the same "
                 "argument: give one of them"
             )
         found[names[key]] = value

@@ -1,8 +1,8 @@
 """The three losses of stage 1 (paper section 3.2) and the one of stage 2: tensors in, scalars out, all in
 float32.
 
-B batch · G batch over all cards · Q queries · E embed · T text · V vocab · U this card's words · N = B · T ·
-M cards of a model group
+B batch · G batch over all cards · Q queries · E embed · T text · V vocab · U vocabulary entries of this card
+N = B · T · M cards of a model group
 """
 
 import mindspore as ms

@@ -42,7 +42,8 @@ class PatchEmbed(nn.Cell):
         batch, channels, height, width = image_BCHW.shape
         if height != self.size or width != self.size:
             raise ValueError(
-                f"the ViT is built for {self.size} x {self.size} pixels, but the image is {height} x {width}: "
+                f"the ViT is built for {self.size} x {self.size} pixels, but the image is {height} x "
+                f"{width}: "
                 "resize it with the model's processor, or convert the checkpoint with --image_size"
             )
         rows = height // self.patch

@@ -93,7 +93,8 @@ def compare_planned(found: Difference, theirs: Side, ours: Side) -> None:
     source, freq, used = detect(theirs.state, theirs.path), cross_attention_freq(ours.state), set()
     if source.interleaved:
         raise CheckpointError(
-            f"{theirs.path} is Meta's file, whose rotary pairs lie otherwise: compare with transformers' files"
+            f"{theirs.path} is Meta's file, whose rotary pairs lie otherwise: compare with transformers' "
+            "files"
         )
     for name, shape in ours.state.shapes.items():
         origin = source_name(source, name, freq)

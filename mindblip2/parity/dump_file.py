@@ -107,7 +107,8 @@ class Arrays(Mapping):
         )
         if size > most:
             raise DumpError(
-                f"{path} is damaged: its arrays would take {size:,} bytes, expected at most {most:,}. {advice}"
+                f"{path} is damaged: its arrays would take {size:,} bytes, expected at most {most:,}. "
+                f"{advice}"
             )
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -188,7 +189,8 @@ class DumpFile:
         self.path = Path(path)
         if not self.path.exists():
             raise FileNotFoundError(
-                f"no dump at {path}: make one with python -m parity dump on a host with torch, and copy it here"
+                f"no dump at {path}: make one with python -m parity dump on a host with torch, and copy it "
+                "here"
             )
         self.arrays = Arrays(path)
         if HEADER not in self.arrays:
@@ -210,7 +212,8 @@ class DumpFile:
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             found = header.get("format") if isinstance(header, dict) else type(header).__name__
             raise DumpError(
-                f"{self.path} has format {found!r}, expected {FORMAT!r}: dump again with this version of parity"
+                f"{self.path} has format {found!r}, expected {FORMAT!r}: dump again with this version of "
+                "parity"
             )
         self.check(header, OF_HEADER, "its header")
         for number, entry in enumerate(header["entries"]):
@@ -221,7 +224,8 @@ class DumpFile:
             names += [name for key in ("weights", "fixed", "stacked") for name in entry.get(key, ())]
             if not all(isinstance(name, str) for name in names):
                 raise DumpError(
-                    f"{self.path} is damaged: entry {number} has names that are no texts. {self.arrays.advice}"
+                    f"{self.path} is damaged: entry {number} has names that are no texts. "
+                    f"{self.arrays.advice}"
                 )
         return header
 
@@ -238,7 +242,8 @@ class DumpFile:
             if not right:
                 named = " or ".join(kind) if isinstance(kind, tuple) else f"a {kind.__name__}"
                 raise DumpError(
-                    f"{self.path} is damaged: {what} has {key} = {str(value)[:60]}, expected {named}. {self.arrays.advice}"
+                    f"{self.path} is damaged: {what} has {key} = {str(value)[:60]}, expected {named}. "
+                    f"{self.arrays.advice}"
                 )
 
     @property

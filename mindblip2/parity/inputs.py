@@ -61,7 +61,8 @@ def words_of(config: Blip2Config) -> tuple[int, np.ndarray]:
     ordinary = np.setdiff1d(np.arange(FIRST_WORD if large else 0, qformer.vocab_size), special)
     if len(ordinary) < 2 or config.max_txt_len < 2:
         raise ConfigError(
-            f"vocab_size = {qformer.vocab_size}, max_txt_len = {config.max_txt_len}: parity needs captions of two tokens, "
+            f"vocab_size = {qformer.vocab_size}, max_txt_len = {config.max_txt_len}: parity needs captions "
+            "of two tokens, "
             "and two ids that are neither bos_token_id, pad_token_id nor sep_token_id"
         )
     return (CLS, ordinary) if large else (int(ordinary[0]), ordinary[1:])

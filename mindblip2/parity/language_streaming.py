@@ -139,7 +139,8 @@ class LanguageStream:
                 value = value[: len(parameter)] if name.endswith(TABLES) else value
                 if value.shape != parameter.shape:
                     raise CheckpointError(
-                        f"{name} has {tuple(value.shape)}, but text_config asks for {tuple(parameter.shape)}: give the "
+                        f"{name} has {tuple(value.shape)}, but text_config asks for "
+                        f"{tuple(parameter.shape)}: give the "
                         "--config that belongs to the weights"
                     )
                 for one in (parameter, other[name]):
@@ -149,7 +150,8 @@ class LanguageStream:
         """A tensor of the file, float32."""
         if name not in self.state:
             raise CheckpointError(
-                f"{name} is not among the weights: parity reads a language model under the names of transformers, "
+                f"{name} is not among the weights: parity reads a language model under the names of "
+                "transformers, "
                 f"of the sizes of text_config ({self.config.num_layers} layers)"
             )
         return self.state[name].float()

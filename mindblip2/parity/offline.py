@@ -46,7 +46,8 @@ class Check:
     ):
         if defect and not tells(dump, defect):
             raise DumpError(
-                f"{dump.path} holds no case that would tell {defect!r}: dump all cases, or draw it with the command run"
+                f"{dump.path} holds no case that would tell {defect!r}: dump all cases, or draw it with the "
+                "command run"
             )
         self.defect = defect
         self.dump, self.given, self.selection = dump, given, selection or Selection()

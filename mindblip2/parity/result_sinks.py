@@ -78,7 +78,8 @@ class Progress:
             and (other := read_text(self.key, "the progress of a run", f"remove {folder}")) != text
         ):
             raise ConfigError(
-                f"{folder} holds the progress of another run ({other[:400]}): give another folder, or remove it"
+                f"{folder} holds the progress of another run ({other[:400]}): give another folder, or remove "
+                "it"
             )
         write_text(self.key, text)
         self.rows = {}
@@ -87,7 +88,8 @@ class Progress:
                 name, rows = self.parsed(line)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise ConfigError(
-                    f"{self.lines} is damaged in line {number} ({type(error).__name__}): remove {self.folder}, or that line, "
+                    f"{self.lines} is damaged in line {number} ({type(error).__name__}): remove "
+                    f"{self.folder}, or that line, "
                     "whose comparison is done again then"
                 ) from None
             self.rows[name] = rows

@@ -73,7 +73,8 @@ def halves(options: argparse.Namespace) -> list:
             weights = Weights(config, options.weights, options.vit_path, ckpt, options.seed)
             if isinstance(weights.main, Stored) and weights.main.missing:
                 say(
-                    f"note: {ckpt} holds {len(weights.main.names)} parameters of stage 1; {len(weights.main.missing)} others, first "
+                    f"note: {ckpt} holds {len(weights.main.names)} parameters of stage 1; "
+                    f"{len(weights.main.missing)} others, first "
                     f"{weights.main.missing[0]}, are random numbers"
                 )
             images = pictures(options.batch, vision_config.image_size, vision_config.num_channels)
@@ -133,7 +134,8 @@ def dump(options: argparse.Namespace) -> str:
             torch=torch.__version__,
         )
     return (
-        f"{writer.path}: {len(writer.entries)} comparisons, {writer.path.stat().st_size / 2**20:,.1f} MB. On the other host: "
+        f"{writer.path}: {len(writer.entries)} comparisons, {writer.path.stat().st_size / 2**20:,.1f} MB. On "
+        "the other host: "
         f"python -m parity check {writer.path.name}"
         + (" --ckpt FILE" if options.weights or options.ckpt else "")
     )

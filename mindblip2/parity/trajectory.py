@@ -87,7 +87,8 @@ def references(weights: Weights, config: Blip2Config, steps: int) -> References:
             torch32 = twin_run(make_twin(weights, config, torch.float32), given, negatives)[0]
             return References(truth, torch32, given, negatives, closest)
     raise ConfigError(
-        f"in each of {len(SEEDS)} runs two queries tie to {TIE:g}, so no two roundings agree: give another --seed"
+        f"in each of {len(SEEDS)} runs two queries tie to {TIE:g}, so no two roundings agree: give another "
+        "--seed"
     )
 
 

@@ -90,7 +90,8 @@ class Stored(Seeded):
         value = torch.from_numpy(self.stored.float32(ours))
         if value.numel() != math.prod(shape):
             raise CheckpointError(
-                f"{self.stored.path}: {ours} has {tuple(value.shape)}, but --config asks for {shape}: give the "
+                f"{self.stored.path}: {ours} has {tuple(value.shape)}, but --config asks for {shape}: give "
+                "the "
                 "configuration that belongs to the file"
             )
         return value.reshape(shape)
@@ -149,7 +150,8 @@ class Weights:
         value = self.ours(name)
         if self.stored is not None and value.shape != shape:
             raise CheckpointError(
-                f"{self.stored.path}: {name} has {value.shape}, the model {shape}: use the --config that belongs to "
+                f"{self.stored.path}: {name} has {value.shape}, the model {shape}: use the --config that "
+                "belongs to "
                 "the file"
             )
         return value

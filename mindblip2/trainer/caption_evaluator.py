@@ -31,7 +31,8 @@ class CaptionEvaluator:
         why = why_no_cider(self.captions) if config.metric.type in NEED_CIDER else ""
         if why:
             raise ConfigError(
-                f"metric.type = {config.metric.type!r} cannot choose a checkpoint here: {why}, or name another "
+                f"metric.type = {config.metric.type!r} cannot choose a checkpoint here: {why}, or name "
+                "another "
                 "metric, such as Bleu_4"
             )
         self.writer, self.prompt, self.options = (
@@ -44,7 +45,8 @@ class CaptionEvaluator:
         self.java = [name for name in JAVA if name == config.metric.type]
         if len(java_scores({0: "a cat"}, {0: ["a cat"]}, self.java)) < len(self.java):
             raise ConfigError(
-                f"metric.type = {config.metric.type!r} cannot be computed here, see above: name {' or '.join(NAMES)}"
+                f"metric.type = {config.metric.type!r} cannot be computed here, see above: name "
+                f"{' or '.join(NAMES)}"
             )
         # an error after an epoch is late
         model.room(len(self.writer.prompt_ids(self.prompt)), model.decoding(decoding).max_new_tokens)
@@ -69,7 +71,8 @@ class AnswerEvaluator:
         self.pictures, self.truths = [one.image for one in questions], [one.answers for one in questions]
         if not all(self.truths):
             raise ConfigError(
-                "do_eval with questions needs people's answers: name the file of annotations beside that of questions in "
+                "do_eval with questions needs people's answers: name the file of annotations beside that of "
+                "questions in "
                 "eval_dataset.data_loader.annotation_files"
             )
         check_readable(self.pictures)
@@ -102,7 +105,8 @@ def writer_of(model, processor):
     """The :class:`Writer` of a model that can write.  Raises ConfigError for another."""
     if not isinstance(model, Blip2ImageToTextGeneration):
         raise ConfigError(
-            f"a {type(model).__name__} writes nothing: make a Blip2ImageToTextGeneration, which has the same parameters"
+            f"a {type(model).__name__} writes nothing: make a Blip2ImageToTextGeneration, which has the same "
+            "parameters"
         )
     model.set_train(False)
     return ImageTextGenerator(model, processor)

@@ -84,7 +84,8 @@ def prompt_of(config):
     own = own if isinstance(own, str) else ""
     if given and own and given != own:
         raise ConfigError(
-            f"train_dataset.text_transforms.prompt = {given!r}, but model.model_config.prompt = {own!r}: one prompt goes "
+            f"train_dataset.text_transforms.prompt = {given!r}, but model.model_config.prompt = {own!r}: one "
+            "prompt goes "
             "before every caption; give both the same, or remove one"
         )
     return given or own

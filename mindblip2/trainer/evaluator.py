@@ -35,7 +35,8 @@ class RetrievalEvaluator:
         self.pictures, texts, self.owners = pictures_and_texts(samples, text.prompt, text.max_words)
         if len(self.pictures) == 1:
             raise ConfigError(
-                "do_eval by retrieval with one picture: every text finds it, whatever the model, so no checkpoint is better "
+                "do_eval by retrieval with one picture: every text finds it, whatever the model, so no "
+                "checkpoint is better "
                 "than another; give at least two pictures in eval_dataset"
             )
         check_readable(self.pictures)
@@ -109,7 +110,8 @@ def make_evaluator(config, model, processor, samples=None, prompt=""):
     examination.metric = config.metric.type or examination.metrics[0]
     if examination.metric not in examination.metrics:
         raise ConfigError(
-            f"metric.type = {config.metric.type!r}: expected {' or '.join(examination.metrics)}, since what is evaluated is "
+            f"metric.type = {config.metric.type!r}: expected {' or '.join(examination.metrics)}, since what "
+            "is evaluated is "
             f"{examination}"
             + (f", or a score of captions: {', '.join(SCORES)}" if hasattr(model, "stage2") else "")
         )
@@ -122,7 +124,8 @@ def _examination(config, model, processor, samples, prompt):
         loader = config.eval_dataset.data_loader
         if loader.type != "DigitScenes" and not (loader.dataset_dir or loader.annotation_files):
             raise ConfigError(
-                "do_eval needs held-out data: name them in eval_dataset.data_loader, or pass eval_dataset to Trainer"
+                "do_eval needs held-out data: name them in eval_dataset.data_loader, or pass eval_dataset to "
+                "Trainer"
             )
         size, asked = processor.image_processor.image_size, None
         if stage2 and (loader.type != "DigitScenes" or config.metric.type in AnswerEvaluator.metrics):

@@ -155,8 +155,10 @@ class TrainingLog:
         ):
             self._warned = True
             logger.warning(
-                "ITM has been at %.4f for %d steps, the loss of a model that ignores the picture: check that captions "
-                "belong to their pictures (run_blip2.py --run_mode check), that the ViT's weights are loaded, and the "
+                "ITM has been at %.4f for %d steps, the loss of a model that ignores the picture: check that "
+                "captions "
+                "belong to their pictures (run_blip2.py --run_mode check), that the ViT's weights are "
+                "loaded, and the "
                 "learning rate",
                 CHANCE,
                 STUCK_AFTER,
@@ -258,7 +260,8 @@ def compare(folders, path):
     figure.tight_layout()
     _save_figure(figure, path)
     print(
-        f"{' and '.join(Path(folder).name for folder in folders)}: losses differ by at most {furthest:.2g} of themselves over "
+        f"{' and '.join(Path(folder).name for folder in folders)}: losses differ by at most {furthest:.2g} "
+        "of themselves over "
         f"{logs[0][-1]['step']} steps; curves are saved at: {path}"
     )
     return furthest

@@ -154,7 +154,8 @@ def fit(model, feed, config, output_dir, resume=None, frozen=None, held_out=None
         model.set_train(False)
     if stopped_by:
         print(
-            f"{stopped_by.name}: stopped after step {done} of {total}; the checkpoint is saved at: {folder / training_state.NAME.format(done)}.  "
+            f"{stopped_by.name}: stopped after step {done} of {total}; the checkpoint is saved at: "
+            f"{folder / training_state.NAME.format(done)}.  "
             f"Go on with: {how_to_go_on()}",
             flush=True,
         )
@@ -215,7 +216,8 @@ def _fresh(folder):
     found = training_state.saved(folder)
     if found:
         raise CheckpointError(
-            f"{Path(folder).absolute()} holds checkpoints of another run, the newest {found[-1].name}: go on with it "
+            f"{Path(folder).absolute()} holds checkpoints of another run, the newest {found[-1].name}: go on "
+            "with it "
             "by --resume_training true, or choose another --output_dir"
         )
     return 0
@@ -234,7 +236,8 @@ def _told(feed, before):
     skipped = getattr(feed, "skipped", 0)
     if skipped > before:
         logger.warning(
-            "%d pictures could not be read so far and were replaced by others: %s; run_blip2.py --run_mode check lists all",
+            "%d pictures could not be read so far and were replaced by others: %s; run_blip2.py --run_mode "
+            "check lists all",
             skipped,
             ", ".join(map(str, feed.skipped_names)),
         )
@@ -269,19 +272,23 @@ def _restore(checkpoint, state, facts, step_of, folder):
             f"{name} = {then.get(name)!r}, now {now[name]!r}{_of_mesh(name, then)}" for name in wrong
         )
         raise CheckpointError(
-            f"{checkpoint} belongs to a run with {listed}: these decide the model or the order of the data, so resume "
-            f"with those of the run, or begin a new one with --load_checkpoint {checkpoint} and another --output_dir"
+            f"{checkpoint} belongs to a run with {listed}: these decide the model or the order of the data, "
+            "so resume "
+            f"with those of the run, or begin a new one with --load_checkpoint {checkpoint} and another "
+            "--output_dir"
         )
     if Path(checkpoint).resolve().parent != Path(folder).resolve():
         _fresh(folder)
     if (state["frozen"] or {}).get("crc32") != (facts["frozen"] or {}).get("crc32"):
         raise CheckpointError(
-            f"{checkpoint} was trained on other frozen weights ({(state['frozen'] or {}).get('path', 'none')}): give "
+            f"{checkpoint} was trained on other frozen weights "
+            f"({(state['frozen'] or {}).get('path', 'none')}): give "
             "that file as --load_checkpoint"
         )
     if state["step"] > facts["total_steps"]:
         raise CheckpointError(
-            f"{checkpoint} has made {state['step']} steps, but the run is to have {facts['total_steps']}: raise "
+            f"{checkpoint} has made {state['step']} steps, but the run is to have {facts['total_steps']}: "
+            "raise "
             "runner_config.epochs or lr_schedule.total_steps, or use the checkpoint as it is"
         )
     training_state.restore_optimizer(checkpoint, step_of.optimizer)
@@ -317,10 +324,12 @@ def _after_divergence(folder, config):
     if good is None:
         return (
             "no checkpoint from before the divergence is there; begin again with a lower learning rate: "
-            f"{how_to_go_on(None, lr_schedule__learning_rate=rate)}, and with another --output_dir if {folder} holds checkpoints"
+            f"{how_to_go_on(None, lr_schedule__learning_rate=rate)}, and with another --output_dir if "
+            f"{folder} holds checkpoints"
         )
     return (
-        f"the last good checkpoint from before the divergence is {good}; go on from it with a lower learning rate: "
+        f"the last good checkpoint from before the divergence is {good}; go on from it with a lower learning "
+        "rate: "
         f"{how_to_go_on(good, lr_schedule__learning_rate=rate)}"
     )
 

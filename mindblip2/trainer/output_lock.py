@@ -22,7 +22,7 @@ logger = logging.getLogger("mindblip2")
 
 LOCK = ".training.lock"
 HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
-_open_locks = set()
+_open_locks: set = set()
 
 
 @contextlib.contextmanager
@@ -95,7 +95,8 @@ def _refusal(path):
     except (FileError, OSError, KeyError):  # it is just being written
         holder = "which has not written its name yet"
     return (
-        f"another training writes into {path.parent.absolute()} ({holder}).  Wait for its end, stop it, or choose another "
+        f"another training writes into {path.parent.absolute()} ({holder}).  Wait for its end, stop it, or "
+        "choose another "
         "--output_dir"
     )
 

@@ -52,7 +52,8 @@ class Losses(nn.Cell):
     """Stage 1: (loss · scale, ``names`` as one vector) of a batch; ``picture`` is the output of the ViT where
     that is frozen or has run before.  ``inputs``: what a batch has besides, the last two perhaps not."""
 
-    names, inputs = VALUES, ("input_ids", "image_id", "negatives")
+    names: tuple[str, ...] = VALUES
+    inputs: tuple[str, ...] = ("input_ids", "image_id", "negatives")
 
     def __init__(self, model, frozen_vision):
         super().__init__(auto_prefix=False)

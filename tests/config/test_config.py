@@ -157,7 +157,8 @@ def test_an_empty_section_means_its_defaults(load):
         ("model: {model_config: 3}", "model.model_config must be a mapping, got 3"),
         (
             "run_mode: fly",
-            "run_mode = 'fly': expected one of 'train', 'finetune', 'eval', 'predict', 'export', 'check', 'plan'",
+            "run_mode = 'fly': expected one of 'train', 'finetune', 'eval', 'predict', 'export', 'check', "
+            "'plan'",
         ),
         ("context: {mode: 2}", "ContextConfig.mode = 2: expected one of 0, 1"),
         ("context: {device_target: TPU}", "expected one of '', 'CPU', 'Ascend'"),

@@ -205,7 +205,8 @@ def test_a_configuration_decides_where_it_is_given(convert, lavis, tmp_path):
     ] == (1, 50, 32)
     error = convert(lavis, "--config", FIXTURES / "tiny.yaml", expect=1)
     assert (
-        "shape: qformer.embeddings.word.embedding_table (Qformer.bert.embeddings.word_embeddings.weight) has (120, 24), "
+        "shape: qformer.embeddings.word.embedding_table (Qformer.bert.embeddings.word_embeddings.weight) has "
+        "(120, 24), "
         "the model (50, 24)"
     ) in error
 

@@ -188,8 +188,8 @@ def test_a3_ids_of_opt_are_read_and_said(convert, tmp_path):
     text = convert(tmp_path / "opt")[1]
     assert printed(text)["eos_token_id"] == 2
     assert (
-        "captions of LAVIS's bridges end with 50118 (a line end), set text_config.eos_token_id to that with such a bridge"
-        in text
+        "captions of LAVIS's bridges end with 50118 (a line end), set text_config.eos_token_id to that with "
+        "such a bridge" in text
     )
     (tmp_path / "opt" / "generation_config.json").write_text('{"eos_token_id": [2, 9]}')
     assert printed(convert(tmp_path / "opt")[1])["eos_token_id"] == [2, 9]

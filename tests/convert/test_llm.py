@@ -170,8 +170,8 @@ def test_w_pack_is_split_into_query_key_and_value(convert, tmp_path, size, besid
     config = printed_text_config(text)
     assert config.position_embedding == {"7B": "rope", "13B": "alibi"}[size] and not config.normalized_head
     assert (
-        "mapped:    9 x a third of W_pack: query, key and value below each other (e.g. llm.layers.0.attention.query."
-        in text
+        "mapped:    9 x a third of W_pack: query, key and value below each other (e.g. "
+        "llm.layers.0.attention.query." in text
     )
     rotary = config.replace(position_embedding="rope", rms_norm_eps=1e-5)
     # Baichuan-7B is a Llama
@@ -213,12 +213,14 @@ def test_the_vocabulary_tells_baichuan2_and_its_head_stays_as_it_is(convert, tmp
         (
             64000,
             32000,
-            "shape: llm.word.embedding_table (model.embed_tokens.weight) has (64000, 8), the model (32000, 8)",
+            "shape: llm.word.embedding_table (model.embed_tokens.weight) has (64000, 8), the model (32000, "
+            "8)",
         ),
         (
             32000,
             32001,
-            "shape: llm.word.embedding_table (model.embed_tokens.weight) has (32000, 8), the model (32001, 8)",
+            "shape: llm.word.embedding_table (model.embed_tokens.weight) has (32000, 8), the model (32001, "
+            "8)",
         ),
     ],
 )
@@ -260,8 +262,8 @@ def test_the_number_of_heads_is_in_no_shape(convert, tmp_path):
         in text
     )
     assert (
-        "note:    rms_norm_eps 1e-06, rope_theta 10000 and the special ids are Llama-1's and Vicuna v1.1's: they are in no shape"
-        in text
+        "note:    rms_norm_eps 1e-06, rope_theta 10000 and the special ids are Llama-1's and Vicuna v1.1's: "
+        "they are in no shape" in text
     )
     assert printed(text)["hidden_size"] == 32 and not {"num_heads", "n_kv_heads"} & set(printed(text))
     config = LlamaConfig(
@@ -350,8 +352,8 @@ def test_a2_a_configuration_that_contradicts_the_file_is_named(convert, tmp_path
     )
     error = convert(tmp_path / "theirs", "--config", write_config(tmp_path, ours), expect=1)
     assert (
-        f"text_config.rms_norm_eps is 1e-06 in --config, expected 1e-05 as in {tmp_path / 'theirs' / 'config.json'}"
-        in error
+        "text_config.rms_norm_eps is 1e-06 in --config, expected 1e-05 as in "
+        f"{tmp_path / 'theirs' / 'config.json'}" in error
     )
     _, text = convert(
         tmp_path / "theirs", "--config", write_config(tmp_path, ours.replace(rms_norm_eps=1e-5))

@@ -106,8 +106,8 @@ def test_a_part_that_is_missing_is_named(convert, tmp_path):
     lose(1)
     error = convert(folder, expect=1)
     assert (
-        f"consolidated.03.pth needs the shard consolidated.01.pth, which is not in {folder}: get what is missing"
-        in error
+        f"consolidated.03.pth needs the shard consolidated.01.pth, which is not in {folder}: get what is "
+        "missing" in error
     )
     lose(0)
     assert (
@@ -123,8 +123,8 @@ def test_the_last_parts_that_are_missing_are_named(convert, tmp_path, way):
     lose(3)
     error = convert(folder / way, expect=1)
     assert (
-        f"{folder} holds 3 of Meta's parts with 8 columns of layers.0.attention.wo.weight each, but the model is 32 wide"
-        in error
+        f"{folder} holds 3 of Meta's parts with 8 columns of layers.0.attention.wo.weight each, but the "
+        "model is 32 wide" in error
     )
     assert "it needs the shard consolidated.03.pth, which is not in" in error
     lose(1, 2)

@@ -177,8 +177,8 @@ def test_the_language_model_may_stay_in_a_file_of_its_own(convert, whole, bridge
     assert_equal({**arrays(rest), **alone}, wanted)
     assert not set(rest) & set(alone)
     assert (
-        "note:    the language model, 64 wide, is not in these files: join it with --llm_path, or convert it to a .ckpt"
-        in text
+        "note:    the language model, 64 wide, is not in these files: join it with --llm_path, or convert it "
+        "to a .ckpt" in text
     )
     both = [whole], [bridge, "--vit_path", vit_and_llm[0], "--llm_path", vit_and_llm[1]]
     # once as one that writes two files

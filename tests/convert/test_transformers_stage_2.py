@@ -124,8 +124,8 @@ def test_the_logits_are_transformers_own(convert, theirs, tmp_path):
         in text
     )
     assert (
-        "mapped:    1 x rows 50272 to 50303 left out: added or padded, and vocab_size is 50272 (e.g. llm.word."
-        in text
+        "mapped:    1 x rows 50272 to 50303 left out: added or padded, and vocab_size is 50272 (e.g. "
+        "llm.word." in text
     )
     assert any(
         line.startswith("note:    the image token of transformers, 50265, is text_config.image_token_id")
@@ -174,7 +174,9 @@ def test_what_comes_back_has_lavis_names_and_the_same_bits(convert, theirs, tmp_
         "ln_vision.bias": "vision_model.post_layernorm.bias",
         "visual_encoder.blocks.1.attn.qkv.weight": "vision_model.encoder.layers.1.self_attn.qkv.weight",
         "opt_model.model.decoder.layers.2.fc1.weight": "language_model.model.decoder.layers.2.fc1.weight",
-        "Qformer.bert.encoder.layer.2.crossattention.self.key.weight": "qformer.encoder.layer.2.crossattention.attention.key.weight",
+        "Qformer.bert.encoder.layer.2.crossattention.self.key.weight": (
+            "qformer.encoder.layer.2.crossattention.attention.key.weight"
+        ),
     }.items():
         assert back[lavis].dtype == torch.float16 and torch.equal(back[lavis], state[name]), lavis
     fused = state["vision_model.encoder.layers.1.self_attn.qkv.bias"]

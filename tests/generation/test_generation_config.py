@@ -229,7 +229,8 @@ def test_an_unknown_argument_names_the_nearest(wrong, complaint):
         ({"min_new_tokens": 9}, "min_new_tokens = 9, max_new_tokens = 8"),
         (
             {"eos_token_id": 50118},
-            "eos_token_id = 50118 lies outside the model's vocabulary of 9: give the end token of the model's",
+            "eos_token_id = 50118 lies outside the model's vocabulary of 9: give the end token of the "
+            "model's",
         ),
     ],
 )

@@ -235,7 +235,8 @@ def test_generation_starts_from_what_the_configuration_says(models):
             [5] * 490,
             {},
             ValueError,
-            "8 queries and a prompt of 490 tokens leave room for 14 new tokens of the language model's 512 positions",
+            "8 queries and a prompt of 490 tokens leave room for 14 new tokens of the language model's 512 "
+            "positions",
         ),
         ([1], {"num_beam": 3}, TypeError, "no argument 'num_beam'; did you mean 'num_beams'"),
         ([1], {"eos_token_id": 400}, ValueError, "400"),

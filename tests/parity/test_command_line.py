@@ -45,8 +45,10 @@ def test_c10_a_device_that_this_wheel_never_has_is_not_offered(capsys):
 
 def test_c10_help_and_errors_need_neither_mindspore_nor_torch():
     code = (
-        "import sys; from mindblip2.parity.__main__ import main; main(['frobnicate']); heavy = {'mindspore', 'torch', 'transformers'}; "
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules); import mindblip2.parity.model_triple; assert 'mindspore' in sys.modules"
+        "import sys; from mindblip2.parity.__main__ import main; main(['frobnicate']); heavy = {'mindspore', "
+        "'torch', 'transformers'}; "
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules); import "
+        "mindblip2.parity.model_triple; assert 'mindspore' in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).returncode == 0
 

@@ -211,7 +211,8 @@ def test_a_metric_that_cannot_be_computed_is_said_before_the_first_step(small, m
     [
         (
             {"metric__type": "Cider"},
-            "metric.type = 'Cider': expected loss, since what is evaluated is losses of 4 pairs, or a score of "
+            "metric.type = 'Cider': expected loss, since what is evaluated is losses of 4 pairs, or a score "
+            "of "
             "captions: Bleu_1, .*CIDEr",
         ),
         (

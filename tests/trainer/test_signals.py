@@ -76,7 +76,8 @@ def test_b9_a_signal_ends_the_run_after_the_step_with_a_checkpoint(
     last = folder_of(tmp_path) / "step_0000005"
     assert training_state.saved(folder_of(tmp_path))[-1] == last and not list(folder_of(tmp_path).glob(".*"))
     assert (
-        f"{number.name}: stopped after step 5 of 9; the checkpoint is saved at: {last}.  Go on with: python run_blip2.py --config "
+        f"{number.name}: stopped after step 5 of 9; the checkpoint is saved at: {last}.  Go on with: python "
+        "run_blip2.py --config "
         "x.yaml --resume_training true"
     ) in capsys.readouterr().out
     assert (tmp_path / "log" / "loss_curve.png").is_file()  # the log was closed
@@ -244,7 +245,7 @@ def test_b8_a_second_training_in_a_folder_is_refused_and_names_the_first(tmp_pat
 
 HOLD = """
 import sys, time
-from mindblip2.trainer.lock import training_lock
+from mindblip2.trainer.output_lock import training_lock
 with training_lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)

@@ -62,7 +62,8 @@ class FileStateDict(LazyStateDict):
             for name, record in records.items():
                 if name in self.names:
                     raise CheckpointError(
-                        f"{name} is in {self.path_of(name)} and in {path}: shards of one model hold each tensor once; "
+                        f"{name} is in {self.path_of(name)} and in {path}: shards of one model hold each "
+                        "tensor once; "
                         "get them again"
                     )
                 self.names[name] = file, record
@@ -106,7 +107,8 @@ def _state_dict(loaded, path):
                 else f"a {type(value).__name__}"
             )
             raise CheckpointError(
-                f"{path} holds no state dict: {name!r:.80} is {what}, expected names (text) and dense tensors; save "
+                f"{path} holds no state dict: {name!r:.80} is {what}, expected names (text) and dense "
+                "tensors; save "
                 "model.state_dict() alone"
             )
     return loaded

@@ -7,7 +7,7 @@ class LazyStateDict(Mapping):
     """Name → tensor, read when it is asked for, of what a subclass lists in ``names``, a mapping;
     ``shape(name)`` without reading."""
 
-    names = {}
+    names: dict = {}
 
     def path_of(self, name):
         """The file that a tensor is in."""

@@ -54,7 +54,8 @@ class SafetensorsFile:
             self.content = self._records(size)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise CheckpointError(
-                f"{path} is truncated or no safetensors file ({size:,} bytes): {str(error)[:200]}; get it again and "
+                f"{path} is truncated or no safetensors file ({size:,} bytes): {str(error)[:200]}; get it "
+                "again and "
                 "compare the size"
             ) from None
 
@@ -74,7 +75,8 @@ class SafetensorsFile:
         length = int.from_bytes(self._file.read(8), "little")
         if length > min(MAX_HEADER_BYTES, size - 8):
             raise ValueError(
-                f"its header should have {length:,} bytes, at most {min(MAX_HEADER_BYTES, max(size - 8, 0)):,} can be"
+                f"its header should have {length:,} bytes, at most "
+                f"{min(MAX_HEADER_BYTES, max(size - 8, 0)):,} can be"
             )
         header = json.loads(self._file.read(length).decode("utf-8"), object_pairs_hook=_unique)
         if not isinstance(header, dict):
@@ -85,7 +87,8 @@ class SafetensorsFile:
         for name, record in sorted(found.items(), key=lambda item: (item[1].start, item[1].size)):
             if record.start != end:
                 raise ValueError(
-                    f"the bytes of {name} begin at {record.start:,}, expected at {end:,}, behind the tensor before"
+                    f"the bytes of {name} begin at {record.start:,}, expected at {end:,}, behind the tensor "
+                    "before"
                 )
             end += record.size
         if end != size:

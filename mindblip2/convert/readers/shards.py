@@ -83,7 +83,8 @@ def _indexed(index):
         isinstance(file, str) and Path(file).name for file in weights.values()
     ):
         raise CheckpointError(
-            f"{index} is no index of shards: its weight_map must map names of tensors to names of files; get it again"
+            f"{index} is no index of shards: its weight_map must map names of tensors to names of files; get "
+            "it again"
         )
     if not weights:
         raise CheckpointError(f"{index} names no shards: get it again")
@@ -119,7 +120,8 @@ def _missing(files, who):
     names += f" and {len(files) - MOST_NAMED} more" if files[MOST_NAMED:] else ""
     what = f"the shards {names}, which are" if files[1:] else f"the shard {names}, which is"
     return FileNotFoundError(
-        f"{who} {what} not in {files[0].parent.absolute()}: get what is missing, or take the whole folder again"
+        f"{who} {what} not in {files[0].parent.absolute()}: get what is missing, or take the whole folder "
+        "again"
     )
 
 
@@ -157,7 +159,8 @@ class MetaStateDict(LazyStateDict):
             )
             if other:
                 raise CheckpointError(
-                    f"consolidated.{number:02d}.pth and consolidated.00.pth in {folder} are parts of different models: "
+                    f"consolidated.{number:02d}.pth and consolidated.00.pth in {folder} are parts of "
+                    "different models: "
                     f"{other} is in one of them only, or of another shape; take the whole folder again"
                 )
         self._check_count(len(files), folder)
@@ -167,7 +170,10 @@ class MetaStateDict(LazyStateDict):
         name = next((name for name in self if name.endswith(".attention.wo.weight")), None)
         columns = self._parts[0].shape(name)[1] if name else self._width
         needed = self._width // columns
-        got = f"{folder} holds {count} of Meta's parts with {columns} columns of {name} each, but the model is {self._width} wide: it needs"
+        got = (
+            f"{folder} holds {count} of Meta's parts with {columns} columns of {name} each, but the model is "
+            f"{self._width} wide: it needs"
+        )
         if count < needed:
             raise _missing([_part(folder, number) for number in range(count, needed)], got)
         if count * columns != self._width:

@@ -120,7 +120,8 @@ class TorchFile:
             self.content = self._read_zip() if self._zip else self._read_legacy()
         except UnsafePickle as error:
             raise CheckpointError(
-                f"REFUSED: {path} holds more than tensors (GLOBAL {error}), which could run code; nothing of it was run.  If you "
+                f"REFUSED: {path} holds more than tensors (GLOBAL {error}), which could run code; nothing of "
+                "it was run.  If you "
                 "trust where it comes from, load it with LAVIS, save model.state_dict() and convert that"
             ) from None
         except (
@@ -141,7 +142,8 @@ class TorchFile:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(
-                f"{path} is truncated, damaged or no torch file ({self._bytes:,} bytes): {_first_line(error)}.  "
+                f"{path} is truncated, damaged or no torch file ({self._bytes:,} bytes): "
+                f"{_first_line(error)}.  "
                 "Get it again and compare the size"
             ) from None
 
@@ -186,7 +188,8 @@ class TorchFile:
     def _compare(self, storage, crc):
         if crc != storage.member.CRC:
             raise CheckpointError(
-                f"{self.path} is damaged: the checksum of {storage.name} is {crc:08x}, {storage.member.CRC:08x} "
+                f"{self.path} is damaged: the checksum of {storage.name} is {crc:08x}, "
+                f"{storage.member.CRC:08x} "
                 "expected.  Get it again"
             )
         self._checked.add(storage.name)
@@ -217,13 +220,15 @@ class TorchFile:
         found = [name for name in starts if name.endswith("/data.pkl") or name == "data.pkl"]
         if len(found) != 1:
             raise CheckpointError(
-                f"{self.path} is a zip file, but no torch file (it holds {len(found)} data.pkl, expected 1): unpack "
+                f"{self.path} is a zip file, but no torch file (it holds {len(found)} data.pkl, expected 1): "
+                "unpack "
                 "it, and give the weights that are in it"
             )
         root = found[0].removesuffix("data.pkl")
         if root + "constants.pkl" in starts:
             raise CheckpointError(
-                f"{self.path} is a TorchScript program, not a state dict: load it with torch.jit.load, save its "
+                f"{self.path} is a TorchScript program, not a state dict: load it with torch.jit.load, save "
+                "its "
                 "state_dict() and convert that"
             )
         order = self._member(root + "byteorder", starts, 16) if root + "byteorder" in starts else b"little"
@@ -257,7 +262,8 @@ class TorchFile:
                 raise DamagedFile(f"{name} is encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise DamagedFile(
-                    f"{name} is compressed by method {member.compress_type}, only 0 (none) and 8 (deflate) are read"
+                    f"{name} is compressed by method {member.compress_type}, only 0 (none) and 8 (deflate) "
+                    "are read"
                 )
             stored = member.compress_type == zipfile.ZIP_STORED
             if (
@@ -294,7 +300,8 @@ class TorchFile:
             flags & 8 and crc == packed == size == 0
         ):
             raise DamagedFile(
-                f"the header of {member.filename} says {size:,} bytes, the directory of the zip file {member.file_size:,}, or "
+                f"the header of {member.filename} says {size:,} bytes, the directory of the zip file "
+                f"{member.file_size:,}, or "
                 "another checksum"
             )
         return member.header_offset + 30 + name_size + extra_size
@@ -613,7 +620,8 @@ def _check_record(record):
     last = record.first + sum((n - 1) * stride for n, stride in zip(record.shape, record.strides))
     if count > held or count and last >= held:
         raise DamagedFile(
-            f"a tensor of shape {record.shape} with strides {record.strides} and first element {record.first} lies in only "
+            f"a tensor of shape {record.shape} with strides {record.strides} and first element "
+            f"{record.first} lies in only "
             f"{held:,} numbers ({record.storage.name}): it is expanded, or cut"
         )
 

@@ -67,7 +67,8 @@ def read_annotations(files, image_dirs):
     files, image_dirs = _listed(files), _listed(image_dirs)
     if not files or len(files) != len(image_dirs):
         raise AnnotationError(
-            f"{len(files)} annotation_files and {len(image_dirs)} image_dirs: expected at least one file, and "
+            f"{len(files)} annotation_files and {len(image_dirs)} image_dirs: expected at least one file, "
+            "and "
             "for each the folder of its pictures (the same folder may be named twice)"
         )
     ids = {}
@@ -118,7 +119,8 @@ def _joined(content, file):
         for row, one in enumerate(content["annotations"]):
             if one["image_id"] not in rows:
                 raise AnnotationError(
-                    f"{os.path.abspath(file)}, annotation {row}: image_id {shown(one['image_id'])} is none of the "
+                    f"{os.path.abspath(file)}, annotation {row}: image_id {shown(one['image_id'])} is none "
+                    "of the "
                     f"{len(rows)} images; get the file again"
                 )
             rows[one["image_id"]]["caption"].append(one["caption"])
@@ -141,7 +143,8 @@ def content_of(file: str | os.PathLike) -> Any:
             else f"there is no folder {path.absolute().parent}"
         )
         raise FileNotFoundError(
-            f"no annotation file {path.absolute()}: {folder}; annotation_files and image_dirs are relative to "
+            f"no annotation file {path.absolute()}: {folder}; annotation_files and image_dirs are relative "
+            "to "
             "dataset_dir (--train_dataset_dir, --eval_dataset_dir)"
         )
     name = str(path.absolute())
@@ -177,7 +180,8 @@ def _text(data, name):
             if all(sign.isprintable() or sign.isspace() for sign in data.decode(encoding)[:4096]):
                 few = data.decode("utf-8", "replace").count("\ufffd") < FEW
                 raise AnnotationError(
-                    f"{name} is text, but not in UTF-8 (byte {at}); it can be read as {encoding.upper()}.  Convert it: "
+                    f"{name} is text, but not in UTF-8 (byte {at}); it can be read as {encoding.upper()}.  "
+                    "Convert it: "
                     f"iconv -f {encoding.upper()} -t UTF-8 FILE > NEW"
                     + (", or correct that byte" if few else "")
                 )
@@ -218,7 +222,8 @@ def _table(text, name, suffix):
             continue
         if not ({"image", "file_name"} & set(columns) and {"caption", "text", "question"} & set(columns)):
             raise AnnotationError(
-                f"{name} is a {kind} whose first line is {shown(head)}: expected there the names of its columns, image "
+                f"{name} is a {kind} whose first line is {shown(head)}: expected there the names of its "
+                "columns, image "
                 "and caption (or file_name and text)"
             )
         try:
@@ -230,7 +235,8 @@ def _table(text, name, suffix):
         wrong = next((i for i, row in enumerate(rows, 1) if None in row or None in row.values()), None)
         if wrong:
             raise AnnotationError(
-                f"{name}, row {wrong - 1}: expected {len(columns)} columns, {', '.join(columns)}; put a text that holds "
+                f"{name}, row {wrong - 1}: expected {len(columns)} columns, {', '.join(columns)}; put a text "
+                "that holds "
                 f"{delimiter!r} into quotes"
             )
         return [{key: value for key, value in row.items() if value != ""} for row in rows]
@@ -250,8 +256,10 @@ def checked_rows(rows, file, expected=EXPECTED):
     """``rows``, if they are a list of at least one; else AnnotationError."""
     if karpathy(rows):
         raise AnnotationError(
-            f"{os.path.abspath(file)} is Karpathy's own file of all parts (as dataset_coco.json): name those of LAVIS, "
-            "coco_karpathy_train.json, coco_karpathy_val.json or coco_karpathy_test.json, or write for the images "
+            f"{os.path.abspath(file)} is Karpathy's own file of all parts (as dataset_coco.json): name those "
+            "of LAVIS, "
+            "coco_karpathy_train.json, coco_karpathy_val.json or coco_karpathy_test.json, or write for the "
+            "images "
             'of one "split" a list of {"image": filepath/filename, "caption": ["raw" of its "sentences"]}'
         )
     if not isinstance(rows, list) or not rows:
@@ -308,7 +316,8 @@ def picture_name(image: Any, where: str, folder: str) -> str:
         return image
     if re.match(r"[A-Za-z]:\\|\\\\", image):
         raise AnnotationError(
-            f"{where}: image = {shown(image)} is a path of a Windows host: write it relative to the folder in image_dirs"
+            f"{where}: image = {shown(image)} is a path of a Windows host: write it relative to the folder "
+            "in image_dirs"
         )
     return image.replace("\\", "/")
 

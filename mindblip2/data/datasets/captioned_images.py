@@ -25,7 +25,8 @@ def pictures_and_captions(samples):
         for key in _names(picture, image_id):
             if key in seen:
                 raise ValueError(
-                    f"samples {seen[key]} and {i} are the same picture ({key[0]} {key[1]}): give it once, with "
+                    f"samples {seen[key]} and {i} are the same picture ({key[0]} {key[1]}): give it once, "
+                    "with "
                     "all its captions"
                 )
             seen[key] = i
@@ -46,7 +47,8 @@ def pictures_and_texts(samples, prompt="", max_words=50):
     empty = [(i, caption) for i, own in enumerate(captions) for caption in own if clean(caption) == prompt]
     if empty:
         raise ValueError(
-            f"{_where(samples, empty[0][0])}: nothing is left of the caption {empty[0][1]!r} when it is cleaned; remove it"
+            f"{_where(samples, empty[0][0])}: nothing is left of the caption {empty[0][1]!r} when it is "
+            "cleaned; remove it"
         )
     texts = cleaned([caption for own in captions for caption in own], clean)
     return pictures, texts, np.repeat(np.arange(len(captions)), [len(own) for own in captions])

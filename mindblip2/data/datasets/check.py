@@ -66,14 +66,16 @@ def check_data(config, train_dataset=None, eval_dataset=None):
             print(summary(name, report[name]))
     if not report:
         raise ConfigError(
-            "nothing to check: neither train_dataset.data_loader nor eval_dataset.data_loader names files; pass "
+            "nothing to check: neither train_dataset.data_loader nor eval_dataset.data_loader names files; "
+            "pass "
             "--train_dataset_dir or --eval_dataset_dir, or set data_loader.annotation_files"
         )
     report["ok"] = not any(part.get(key) for part in report.values() for key in WRONG)
     path = Path(config.output_dir) / "check.json"
     write_json(path, report)
     print(
-        f"check: {'all is well' if report['ok'] else 'something is wrong'}; the whole report is saved at: {path}"
+        f"check: {'all is well' if report['ok'] else 'something is wrong'}; the whole report is saved at: "
+        f"{path}"
     )
     return report
 
@@ -159,7 +161,8 @@ def check_labelled(data, config):
     """The report on pictures with labels, as a dict; pictures that are arrays already are taken as read."""
     if not isinstance(data, LabelledSet):
         raise ConfigError(
-            f"a {type(data).__name__} cannot be checked: expected a loader of mindblip2, as MultiImgCapDataLoader"
+            f"a {type(data).__name__} cannot be checked: expected a loader of mindblip2, as "
+            "MultiImgCapDataLoader"
         )
     paths = [picture for picture in data.pictures if isinstance(picture, (str, os.PathLike))]
     tokenizer = Blip2Processor.from_config(config.processor).tokenizer
@@ -212,7 +215,8 @@ def summary(name, report):
         lines += [f"    {entry}" for entry in entries[:SHOWN]] + (["    …"] if len(entries) > SHOWN else [])
     if report.get("unknown_tokens"):
         lines.append(
-            f"  unknown to the tokenizer: {report['unknown_tokens']} tokens, {report['unknown_share']:.1%} (limit "
+            f"  unknown to the tokenizer: {report['unknown_tokens']} tokens, {report['unknown_share']:.1%} "
+            "(limit "
             f"{MAX_UNKNOWN:.0%}), in words such as {', '.join(map(repr, report['unknown_words'][:SHOWN]))}"
         )
     if report.get("caption_tokens"):

@@ -44,7 +44,8 @@ class Cifar100DataLoader(LabelledSet):
             or not all(isinstance(name, str) and 0 < len(name) <= MAX_LABELS for name in names)
         ):
             raise FileError(
-                f"{meta.absolute()}: {kind}_label_names is no list of at most {MAX_LABELS} names; get {ADDRESS} again"
+                f"{meta.absolute()}: {kind}_label_names is no list of at most {MAX_LABELS} names; get "
+                f"{ADDRESS} again"
             )
         data, numbers = _get(part, "data", f"{kind}_labels")
         if (
@@ -57,7 +58,8 @@ class Cifar100DataLoader(LabelledSet):
             or not all(isinstance(number, int) and 0 <= number < len(names) for number in numbers)
         ):
             raise FileError(
-                f"{part.absolute()} does not hold pictures of {3 * SIDE * SIDE} bytes with one of {len(names)} labels each; "
+                f"{part.absolute()} does not hold pictures of {3 * SIDE * SIDE} bytes with one of "
+                f"{len(names)} labels each; "
                 f"get {ADDRESS} again"
             )
         pictures = list(data.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
@@ -90,7 +92,8 @@ def read_pickle(path):
         struct.error,
     ) as error:
         raise FileError(
-            f"{Path(path).absolute()} is not one of CIFAR-100's files: {str(error)[:200]}.  Nothing in it was run; get "
+            f"{Path(path).absolute()} is not one of CIFAR-100's files: {str(error)[:200]}.  Nothing in it "
+            "was run; get "
             f"{ADDRESS} again"
         ) from None
 
@@ -253,5 +256,6 @@ def _folder(dataset_dir):
         if (folder / "meta").is_file():
             return folder
     raise FileNotFoundError(
-        f"no CIFAR-100 in {Path(dataset_dir).absolute()}: expected the files meta, train and test of {ADDRESS}"
+        f"no CIFAR-100 in {Path(dataset_dir).absolute()}: expected the files meta, train and test of "
+        f"{ADDRESS}"
     )

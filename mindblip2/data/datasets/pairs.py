@@ -39,7 +39,8 @@ class Pairs:
             len(self.ratios) != len(self.sizes) or min(self.ratios) < 0 or not sum(self.ratios)
         ):
             raise ValueError(
-                f"ratios = {list(ratios)}: expected a number from 0 for each of the {len(self.sizes)} annotation files"
+                f"ratios = {list(ratios)}: expected a number from 0 for each of the {len(self.sizes)} "
+                "annotation files"
             )
 
     def __len__(self):
@@ -99,7 +100,8 @@ class MultiImgCapDataLoader(Pairs):
             )
         if not annotation_files:
             raise AnnotationError(
-                f"no annotation_files: name the JSON files under {os.path.abspath(dataset_dir)}, and for each "
+                f"no annotation_files: name the JSON files under {os.path.abspath(dataset_dir)}, and for "
+                "each "
                 "its folder of pictures in image_dirs"
             )
         under = [
@@ -137,7 +139,8 @@ class Flickr8kDataLoader(Pairs):
         bare = [name for name in names if name not in captions]
         if bare:
             raise AnnotationError(
-                f"{part.absolute()} lists {bare[0][:80]}, of which {texts.absolute()} has no caption; get both again"
+                f"{part.absolute()} lists {bare[0][:80]}, of which {texts.absolute()} has no caption; get "
+                "both again"
             )
         if not names:
             raise AnnotationError(f"{part.absolute()} lists no pictures; get it again")

@@ -53,7 +53,8 @@ def read_questions(files, image_dirs):
     folders = [image_dirs[i] for i in asking] if len(image_dirs) == len(files) else image_dirs
     if len(folders) != len(asking):
         raise AnnotationError(
-            f"{', '.join(map(os.path.abspath, files))}: {len(files)} annotation_files, of questions {len(asking)}, and "
+            f"{', '.join(map(os.path.abspath, files))}: {len(files)} annotation_files, of questions "
+            f"{len(asking)}, and "
             f"{len(image_dirs)} image_dirs: expected one folder for each file of questions"
         )
     found = [
@@ -126,7 +127,8 @@ def _questions(file, content, folder, answers):
         return _answered(name, rows, found, answers)
     if official and not content["data_subtype"].startswith("test"):
         raise AnnotationError(
-            f"{name}: questions, but no file of their answers, which are published: name both in annotation_files, "
+            f"{name}: questions, but no file of their answers, which are published: name both in "
+            "annotation_files, "
             f"as {PAIR}"
         )
     return found
@@ -136,14 +138,16 @@ def _answered(name, rows, found, answers):
     lost = [one.question_id for one in found if not one.answers and one.question_id not in answers]
     if lost:
         raise AnnotationError(
-            f"{name}: {len(lost)} of {len(found)} questions have no annotation, first question_id {lost[0]}; the "
+            f"{name}: {len(lost)} of {len(found)} questions have no annotation, first question_id {lost[0]}; "
+            "the "
             f"{len(answers)} annotations begin with {next(iter(answers))}: are the files partners, as {PAIR}?"
         )
     for row, one in zip(rows, found):
         image_id = answers[one.question_id]["image_id"] if not one.answers else None
         if None not in (image_id, row.get("image_id")) and image_id != row["image_id"]:
             raise AnnotationError(
-                f"{name}: question_id {one.question_id} is about image_id {row['image_id']}, its annotation about "
+                f"{name}: question_id {one.question_id} is about image_id {row['image_id']}, its annotation "
+                "about "
                 f"{image_id}: the files are not partners"
             )
     return [
@@ -156,7 +160,8 @@ def _coco_rows(name, content, folder):
     kind, subset = content.get("data_type", "mscoco"), content.get("data_subtype")
     if kind != "mscoco" or not isinstance(subset, str):
         raise AnnotationError(
-            f"{name}: data_type = {shown(kind)}, data_subtype = {shown(subset)}: expected 'mscoco' and 'val2014' or "
+            f"{name}: data_type = {shown(kind)}, data_subtype = {shown(subset)}: expected 'mscoco' and "
+            "'val2014' or "
             "the like, which name the pictures; write a list of"
             ' {"image", "question", "question_id"}'
         )
@@ -172,7 +177,8 @@ def _coco_rows(name, content, folder):
         )
         if not isinstance(row["image_id"], int) or isinstance(row["image_id"], bool):
             raise AnnotationError(
-                f"{name}, question {i}: image_id = {shown(row['image_id'])}: expected COCO's number of a picture"
+                f"{name}, question {i}: image_id = {shown(row['image_id'])}: expected COCO's number of a "
+                "picture"
             )
     return [
         {**row, "image": os.path.join(below, f"COCO_{subset}_{row['image_id']:012d}.jpg")} for row in rows

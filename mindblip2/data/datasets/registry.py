@@ -29,7 +29,8 @@ def captioned(loader, stage):
     if loader.type == "Flickr8kDataLoader":
         return Flickr8kDataLoader(loader.dataset_dir, stage, loader.shuffle)
     raise ValueError(
-        f"data_loader.type = {loader.type!r}: pictures with captions come from {', '.join(map(repr, CAPTIONED))}"
+        f"data_loader.type = {loader.type!r}: pictures with captions come from "
+        f"{', '.join(map(repr, CAPTIONED))}"
     )
 
 
@@ -47,6 +48,7 @@ def labelled_sets(loader, image_size):
     if loader.type == "ImageFolder":
         return [ImageFolder(loader.dataset_dir, loader.hypothesis_template)]
     raise ValueError(
-        f"data_loader.type = {loader.type!r}: pictures with labels come from {', '.join(map(repr, LABELLED))}, "
+        f"data_loader.type = {loader.type!r}: pictures with labels come from "
+        f"{', '.join(map(repr, LABELLED))}, "
         "'DigitScenes'"
     )

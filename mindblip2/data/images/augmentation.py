@@ -101,7 +101,8 @@ def recipe(words, size, mean=CLIP_MEAN, std=CLIP_STD):
     last = next((step for step in reversed(steps) if hasattr(step, "size")), None)
     if last is None or last.size != size or not getattr(last, "square", True):
         raise ConfigError(
-            f"transforms end with {last}, which does not make squares of processor.image_processor.image_size = "
+            f"transforms end with {last}, which does not make squares of "
+            "processor.image_processor.image_size = "
             f"{size} pixels: end them with a crop or a Resize to [{size}, {size}]"
         )
     return ImageAugmentation(tuple(steps), **norm)
@@ -118,7 +119,8 @@ def recipes(transforms, names, size, mean=CLIP_MEAN, std=CLIP_STD):
         return (recipe(transforms, size, mean, std),) * len(names)
     if len(transforms) not in (1, len(names)):
         raise ConfigError(
-            f"transforms names {len(transforms)} recipes for {len(names)} sets: expected one for all or one for each"
+            f"transforms names {len(transforms)} recipes for {len(names)} sets: expected one for all or one "
+            "for each"
         )
     made = tuple(recipe(one, size, mean, std) for one in transforms)
     return made if len(made) == len(names) else made * len(names)

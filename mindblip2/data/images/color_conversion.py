@@ -68,7 +68,8 @@ def array_of(source: Any) -> np.ndarray | None:
             return np.asarray(source)
     except Exception as error:  # each library has its own
         raise ImageError(
-            f"the {type(source).__module__}.{type(source).__name__} gives no values ({error}); pass a NumPy array"
+            f"the {type(source).__module__}.{type(source).__name__} gives no values ({error}); pass a NumPy "
+            "array"
         ) from error
     return None
 
@@ -135,7 +136,8 @@ def check_size(size: tuple[int, int], name: str) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and size[0] * size[1] > 2 * limit:
         raise ImageError(
-            f"{name} would have {size[0]} x {size[1]} pixels, expected at most {2 * limit:,}; scale it down, or if you trust "
+            f"{name} would have {size[0]} x {size[1]} pixels, expected at most {2 * limit:,}; scale it down, "
+            "or if you trust "
             "it, raise PIL.Image.MAX_IMAGE_PIXELS"
         )
 

@@ -40,7 +40,8 @@ class DecodedPictures(Sequence):
         self.pictures, self.processor, self.left = list(pictures), image_processor, budget
         self.uses = Counter(one for one in self.pictures if isinstance(one, (str, Path)))
         self.wanted = {one for one in self.pictures[:thumbnails] if isinstance(one, (str, Path))}
-        self.ready, self.small = {}, {}
+        self.ready: dict = {}
+        self.small: dict = {}
         self._check(list(self.uses))
 
     def __len__(self):
@@ -85,7 +86,8 @@ class DecodedPictures(Sequence):
         if bad:
             more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
             raise ValueError(
-                f"of {len(files)} pictures {len(bad)} cannot be read; correct or remove them: {'; '.join(bad[:SHOWN])}{more}"
+                f"of {len(files)} pictures {len(bad)} cannot be read; correct or remove them: "
+                f"{'; '.join(bad[:SHOWN])}{more}"
             )
 
     def _try(self, file):

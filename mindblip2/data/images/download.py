@@ -57,11 +57,13 @@ def fetch(url: str, timeout: float, max_bytes: int, allow_private: bool | None =
             address = _quoted(urljoin(address, location))
             name = f"{url} (redirected to {address})"
         raise FetchError(
-            f"more than {REDIRECTS} redirects; check the address in a browser, or download the file and pass its path"
+            f"more than {REDIRECTS} redirects; check the address in a browser, or download the file and pass "
+            "its path"
         )
     except TimeoutError:
         raise TimeoutError(
-            f"{name}: no complete answer within {timeout:g} s; pass a larger timeout=, or download the file and pass its "
+            f"{name}: no complete answer within {timeout:g} s; pass a larger timeout=, or download the file "
+            "and pass its "
             "path"
         ) from None
     except PermissionError as error:
@@ -76,7 +78,8 @@ def fetch(url: str, timeout: float, max_bytes: int, allow_private: bool | None =
         raise OSError(f"{name}: {error}") from None
     except OSError as error:
         raise OSError(
-            f"{name} cannot be reached: {error}; check the address and the network (http_proxy, https_proxy), or download the "
+            f"{name} cannot be reached: {error}; check the address and the network (http_proxy, "
+            "https_proxy), or download the "
             "file and pass its path"
         ) from None
     except http.client.HTTPException as error:
@@ -162,8 +165,10 @@ def _check_public(host):
         )
     if not ip.is_global or ip.is_multicast or str(ip) == AZURE:
         raise PermissionError(
-            f"is at {host}, an address of this machine, a private network or a cloud's metadata service, none of which "
-            f"is opened by default; if you trust it, pass allow_private=True to load_image or set {ALLOW_PRIVATE}=1"
+            f"is at {host}, an address of this machine, a private network or a cloud's metadata service, "
+            "none of which "
+            "is opened by default; if you trust it, pass allow_private=True to load_image or set "
+            f"{ALLOW_PRIVATE}=1"
         )
 
 
@@ -276,7 +281,8 @@ def _answer(stream, target, headers, method="GET"):
 def _body(response, max_bytes):
     if not 200 <= response.status < 300:
         raise FetchError(
-            f"the server answered {response.status} {response.reason}; check the address in a browser, or download the file "
+            f"the server answered {response.status} {response.reason}; check the address in a browser, or "
+            "download the file "
             "and pass its path"
         )
     total, data = response.length, bytearray()
@@ -284,7 +290,8 @@ def _body(response, max_bytes):
         if max(len(data), total or 0) > max_bytes:
             size = f"{total} bytes" if total else f"at least {len(data)} bytes"
             raise FetchError(
-                f"{size}, the limit for one picture is {max_bytes}; raise max_bytes=, or download the file and pass "
+                f"{size}, the limit for one picture is {max_bytes}; raise max_bytes=, or download the file "
+                "and pass "
                 "its path"
             )
         chunk = response.read1(CHUNK)

@@ -185,7 +185,8 @@ def _open_address(source, timeout=None, max_bytes=None, allow_private=None):
         parts = urlsplit(source)
         if parts.netloc not in ("", "localhost"):
             raise ImageError(
-                f"{source[:200]}: a file address names no host, got {parts.netloc!r}; expected file:///folder/picture.jpg"
+                f"{source[:200]}: a file address names no host, got {parts.netloc!r}; expected "
+                "file:///folder/picture.jpg"
             )
         return _open_file(url2pathname(parts.path))
     raise ImageError(
@@ -256,7 +257,8 @@ def _choose_frame(picture, frame, name):
     if frame is None:
         if getattr(picture, "is_animated", False) and picture.format not in STILL_FORMATS:
             raise ImageError(
-                f"{name} is a {picture.format} with several frames; expected one picture: pass load_image(…, frame=0) for "
+                f"{name} is a {picture.format} with several frames; expected one picture: pass load_image(…, "
+                "frame=0) for "
                 "the first"
             )
         return

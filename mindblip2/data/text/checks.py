@@ -64,7 +64,8 @@ def warn_truncated(
     ]
     if cut:
         logger.warning(
-            "%d of %d %s have more than %d tokens and lose their end, so what differs only there is the same to the model: "
+            "%d of %d %s have more than %d tokens and lose their end, so what differs only there is the same "
+            "to the model: "
             "%s; raise %s, or shorten them",
             len(cut),
             len(texts),
@@ -83,7 +84,8 @@ def cleaned(captions: Sequence[str], clean: BlipCaption) -> list[str]:
     empty = [caption for caption, text in zip(captions, texts) if text == clean.prompt and caption]
     if empty:
         raise ValueError(
-            f"nothing is left of {_some(empty)} when punctuation is removed, as in all captions for the Q-Former; remove it"
+            f"nothing is left of {_some(empty)} when punctuation is removed, as in all captions for the "
+            "Q-Former; remove it"
         )
     cut = [caption for caption, text in zip(captions, texts) if whole(caption) != text]
     if cut:
@@ -117,8 +119,10 @@ def check_labels(
     nothing = [label for label, one in found.items() if one.unknown == one.tokens]
     if nothing:
         raise ValueError(
-            f"the tokenizer knows no token of {len(nothing)} of {len(labels)} labels ({_some(nothing)}), so their scores "
-            f"would mean nothing: its vocabulary has {len(tokenizer)} tokens ({getattr(tokenizer, 'vocab_file', tokenizer)}). "
+            f"the tokenizer knows no token of {len(nothing)} of {len(labels)} labels ({_some(nothing)}), so "
+            "their scores "
+            f"would mean nothing: its vocabulary has {len(tokenizer)} tokens "
+            f"({getattr(tokenizer, 'vocab_file', tokenizer)}). "
             "Name labels in its words, or use a model with another vocabulary"
         )
     ids_TL = encoded["input_ids"]
@@ -147,7 +151,8 @@ def check_labels(
     around = known(tokenizer, template.replace("{}", " "))
     if around.unknown:
         logger.warning(
-            "the tokenizer does not know %s of hypothesis_template = %r: choose one in words of the vocabulary",
+            "the tokenizer does not know %s of hypothesis_template = %r: choose one in words of the "
+            "vocabulary",
             ", ".join(map(repr, around.words)),
             template,
         )
@@ -176,7 +181,8 @@ class UnknownCount:
         """Warn, if there is a reason."""
         if not self.done and self.found > MAX_UNKNOWN * self.tokens:
             logger.warning(
-                "the tokenizer does not know %.1f %% of the tokens of the first %d captions: is the vocabulary that of their "
+                "the tokenizer does not know %.1f %% of the tokens of the first %d captions: is the "
+                "vocabulary that of their "
                 "language?  run_blip2.py --run_mode check shows which words",
                 100 * self.found / self.tokens,
                 self.texts,

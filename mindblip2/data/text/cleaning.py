@@ -20,7 +20,7 @@ class BlipCaption:
     """
 
     prompt: str = ""
-    max_words: int = 50
+    max_words: int | None = 50
 
     def __call__(self, caption):
         """Caption (str) to cleaned caption (str).  Raises TypeError when ``caption`` is not a string."""

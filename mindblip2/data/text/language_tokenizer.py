@@ -102,7 +102,8 @@ class LanguageTokenizer:
             if self._vocabulary.id_of(token) != number:
                 raise FileError(
                     f"the added token {token!r} has id {number} in the files beside {self.vocab_file}, but "
-                    f"{self._vocabulary.id_of(token)} in the vocabulary: are the files of one model?  Get all of them again"
+                    f"{self._vocabulary.id_of(token)} in the vocabulary: are the files of one model?  Get "
+                    "all of them again"
                 )
         if not all(isinstance(token, str) and token for token in added_tokens):
             raise ValueError(f"added_tokens = {list(added_tokens)}: expected texts")
@@ -131,8 +132,10 @@ class LanguageTokenizer:
         if token and self._vocabulary.id_of(token) is None:
             if name != "pad_token" or self.unk_token is None:
                 raise ValueError(
-                    f"{name} = {token!r} is not in the vocabulary of {len(self)} ({self.vocab_file}): give a token of the "
-                    "model's own tokenizer, or name it in added_tokens if the model's vocabulary was extended by it"
+                    f"{name} = {token!r} is not in the vocabulary of {len(self)} ({self.vocab_file}): give a "
+                    "token of the "
+                    "model's own tokenizer, or name it in added_tokens if the model's vocabulary was "
+                    "extended by it"
                 )
             token = self.unk_token
         if token:
@@ -211,7 +214,8 @@ class LanguageTokenizer:
         tokens = [self._vocabulary.token_of(one) for one in ids]
         if None in tokens:
             raise ValueError(
-                f"id {ids[tokens.index(None)]} lies outside the vocabulary of {len(self)} ({self.vocab_file}); was the "
+                f"id {ids[tokens.index(None)]} lies outside the vocabulary of {len(self)} "
+                f"({self.vocab_file}); was the "
                 "text made with another vocabulary?"
             )
         return tokens
@@ -224,8 +228,10 @@ class LanguageTokenizer:
         """Raise ValueError unless a model with ``size`` rows of word embeddings can have this tokenizer."""
         if not len(self) <= size < len(self) + PADDED:
             raise ValueError(
-                f"the tokenizer {self.vocab_file} has {len(self)} tokens, but {model} has a vocabulary of {size}: they are "
-                "not of the same model.  Give the tokenizer of the language model, or correct text_config.vocab_size "
+                f"the tokenizer {self.vocab_file} has {len(self)} tokens, but {model} has a vocabulary of "
+                f"{size}: they are "
+                "not of the same model.  Give the tokenizer of the language model, or correct "
+                "text_config.vocab_size "
                 f"(the tokenizer's size, or rounded up by less than {PADDED})"
             )
 

@@ -36,7 +36,8 @@ class PromptedText:
         ):
             if not all(0 <= one < text.vocab_size for one in ids):
                 raise ValueError(
-                    f"text_config.{name} = {getattr(text, name)} lies outside the vocabulary of {text.vocab_size}: give the "
+                    f"text_config.{name} = {getattr(text, name)} lies outside the vocabulary of "
+                    f"{text.vocab_size}: give the "
                     "language model's"
                 )
         self._check_room(prompt)
@@ -68,7 +69,8 @@ class PromptedText:
         taken = len(self.ids(prompt))
         if taken >= self.max_length:
             raise ValueError(
-                f"the prompt {prompt!r} takes {taken} of text_transforms.max_length = {self.max_length} tokens and leaves no "
+                f"the prompt {prompt!r} takes {taken} of text_transforms.max_length = {self.max_length} "
+                "tokens and leaves no "
                 "room for a caption: shorten it, or raise max_length (and processor.tokenizer.max_length)"
             )
 
@@ -100,6 +102,7 @@ def check_language_vocabulary(config, tokenizer):
         tokenizer.check_vocabulary(size)
     elif len(tokenizer) != size:
         raise ValueError(
-            f"the tokenizer {tokenizer!r} knows {len(tokenizer)} tokens, the language model {size}: set processor.tokenizer "
+            f"the tokenizer {tokenizer!r} knows {len(tokenizer)} tokens, the language model {size}: set "
+            "processor.tokenizer "
             "to the language model's own (type and vocab_file)"
         )

@@ -78,7 +78,8 @@ def _bert_vocabulary(name):
         if path.exists():
             return path / "vocab.txt" if path.is_dir() else path
     raise FileNotFoundError(
-        f"no tokenizer {Path(name).absolute()} or {cache_folder() / name}: give a vocab.txt, or the folder that holds "
+        f"no tokenizer {Path(name).absolute()} or {cache_folder() / name}: give a vocab.txt, or the folder "
+        "that holds "
         "it; or remove the key for the packaged vocabulary of bert-base-uncased"
     )
 
@@ -89,7 +90,8 @@ def save_tokenizer(tokenizer, folder):
     tokenizer of another kind."""
     if not isinstance(tokenizer, BertTokenizer | LanguageTokenizer):
         raise TypeError(
-            f"a {type(tokenizer).__name__} cannot be saved: expected a tokenizer of mindblip2; save it by its own means"
+            f"a {type(tokenizer).__name__} cannot be saved: expected a tokenizer of mindblip2; save it by "
+            "its own means"
         )
     said = {"vocab_file": tokenizer.save(folder).name, "max_length": tokenizer.max_length}
     if isinstance(tokenizer, BertTokenizer):
@@ -178,7 +180,10 @@ class BertTokenizer:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def __repr__(self):
-        return f"BertTokenizer(vocab_file={str(self.vocab_file)!r}, max_length={self.max_length}, len={len(self)})"
+        return (
+            f"BertTokenizer(vocab_file={str(self.vocab_file)!r}, max_length={self.max_length}, "
+            f"len={len(self)})"
+        )
 
     vocab_size = property(lambda self: len(self.words), doc="Lines of the vocabulary file, as in LAVIS.")
     pad_token_id = property(lambda self: self.convert_tokens_to_ids(PAD), doc="0 in bert-base-uncased.")

@@ -22,7 +22,10 @@ def find(vocab_file, kind, names, models):
 
     ``kind`` and ``models`` are for the messages.  Raises ValueError where none is named, FileNotFoundError
     where it is not there."""
-    get = f"download {' or '.join(names)} of the language model ({models}) and give its path, or that of the folder it lies in"
+    get = (
+        f"download {' or '.join(names)} of the language model ({models}) and give its path, or that of the "
+        "folder it lies in"
+    )
     if not vocab_file:
         raise ValueError(
             f"{kind} needs the tokenizer of the language model, and vocab_file is empty: {get}, as "
@@ -65,7 +68,8 @@ def beside(path):
     file, known = path.with_name("tokenizer_config.json"), settings.pop("added_tokens_decoder", {})
     if not isinstance(known, dict):
         raise FileError(
-            f"{file}: added_tokens_decoder is a {type(known).__name__}, expected an object {{id: token}}; {ADVICE}"
+            f"{file}: added_tokens_decoder is a {type(known).__name__}, expected an object {{id: token}}; "
+            f"{ADVICE}"
         )
     for number, token in known.items():
         text = _token(token, file, f"added_tokens_decoder[{number}]")
@@ -90,7 +94,8 @@ def copy(path, folder):
     for name in BESIDE:
         if (folder / name).exists() and not path.with_name(name).is_file():
             raise FileExistsError(
-                f"the folder holds {name}, which is not of the tokenizer {path}, but would be read with it: save into "
+                f"the folder holds {name}, which is not of the tokenizer {path}, but would be read with it: "
+                "save into "
                 "another folder"
             )
     with atomic_folder(folder) as partial:
@@ -138,6 +143,7 @@ def _flag(value, file, key):
 def _number(value, file, token):
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MAX_ID:
         raise FileError(
-            f"{file}: the id of {token[:40]!r} is {str(value)[:40]!r}, expected a whole number from 0; {ADVICE}"
+            f"{file}: the id of {token[:40]!r} is {str(value)[:40]!r}, expected a whole number from 0; "
+            f"{ADVICE}"
         )
     return value

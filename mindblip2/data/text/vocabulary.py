@@ -38,7 +38,8 @@ class SentencePieces:
             )
         except ImportError:
             raise ImportError(
-                f"{path.name} is a sentencepiece model, and the package sentencepiece is not installed: pip install "
+                f"{path.name} is a sentencepiece model, and the package sentencepiece is not installed: pip "
+                "install "
                 "'mindblip2[llm]' or pip install sentencepiece, or give the tokenizer.json of the same model"
             ) from None
         model = read_bytes(path)

@@ -44,10 +44,14 @@ def why_no_cider(references):
     A word that every picture's references hold weighs nothing; where that is all there is, every caption
     scores 0."""
     if len(references) == 1:
-        return "there is one picture, and it weighs words by how many of several pictures have them; give at least two"
+        return (
+            "there is one picture, and it weighs words by how many of several pictures have them; give at "
+            "least two"
+        )
     if len({frozenset(ngram for one in texts for ngram in _ngrams(words(one))) for texts in references}) == 1:
         return (
-            f"the references of all {len(references)} pictures have the same words, and it weighs words by what tells pictures apart; "
+            f"the references of all {len(references)} pictures have the same words, and it weighs words by "
+            "what tells pictures apart; "
             "give pictures with different references"
         )
     return ""

@@ -50,7 +50,10 @@ def why_not(name):
         name == "SPICE"
         and not (Path(models.__file__).parent / models.SPICELIB / f"{models.JAR}.jar").is_file()
     ):
-        return "Stanford's parser is not there: python -m pycocoevalcap.spice.get_stanford_models downloads it once"
+        return (
+            "Stanford's parser is not there: python -m pycocoevalcap.spice.get_stanford_models downloads it "
+            "once"
+        )
     return ""
 
 

@@ -55,10 +55,14 @@ WRITTEN = {
 }
 # Abbreviations keep their full stop, wherever they stand; those of the second line only with a capital.
 ABBREVIATIONS = (
-    "mr mrs ms drs? profs? sens? reps? attys? lt col gen messrs govs? adm rev maj sgt cpl pvt capt ste? ave pres lieut hon "
-    "brig co?mdr pfc spc supts? det jr sr bros blvd rd esq inc cos? corp ptys? ltd plc bancorp dept bhd assn univ intl sys "
-    "ph jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thu thurs fri calif conn fla colo kan mich minn mont "
-    "nev okla tenn wis ariz ga ind ky md mo neb va vt wyo ala dak penn etc vs al est ext ft mt tel seq cf sq bldg mfg"
+    "mr mrs ms drs? profs? sens? reps? attys? lt col gen messrs govs? adm rev maj sgt cpl pvt capt ste? ave "
+    "pres lieut hon "
+    "brig co?mdr pfc spc supts? det jr sr bros blvd rd esq inc cos? corp ptys? ltd plc bancorp dept bhd assn "
+    "univ intl sys "
+    "ph jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thu thurs fri calif conn fla colo kan "
+    "mich minn mont "
+    "nev okla tenn wis ariz ga ind ky md mo neb va vt wyo ala dak penn etc vs al est ext ft mt tel seq cf sq "
+    "bldg mfg"
 )
 CAPITALS = "Miss Mass Ill La Ore Tex Wash Ark Del Pa"
 

@@ -33,7 +33,8 @@ TEXTS = (
     "A photo of two naïve cats, on the kitchen's mat!",
     "北京 is the capital; [SEP] 3,141.59 (approx.)",
     "",
-    "an extraordinarily long caption that goes on and on, well behind the last of the tokens that there is room for in a row",
+    "an extraordinarily long caption that goes on and on, well behind the last of the tokens that there is "
+    "room for in a row",
 )
 
 

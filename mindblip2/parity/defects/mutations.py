@@ -35,7 +35,8 @@ MUTATIONS = {
     "products in half precision": Mutation(
         stage1.half_precision,
         "chained *, vit.patch_embed, vit.blocks.?.attn.proj, vit.blocks.?.mlp.*, qformer.memory.*, memory, "
-        f"{LAYER}.query, {LAYER}.key, {LAYER}.value, {LAYER}.output, {LAYER}.up, {LAYER}.down, qformer.lm_head.transform, "
+        f"{LAYER}.query, {LAYER}.key, {LAYER}.value, {LAYER}.output, {LAYER}.up, {LAYER}.down, "
+        "qformer.lm_head.transform, "
         "vision_proj, text_proj, itm_head",
         "ln_vision, embed.*, lm, itm, negatives*",
     ),

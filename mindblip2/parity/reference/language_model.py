@@ -55,7 +55,8 @@ class LanguageTwin(nn.Module):
             self.llm = baichuan(llama_config(config), self.alibi, config.normalized_head)
         elif is_baichuan(config):
             raise ConfigError(
-                "ALiBi and a normalised head are Baichuan's, whose weights have a W_pack, and these have none: give the "
+                "ALiBi and a normalised head are Baichuan's, whose weights have a W_pack, and these have "
+                "none: give the "
                 "folder of Baichuan's own files as --llm_path, or another --config"
             )
         else:

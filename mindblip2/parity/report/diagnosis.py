@@ -101,7 +101,8 @@ USUAL = (  # what a place usually is: pattern of the name, what the name of a gr
     (r"memory|qformer\.memory\..*", "keys and values of another layer, or exchanged"),
     (
         r"embed\.text",
-        "positions shifted by one, another row of a table, or another epsilon than 1e-12 in the norm behind them",
+        "positions shifted by one, another row of a table, or another epsilon than 1e-12 in the norm behind "
+        "them",
     ),
     (r"next_token", "the position of a new word, or the cache"),
     (r"lm_head", "the head is not tied to the word table, or its bias or norm"),
@@ -109,7 +110,8 @@ USUAL = (  # what a place usually is: pattern of the name, what the name of a gr
     (r"image_feats|text_feats", "features not normalised"),
     (
         r"itc.*",
-        "the best query counts, not the mean; gradient through the gather; label smoothing 0.1; sim / temp; image ids",
+        "the best query counts, not the mean; gradient through the gather; label smoothing 0.1; sim / temp; "
+        "image ids",
     ),
     (r"negatives.*", "a sample's own pair, or one of the same picture, may be drawn"),
     (r"itm", "the order of the two classes"),
@@ -118,7 +120,8 @@ USUAL = (  # what a place usually is: pattern of the name, what the name of a gr
     (r"fused\..*", "the fused form that graph kernels use (mindblip2/models/kernels/cpu.py)"),
     (
         r"stage1.*",
-        "where the gradient is cut: the frozen ViT ends before ln_vision; ITM's wrong pictures and wrong texts exchanged",
+        "where the gradient is cut: the frozen ViT ends before ln_vision; ITM's wrong pictures and wrong "
+        "texts exchanged",
     ),
     (r"\w+ embed", "another row of the word table"),
     (r"\w+ head", "tied or not, normalised or not (Baichuan2)"),
@@ -155,7 +158,8 @@ def diagnose(rows: Iterable[Row]) -> Diagnosis | None:
             bad[0].name,
             (f"no row fails; {len(bad)} lie between {PASS:g} and {LOOK:g} times torch's rounding",),
             (
-                "chance, where few numbers decide, as in the contrastive loss of two pairs: see if it stays with another --seed, or in "
+                "chance, where few numbers decide, as in the contrastive loss of two pairs: see if it stays "
+                "with another --seed, or in "
                 "float32 of another host",
                 "sums that add one number after the other",
             ),
@@ -177,7 +181,8 @@ def everywhere(narrow: list[str], bad: list[Row]) -> tuple[str, ...]:
     )
     if len(narrow) >= MANY and len(half) > len(narrow) / 2:
         return (
-            f"{len(half)} of {len(narrow)} places that share no part are off by half-precision rounding: a dtype, not a place",
+            f"{len(half)} of {len(narrow)} places that share no part are off by half-precision rounding: a "
+            "dtype, not a place",
         )
     return ()
 
@@ -234,7 +239,8 @@ def growth(rows: list[Row]) -> tuple[str, ...]:
         ratios = [row.ratio for row in rows if re.fullmatch(re.escape(start) + r"\d+", row.name)]
         if len(ratios) > 2 and ratios[-1] > GROWTH * ratios[0] and ratios == sorted(ratios):
             return (
-                f"grows with depth: ratio {ratios[0]:.3g} behind the first of {len(ratios)}, {ratios[-1]:.3g} behind the last",
+                f"grows with depth: ratio {ratios[0]:.3g} behind the first of {len(ratios)}, "
+                f"{ratios[-1]:.3g} behind the last",
             )
     return ()
 

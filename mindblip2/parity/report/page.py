@@ -60,7 +60,8 @@ def write(result: str | Path, output: str | Path | None = None, mutations: str |
         rows = [row_of(record) for record in document["rows"]]
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise FileError(
-            f"{result} is not a result of parity: a row is damaged ({str(error)[:100]}); give what --report wrote"
+            f"{result} is not a result of parity: a row is damaged ({str(error)[:100]}); give what --report "
+            "wrote"
         ) from None
     caught = load(mutations, list) if mutations else []
     path = Path(output or Path(result).with_suffix(".html"))
@@ -101,7 +102,8 @@ def page(rows: list[Row], about: Mapping, mutations: list[Mapping]) -> str:
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Parity with PyTorch</title><style>{STYLE}</style></head><body>{''.join(sections)}<script>{SCRIPT}</script></body>"
+        "<title>Parity with "
+        f"PyTorch</title><style>{STYLE}</style></head><body>{''.join(sections)}<script>{SCRIPT}</script></body>"
         "</html>\n"
     )
 
@@ -179,8 +181,8 @@ def noticed(mutations: list[Mapping]) -> str:
     ]
     count = sum(one["verdict"] == "caught" for one in mutations)
     return (
-        f"<h2>What would be noticed</h2><p>{count} of {len(mutations)} deliberate defects were caught where they should be.</p>"
-        + table(("verdict", "defect", "weakest ratio", "by"), lines)
+        f"<h2>What would be noticed</h2><p>{count} of {len(mutations)} deliberate defects were caught where "
+        "they should be.</p>" + table(("verdict", "defect", "weakest ratio", "by"), lines)
     )
 
 

@@ -118,7 +118,8 @@ def write(
         "",
         verdict(rows),
         "",
-        "Ratio: rms(ours32 - truth64) / rms(torch32 - truth64); up to 4 passes (mindblip2/parity/compare.py). "
+        "Ratio: rms(ours32 - truth64) / rms(torch32 - truth64); up to 4 passes "
+        "(mindblip2/parity/compare.py). "
         f"All rows: [{path.name}]({path.name}).",
         "",
         "| " + " | ".join(lines[0]) + " |",

@@ -87,7 +87,8 @@ class ZeroShot:
         classifier = _classifier(trainer, checkpoint, options)
         if classifier.use_itm or classifier.temperature is not None:
             raise ValueError(
-                "the exported classifier divides ITC similarities by the learnt temperature: leave use_itm and temperature "
+                "the exported classifier divides ITC similarities by the learnt temperature: leave use_itm "
+                "and temperature "
                 "out (the ITM head is exported by the task image_to_text_retrieval)"
             )
         return (
@@ -110,7 +111,8 @@ class Retrieval:
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise ValueError(
-                f"{trainer.task} has no option {unknown[0]}; it takes {', '.join(known)} (rerank='itm' for the matching head "
+                f"{trainer.task} has no option {unknown[0]}; it takes {', '.join(known)} (rerank='itm' for "
+                "the matching head "
                 "alone)"
             )
         recipe = retrieval.RetrievalConfig.of(data, **options)
@@ -160,7 +162,8 @@ class Features:
         captions = [captions] if isinstance(captions, str) else list(captions)
         if options:
             raise TypeError(
-                f"unknown option {sorted(options)[0]!r}; {trainer.task} takes captions, batch_size, save_arrays"
+                f"unknown option {sorted(options)[0]!r}; {trainer.task} takes captions, batch_size, "
+                "save_arrays"
             )
         pictures = []
         for one in pictures_of(input_data):

@@ -117,7 +117,8 @@ def _say_unused_evaluation(config):
     ]
     if names:
         print(
-            f"no effect: {', '.join(names)}, since nothing is evaluated in training (do_eval is false and Trainer has no eval_dataset)"
+            f"no effect: {', '.join(names)}, since nothing is evaluated in training (do_eval is false and "
+            "Trainer has no eval_dataset)"
         )
 
 
@@ -168,7 +169,8 @@ def _check_sizes(config, text_length, image_size, stage2):
         )
     if image_size != config.vision_config.image_size:
         raise ConfigError(
-            f"processor.image_processor.image_size = {image_size}, but model.model_config.vision_config.image_size = "
+            f"processor.image_processor.image_size = {image_size}, but "
+            "model.model_config.vision_config.image_size = "
             f"{config.vision_config.image_size}: give both the same"
         )
 
@@ -215,16 +217,19 @@ def summary(model, feed, config, name, is_loaded):
     lines = [
         f"training {name}: {steps:,} steps of {pairs} pairs{spread}{batches}"
         + (_prompt_line(feed.text) if stage2 else f", {pairs - 1} negatives for each pair"),
-        f"trained parameters: {count:,} of {total:,} ({', '.join(f'{part} {size:,}' for part, size in parts.items())})",
+        f"trained parameters: {count:,} of {total:,} "
+        f"({', '.join(f'{part} {size:,}' for part, size in parts.items())})",
         _memory_line(model, trained, config),
     ]
     if model.config.freeze_vision and not is_loaded:
         lines.append(
-            "warning: the frozen ViT has random weights, from which nothing can be learnt: give --load_checkpoint"
+            "warning: the frozen ViT has random weights, from which nothing can be learnt: give "
+            "--load_checkpoint"
         )
     if config.lr_schedule.warmup_steps >= steps:
         lines.append(
-            f"warning: the run ends within the warm-up of {config.lr_schedule.warmup_steps} steps and never reaches the learning "
+            f"warning: the run ends within the warm-up of {config.lr_schedule.warmup_steps} steps and never "
+            "reaches the learning "
             "rate: lower lr_schedule.warmup_steps"
         )
     if pairs == 1 and not stage2:
@@ -244,7 +249,8 @@ def _memory_line(model, trained, config):
     kept = bytes_of(trained) + moment_bytes(trained, data, sharded)[comm.data_rank()]
     activations = activation_bytes(step, config.recompute_config.recompute, device.target())
     return (
-        f"memory: weights {bytes_of(model.get_parameters()) / GB:.2f} GB, gradients and moments {kept / GB:.2f} GB, activations about "
+        f"memory: weights {bytes_of(model.get_parameters()) / GB:.2f} GB, gradients and moments "
+        f"{kept / GB:.2f} GB, activations about "
         f"{activations / GB:.2f} GB (a graph on a CPU keeps more)"
     )
 

@@ -169,11 +169,13 @@ def test_annotations_of_more_questions_are_no_error(tmp_path, caplog):
         ),
         (
             lambda files: files[1:],
-            "val2014_annotations.json: answers, but no file of questions: name both in annotation_files, as v2_O",
+            "val2014_annotations.json: answers, but no file of questions: name both in annotation_files, as "
+            "v2_O",
         ),
         (
             lambda files: [*files, files[0]],
-            "3 annotation_files, of questions 2, and 1 image_dirs: expected one folder for each file of quest",
+            "3 annotation_files, of questions 2, and 1 image_dirs: expected one folder for each file of "
+            "quest",
         ),
     ],
 )
