@@ -1,3 +1,3 @@
-"""Tokenizers of language models, as tests/data makes them."""
+"""The small tokenizers of the data tests."""
 
 from tests.data.conftest import folder, llama, opt  # noqa: F401
