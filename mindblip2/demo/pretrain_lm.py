@@ -45,8 +45,8 @@ class Words(nn.Cell):
         counts_BT = read_BT * (1.0 - (1.0 - NOTES) * (place_1T < notes[:, None]).astype(ms.float32))
         logits_BTV = self.llm.head(self.llm(self.llm.embed(ids_BT), read_BT)[:, :-1])
         return (
-            losses.next_word(logits_BTV, ids_BT[:, 1:], counts_BT[:, 1:]),
-            losses.word_accuracy(logits_BTV, ids_BT[:, 1:], read_BT[:, 1:]),
+            losses.next_token_loss(logits_BTV, ids_BT[:, 1:], counts_BT[:, 1:]),
+            losses.token_accuracy(logits_BTV, ids_BT[:, 1:], read_BT[:, 1:]),
         )
 
 

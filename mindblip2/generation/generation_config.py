@@ -96,11 +96,11 @@ class GenerationConfig:
                     f"{other} = {before} and {name} = {value} are the same argument; give one of them"
                 )
             said[own] = name, value
-        how = cls(**{**defaults, **{own: value for own, (_, value) in said.items()}})
-        idle = [name for name in SAMPLING if name in said and not how.do_sample]
+        generation_config = cls(**{**defaults, **{own: value for own, (_, value) in said.items()}})
+        idle = [name for name in SAMPLING if name in said and not generation_config.do_sample]
         if idle:
             logger.warning("%s: without effect unless do_sample=True", ", ".join(idle))
-        return how
+        return generation_config
 
     @classmethod
     def names(cls):

@@ -12,10 +12,10 @@ def log_softmax(logits_NV):
     return logits_NV - top_N1 - np.log(np.exp(logits_NV - top_N1).sum(1, keepdims=True))
 
 
-def checked(logits_NV, new, how):
+def check_logits(logits_NV, new, generation_config):
     """A float32 copy; raises ValueError for what no caption can be made of."""
     scores_NV = np.array(logits_NV, np.float32)
-    outside = [end for end in how.ends if not 0 <= end < scores_NV.shape[1]]
+    outside = [end for end in generation_config.ends if not 0 <= end < scores_NV.shape[1]]
     if outside:
         raise ValueError(
             f"eos_token_id = {outside[0]} lies outside the model's vocabulary of {scores_NV.shape[1]}: give "
@@ -31,17 +31,19 @@ def checked(logits_NV, new, how):
     return scores_NV
 
 
-def restrict(scores_NV, ids_NT, new, how):
+def process_logits(scores_NV, ids_NT, new, generation_config):
     """Penalty, repeated n-grams, minimal length, in place.  What is no id of the vocabulary (-1) counts as no
     token."""
-    if how.repetition_penalty != 1.0:
+    if generation_config.repetition_penalty != 1.0:
         seen_NV = _marked(scores_NV.shape, ids_NT)
-        penalty = np.float32(how.repetition_penalty)
+        penalty = np.float32(generation_config.repetition_penalty)
         np.copyto(scores_NV, np.where(scores_NV < 0, scores_NV * penalty, scores_NV / penalty), where=seen_NV)
-    if how.no_repeat_ngram_size:
-        scores_NV[_marked(scores_NV.shape, _repeats(ids_NT, how.no_repeat_ngram_size))] = -np.inf
-    if new < how.min_new_tokens:
-        scores_NV[:, list(how.ends)] = -np.inf
+    if generation_config.no_repeat_ngram_size:
+        scores_NV[
+            _marked(scores_NV.shape, _repeats(ids_NT, generation_config.no_repeat_ngram_size))
+        ] = -np.inf
+    if new < generation_config.min_new_tokens:
+        scores_NV[:, list(generation_config.ends)] = -np.inf
     return scores_NV
 
 
@@ -63,38 +65,41 @@ def _repeats(ids_NT, size):
     return np.where((windows[:, :, :-1] == last).all(2), windows[:, :, -1], -1)
 
 
-def top_k_top_p(scores_NV, how):
+def top_k_top_p(scores_NV, generation_config):
     """Temperature, top-k, top-p: scores of the tokens that may be drawn, -inf for the others.
 
     As in transformers all tokens as likely as the k-th stay, top-p is counted among what top-k left, and
     beams keep one token more than there are end tokens, so that they can go on."""
-    fewest = len(how.ends) + 1 if how.beams > 1 else 1
-    scores_NV = scores_NV / np.float32(how.temperature)
+    fewest = len(generation_config.ends) + 1 if generation_config.beams > 1 else 1
+    scores_NV = scores_NV / np.float32(generation_config.temperature)
     vocab = scores_NV.shape[1]
-    if how.top_k:
-        keep = min(max(how.top_k, fewest), vocab)
+    if generation_config.top_k:
+        keep = min(max(generation_config.top_k, fewest), vocab)
         least_N1 = np.partition(scores_NV, vocab - keep, 1)[:, vocab - keep, None]
         scores_NV = np.where(scores_NV < least_N1, -np.inf, scores_NV)
-    if how.top_p < 1:
+    if generation_config.top_p < 1:
         order_NV = np.argsort(-scores_NV, 1, kind="stable")
         sorted_NV = np.take_along_axis(scores_NV, order_NV, 1)
         probs_NV = np.exp(sorted_NV - sorted_NV[:, :1])
         probs_NV /= probs_NV.sum(1, keepdims=True)
-        drop_NV = np.cumsum(probs_NV, 1) - probs_NV >= how.top_p  # the token that crosses top_p stays
+        # the token that crosses top_p stays
+        drop_NV = np.cumsum(probs_NV, 1) - probs_NV >= generation_config.top_p
         drop_NV[:, :fewest] = False
         np.put_along_axis(scores_NV, order_NV, np.where(drop_NV, -np.inf, sorted_NV), 1)
     return scores_NV
 
 
-def generators(how):
+def random_generators(generation_config):
     """One random generator for each caption of a prompt, made from the seed and the caption's number only.
 
     All prompts of a batch take the same draws, so that what is drawn for a prompt does not depend on the
     others of its batch."""
-    return [np.random.default_rng((how.seed, caption)) for caption in range(how.rows)]
+    return [
+        np.random.default_rng((generation_config.seed, caption)) for caption in range(generation_config.rows)
+    ]
 
 
-def draw(scores_NV, uniform_N):
+def sample_tokens(scores_NV, uniform_N):
     """One token per row, chosen by a number from 0 to less than 1."""
     order_NV = np.argsort(-scores_NV, 1, kind="stable")
     sorted_NV = np.take_along_axis(scores_NV, order_NV, 1)
@@ -106,13 +111,13 @@ def draw(scores_NV, uniform_N):
     return np.take_along_axis(order_NV, choice_N[:, None], 1)[:, 0]
 
 
-def draw_several(scores_NV, count, random):
+def gumbel_top_k(scores_NV, count, random):
     """``count`` different candidates per row, in the order drawn: the largest sums of score and Gumbel noise
-    are such draws.  All rows take the same noise, see ``generators``."""
-    return best(scores_NV + random.gumbel(size=(1, scores_NV.shape[1])), count)
+    are such draws.  All rows take the same noise, see ``random_generators``."""
+    return top_indices(scores_NV + random.gumbel(size=(1, scores_NV.shape[1])), count)
 
 
-def best(scores_NV, count):
+def top_indices(scores_NV, count):
     """Indices (N, K) of the largest scores, the largest first; of equal ones the first."""
     part_NK = np.sort(np.argpartition(-scores_NV, count - 1, 1)[:, :count], 1)
     order_NK = np.argsort(-np.take_along_axis(scores_NV, part_NK, 1), 1, kind="stable")

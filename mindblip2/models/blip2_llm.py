@@ -114,7 +114,7 @@ class Blip2Llm(Pretrained):
         if self.training and self._words[0] is not None:
             rng.advance(self._words[0])
         of_words = (logits_BTV, input_ids, learnt_BT)
-        return losses.next_word(*of_words, vocab=self.llm.vocab), losses.word_accuracy(
+        return losses.next_token_loss(*of_words, vocab=self.llm.vocab), losses.token_accuracy(
             *of_words, vocab=self.llm.vocab
         )
 
@@ -171,16 +171,20 @@ class Blip2ImageToTextGeneration(Blip2Llm):
 
         Raises TypeError for an unknown keyword; ValueError for values out of range, ids outside the
         vocabulary, and a prompt that leaves no room."""
-        how = self.decoding(decoding)
+        generation_config = self.decoding(decoding)
         image, prompt_ids = self._asked(image, prompt_ids)
         rows = self._prompts(prompt_ids, image.shape[0])
-        room = self.room(max(map(len, rows)), how.max_new_tokens)
+        room = self.room(max(map(len, rows)), generation_config.max_new_tokens)
         x_BLD, mask_BL = self._prompted(self.queries_of(image), rows)
         logits_BV, state = self.llm.prefill(
             x_BLD, mask_BL, _up(x_BLD.shape[1] + room, SLOT_STEP) - x_BLD.shape[1]
         )
         return complete(
-            _Step(self.llm, state), logits_BV.asnumpy(), how, self._counted(rows, how), unlocked(on_token)
+            _Step(self.llm, state),
+            logits_BV.asnumpy(),
+            generation_config,
+            self._counted(rows, generation_config),
+            unlocked(on_token),
         )
 
     def generate_text_for_image(self, image, prompt_ids=None, **decoding):
@@ -302,7 +306,7 @@ class Blip2ImageToTextGeneration(Blip2Llm):
         moved = ops.gather(x_BLD.reshape(-1, x_BLD.shape[2]), Tensor(flat.reshape(-1).astype(np.int32)), 0)
         return moved.reshape(x_BLD.shape), Tensor((place_BL >= 0).astype(np.float32))
 
-    def _counted(self, rows, how):
+    def _counted(self, rows, generation_config):
         """The ids before the new tokens that penalty, n-grams and LAVIS's length of a caption see: (B, L)
         int32, or None.
 
@@ -310,7 +314,7 @@ class Blip2ImageToTextGeneration(Blip2Llm):
         up to the longest prompt, then the prompt; padding counts as a token there.  ``lavis``: of an OPT the
         prompts alone, of a Llama nothing."""
         text = self.config.text_config
-        if how.scorer == "lavis":
+        if generation_config.scorer == "lavis":
             return _padded(rows, -1, left=True) if isinstance(text, OPTConfig) else None
         image_BQ = np.full(
             (len(rows), self.queries), -1 if text.image_token_id is None else text.image_token_id, np.int32

@@ -17,7 +17,7 @@ from mindblip2.config import Blip2Config
 from mindblip2.distributed import comm
 from mindblip2.generation.generate import GenerationConfig, generate
 from mindblip2.models import inputs, losses, rng
-from mindblip2.models.layers import MASKED, LayerNorm, Linear, whole_vocabulary
+from mindblip2.models.layers import MASKED, LayerNorm, Linear, gather_vocabulary
 from mindblip2.models.qformer import QFormer
 from mindblip2.models.vit import ViT
 
@@ -135,8 +135,8 @@ class Blip2Qformer(Pretrained):
             ),
         )
         accuracies = (
-            losses.share_of_hits(sim_i2t, same_BG),
-            losses.share_of_hits(sim_t2i, same_BG),
+            losses.retrieval_accuracy(sim_i2t, same_BG),
+            losses.retrieval_accuracy(sim_t2i, same_BG),
             losses.itm_accuracy(logits_32),
         )
         return parts[0] + parts[1] + parts[2], parts, accuracies
@@ -223,21 +223,21 @@ class Blip2Qformer(Pretrained):
         image = inputs.pictures(
             self, inputs.unpacked(image, {"image": "image"})["image"] if isinstance(image, dict) else image
         )
-        how = GenerationConfig.of(
+        generation_config = GenerationConfig.of(
             decoding, eos_token_id=config.sep_token_id, pad_token_id=config.pad_token_id
         )
-        if how.max_new_tokens >= config.max_position_embeddings:
+        if generation_config.max_new_tokens >= config.max_position_embeddings:
             raise ValueError(
-                f"max_new_tokens = {how.max_new_tokens}: the model has "
+                f"max_new_tokens = {generation_config.max_new_tokens}: the model has "
                 f"{config.max_position_embeddings} positions, one of which is [DEC]"
             )
         _, cache = self.qformer.see(self.remember(image))
         step = (
-            _CachedCaption(self._caption_step[0], cache, how)
+            _CachedCaption(self._caption_step[0], cache, generation_config)
             if use_cache
             else _WholeCaption(self.qformer, cache)
         )
-        return generate(step, np.full((image.shape[0], 1), config.bos_token_id), how)
+        return generate(step, np.full((image.shape[0], 1), config.bos_token_id), generation_config)
 
     def _project(self, head, x):
         return losses.normalise(head(x))
@@ -351,9 +351,9 @@ class _CaptionStep(nn.Cell):
 class _CachedCaption:
     """Step function for ``generate`` that keeps the keys and values of what was seen and written."""
 
-    def __init__(self, step, cache, how):
+    def __init__(self, step, cache, generation_config):
         self.step = step
-        room = how.max_new_tokens
+        room = generation_config.max_new_tokens
         self.buffers = ms.mutable(
             tuple(
                 tuple(ops.cat((x, ops.zeros((*x.shape[:2], room, x.shape[3]), x.dtype)), 2) for x in pair)
@@ -390,7 +390,7 @@ class _WholeCaption:
         cache = ms.mutable(
             tuple((key[Tensor(rows, ms.int32)], value[Tensor(rows, ms.int32)]) for key, value in self.cache)
         )
-        return whole_vocabulary(
+        return gather_vocabulary(
             self.qformer.caption(Tensor(self.ids_NT), cache)[:, -1], self.qformer.vocab
         ).asnumpy()
 

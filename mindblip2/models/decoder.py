@@ -21,15 +21,15 @@ from mindblip2.models.layers import (
     Embedding,
     Linear,
     SharedLayer,
+    async_runtime_flag,
     attend,
     dtype_of,
     force_async_runtime,
+    gather_vocabulary,
     linear,
     local_heads,
     merge_heads,
     split_heads,
-    threaded,
-    whole_vocabulary,
 )
 
 
@@ -53,30 +53,33 @@ def causal_bias(mask_BT):
 
 
 class Attention(nn.Cell):
-    """Causal self-attention; a head of keys and values serves H / J heads of queries without a copy.
+    """Causal self-attention with grouped queries: one head of keys and values serves H / J heads of queries,
+    without a copy.
 
-    ``turn`` is what the model does to queries and keys for their positions, or None; ``bias`` broadcasts to
-    (B, J, G · T, S), and with ``shifts`` it does more than hide keys.
-    With ``past``, (key, value) of (N, J, S, K) each, x is one token, whose key and value go into ``slot``."""
+    ``rope_cache``: see :func:`apply_rotary`; None without rotary positions.  ``bias`` broadcasts to (B, J,
+    G · T, S); ``shifts`` says that it also changes the scores of visible keys (ALiBi).
+    ``past``: the KV cache of this layer, (key, value) of (N, J, S, K) each; x is then one token, whose key and
+    value are written to ``slot``.  Returns the output and the layer's keys and values."""
 
-    def __init__(self, config, dtype, bias, held, shifts=False):
+    def __init__(self, config, dtype, bias, param_dtype, shifts=False):
         super().__init__()
         self.heads, self.kv_heads = local_heads(config.num_heads), local_heads(config.kv_heads)
         self.flash, self.shifts, self.ascend = device.flash(dtype), shifts, device.ascend()
         inner = config.hidden_size // config.num_heads * config.kv_heads
-        sizes = {"bias": bias, "std": config.initializer_range, "held": held}
+        sizes = {"bias": bias, "std": config.initializer_range, "param_dtype": param_dtype}
         self.query = Linear(config.hidden_size, config.hidden_size, dtype, **sizes, split="outputs")
         self.key = Linear(config.hidden_size, inner, dtype, **sizes, split="outputs")
         self.value = Linear(config.hidden_size, inner, dtype, **sizes, split="outputs")
         self.output = Linear(config.hidden_size, config.hidden_size, dtype, **sizes, split="inputs")
 
-    def construct(self, x_BTD, bias, turn=None, past=None, slot=None):
+    def construct(self, x_BTD, bias, rope_cache=None, past=None, slot=None):
         x_BTD = comm.copy_to_tensor_parallel(x_BTD)
-        query_BHTK = self._turned(split_heads(self.query(x_BTD), self.heads), turn)
-        key_BJTK = self._turned(split_heads(self.key(x_BTD), self.kv_heads), turn)
+        query_BHTK = self._apply_rotary(split_heads(self.query(x_BTD), self.heads), rope_cache)
+        key_BJTK = self._apply_rotary(split_heads(self.key(x_BTD), self.kv_heads), rope_cache)
         value_BJTK = split_heads(self.value(x_BTD), self.kv_heads)
         if past is not None:
-            key_BJTK, value_BJTK = written(past[0], key_BJTK, slot), written(past[1], value_BJTK, slot)
+            key_BJTK = update_kv_cache(past[0], key_BJTK, slot)
+            value_BJTK = update_kv_cache(past[1], value_BJTK, slot)
         batch, _, length, width = query_BHTK.shape
         context = attend(
             query_BHTK.reshape(batch, self.kv_heads, -1, width),
@@ -86,30 +89,33 @@ class Attention(nn.Cell):
             flash=self.flash,
             shifts=self.shifts,
         )
-        return self.output(merge_heads(context.reshape(batch, self.heads, length, width))), (
-            key_BJTK,
-            value_BJTK,
-        )
+        context = context.reshape(batch, self.heads, length, width)
+        return self.output(merge_heads(context)), (key_BJTK, value_BJTK)
 
-    def _turned(self, x_BHTK, turn):
-        return ascend.rotated(x_BHTK, *turn) if self.ascend and turn is not None else rotated(x_BHTK, turn)
+    def _apply_rotary(self, x_BHTK, rope_cache):
+        if self.ascend and rope_cache is not None:
+            return ascend.apply_rotary(x_BHTK, *rope_cache)
+        return apply_rotary(x_BHTK, rope_cache)
 
 
-def rotated(x_BHTK, turn):
-    """Rotary positions: channel k and channel k + K / 2 are turned as a pair by the angle whose (cos, ±sin),
-    (B, 1, T, K) float32 each, are given, minus for the first of a pair.  That is the order of Hugging Face's
-    weights; Meta's have the pairs side by side."""
-    if turn is None:
+def apply_rotary(x_BHTK, rope_cache):
+    """Rotary position embedding: channels k and k + K / 2 are rotated as a pair.
+
+    ``rope_cache``: (cos, ±sin), (B, 1, T, K) float32 each, with a minus for the first channel of a pair; None
+    returns x as it is.  This is the channel order of Hugging Face's weights; in Meta's, the two channels of a
+    pair are neighbours."""
+    if rope_cache is None:
         return x_BHTK
-    cos, sin = turn
+    cos, sin = rope_cache
     wide = x_BHTK.astype(ms.float32)
     left, right = ops.split(wide, x_BHTK.shape[-1] // 2, -1)
     return (wide * cos + ops.cat((right, left), -1) * sin).astype(x_BHTK.dtype)
 
 
-def written(buffer_NJSK, own_NJ1K, slot):
-    """The buffer with one slot replaced.  A scatter is the cheapest way here: one copy, where ``where`` takes
-    three."""
+def update_kv_cache(buffer_NJSK, own_NJ1K, slot):
+    """The cache (N, J, S, K) with one slot replaced by the new token's key or value (N, J, 1, K).
+
+    A scatter is cheapest here: one copy, where ``ops.where`` takes three."""
     return ops.tensor_scatter_elements(buffer_NJSK, ops.zeros(own_NJ1K.shape, ms.int32) + slot, own_NJ1K, 2)
 
 
@@ -120,41 +126,43 @@ class Layer(nn.Cell):
         super().__init__()
         self.norm1, self.attention, self.norm2, self.ffn = norm1, attention, norm2, ffn
 
-    def construct(self, x_BTD, bias, turn=None, past=None, slot=None):
-        context_BTD, cache = self.attention(self.norm1(x_BTD), bias, turn, past, slot)
+    def construct(self, x_BTD, bias, rope_cache=None, past=None, slot=None):
+        context_BTD, cache = self.attention(self.norm1(x_BTD), bias, rope_cache, past, slot)
         x_BTD = x_BTD + context_BTD
         return x_BTD + self.ffn(self.norm2(x_BTD)), cache
 
 
 class LanguageModel(nn.Cell):
-    """The stack and its five doors: ``embed``, the call itself, ``head``, ``prefill``, ``decode``.
+    """A decoder-only language model: ``embed``, the call itself, ``head``, ``prefill``, ``decode``.
 
-    A model says what differs: ``make_layer``, ``placed`` (positions that are added to the input), ``turn``
-    (positions that queries and keys are turned by), ``distance`` (positions that are a bias of the scores),
-    ``head_weight`` and ``head_scale``.  Called with embeddings (B, T, D) and a mask (B, T) it gives what the
-    final norm gives, (B, T, D).  ``dtype`` is that of the products, ``held`` that of the weights: a frozen
-    model may hold them as it computes with them."""
+    A subclass defines what differs: ``make_layer``, ``add_position_embeddings`` (learnt positions, added to the
+    input), ``rope_cache`` (rotary positions, applied to queries and keys), ``alibi_bias`` (positions as a bias
+    of the scores), ``head_weight`` and ``head_scale``.  The call takes embeddings (B, T, D) and a mask (B, T)
+    and returns the output of the final norm (B, T, D).  ``dtype`` is that of the computation, ``param_dtype``
+    that of the weights: a frozen model may store them in the dtype it computes with."""
 
-    def __init__(self, config, dtype, held, norm):
+    def __init__(self, config, dtype, param_dtype, norm):
         super().__init__()
         self.dtype = dtype_of(dtype)
         self.groups, self.vocab = config.num_heads // config.kv_heads, config.vocab_size
         self.word = Embedding(
-            config.vocab_size, config.hidden_size, config.initializer_range, held, split=True
+            config.vocab_size, config.hidden_size, config.initializer_range, param_dtype, split=True
         )
-        self.layers = nn.CellList([self.make_layer(config, dtype, held) for _ in range(config.num_layers)])
+        self.layers = nn.CellList(
+            [self.make_layer(config, dtype, param_dtype) for _ in range(config.num_layers)]
+        )
         self.norm = norm
         # of prefill and decode; in a dict: they are no children
-        self.arguments, self._graphs = (config, dtype, held), {}
+        self.arguments, self._graphs = (config, dtype, param_dtype), {}
 
     def embed(self, ids):
         """Word embeddings of ids (…) int32 → (…, D), without positions."""
         return self.word(ids).astype(self.dtype)
 
     def construct(self, x_BTD, mask_BT):
-        x_BTD, bias, turn = self.begin(x_BTD, mask_BT)
+        x_BTD, bias, rope_cache = self.begin(x_BTD, mask_BT)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, bias, turn)[0]
+            x_BTD = layer(x_BTD, bias, rope_cache)[0]
         return self.norm(x_BTD)
 
     def head(self, hidden):
@@ -196,8 +204,12 @@ class LanguageModel(nn.Cell):
         """Of a whole text: the input of the first layer, and what every layer is told of the places, a bias
         and a turn."""
         position_BT = positions(mask_BT)
-        bias = self._grouped(causal_bias(mask_BT) + self.distance(position_BT, position_BT))
-        return self.placed(x_BTD.astype(self.dtype), position_BT), bias, self.turn(position_BT)
+        bias = self._grouped(causal_bias(mask_BT) + self.alibi_bias(position_BT, position_BT))
+        return (
+            self.add_position_embeddings(x_BTD.astype(self.dtype), position_BT),
+            bias,
+            self.rope_cache(position_BT),
+        )
 
     def begin_step(self, token_N, mask_NS, slot):
         """Of one token behind what is in the buffers: the mask with the token, and the same."""
@@ -206,13 +218,13 @@ class LanguageModel(nn.Cell):
         position_N1 = ops.split(position_NS, [mask_NS.shape[1] - 1, 1], 1)[1]
         bias = self._grouped(
             ((1.0 - mask_NS) * MASKED).reshape(-1, 1, 1, mask_NS.shape[1])
-            + self.distance(position_N1, position_NS)
+            + self.alibi_bias(position_N1, position_NS)
         )
         return (
             mask_NS,
-            self.placed(self.embed(token_N.reshape(-1, 1)), position_N1),
+            self.add_position_embeddings(self.embed(token_N.reshape(-1, 1)), position_N1),
             bias,
-            self.turn(position_N1),
+            self.rope_cache(position_N1),
         )
 
     def logits(self, hidden, scale):
@@ -220,39 +232,41 @@ class LanguageModel(nn.Cell):
         hidden = comm.copy_to_tensor_parallel(hidden)
         return linear(hidden, self.head_weight().astype(hidden.dtype)).astype(ms.float32) * scale
 
-    def placed(self, x_BTD, position_BT):
+    def add_position_embeddings(self, x_BTD, position_BT):
         return x_BTD
 
-    def turn(self, position_BT):
+    def rope_cache(self, position_BT):
         return None
 
-    def distance(self, query_BT, key_BS):
+    def alibi_bias(self, query_BT, key_BS):
         return 0.0
 
     def head_scale(self):
         """What the logits (…, V) are multiplied by; made once per prompt."""
         return 1.0
 
-    def _through(self, x_BTD, bias, turn, past=None, slot=None):
+    def _through(self, x_BTD, bias, rope_cache, past=None, slot=None):
         """All layers, called from outside of a graph.  In graph mode on a CPU one layer is compiled and takes
         the weights of all in turn, which costs nothing; 32 layers in one graph would be compiled for half a
         minute, for every shape."""
-        frame = (
-            self._graph(_frame)
+        shared_layer = (
+            self._graph(_make_shared_layer)
             if device.target() == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE
             else None
         )
-        turn, caches = None if turn is None else ms.mutable(turn), ()
+        rope_cache, caches = None if rope_cache is None else ms.mutable(rope_cache), ()
         for i, layer in enumerate(self.layers):
-            rest = bias, turn, None if past is None else ms.mutable(past[i]), slot
-            x_BTD, cache = layer(x_BTD, *rest) if frame is None else frame.of(layer, x_BTD, *rest)
+            rest = bias, rope_cache, None if past is None else ms.mutable(past[i]), slot
+            x_BTD, cache = (
+                layer(x_BTD, *rest) if shared_layer is None else shared_layer.of(layer, x_BTD, *rest)
+            )
             caches += (cache,)
         return x_BTD, caches
 
     def _end(self, hidden_ND, scale):
         """Logits of the last places."""
         end = self._graph(_End)
-        return end(hidden_ND.contiguous(), scale, *end.never)
+        return end(hidden_ND.contiguous(), scale, *end.async_flag)
 
     def _graph(self, kind):
         """The one cell of its kind, made when it is first needed."""
@@ -290,7 +304,7 @@ class _Step(nn.Cell):
         return self.llm.begin_step(token_N, mask_NS, slot)
 
 
-def _frame(llm):
+def _make_shared_layer(llm):
     return SharedLayer(lambda: llm.make_layer(*llm.arguments))
 
 
@@ -298,10 +312,12 @@ class _End(nn.Cell):
     def __init__(self, llm):
         super().__init__(auto_prefix=False)
         self.llm = llm
-        self.never = (force_async_runtime(llm.word),)
+        self.async_flag = (async_runtime_flag(llm.word),)
 
-    def construct(self, x_ND, scale, never):
-        return whole_vocabulary(self.llm.logits(self.llm.norm(threaded(x_ND, never)), scale), self.llm.vocab)
+    def construct(self, x_ND, scale, async_flag):
+        return gather_vocabulary(
+            self.llm.logits(self.llm.norm(force_async_runtime(x_ND, async_flag)), scale), self.llm.vocab
+        )
 
 
 class _Reorder(nn.Cell):

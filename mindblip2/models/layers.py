@@ -33,22 +33,22 @@ def local_heads(count):
     return count // comm.mesh.model
 
 
-def parameter(initial, shape, name, held=ms.float32, split=None):
+def parameter(initial, shape, name, param_dtype=ms.float32, split=None):
     """A Parameter of this name, with ``split`` only this card's piece of it: the piece of what one card would
     begin with."""
     cards, rank = comm.mesh.model, comm.mesh.model_rank
     if cards == 1 or split is None:
-        made = Parameter(initializer(initial, shape, held), name=name)
+        made = Parameter(initializer(initial, shape, param_dtype), name=name)
     elif not device.draws_values():  # they will be loaded
-        made = Parameter(initializer(Zero(), split.shape(shape, cards), held), name=name)
+        made = Parameter(initializer(Zero(), split.shape(shape, cards), param_dtype), name=name)
     else:
         whole = initializer(initial, shape, ms.float32).init_data().asnumpy()
-        made = Parameter(Tensor(split.cut(whole, cards, rank)).astype(held), name=name)
+        made = Parameter(Tensor(split.cut(whole, cards, rank)).astype(param_dtype), name=name)
     made.division = split
     return made
 
 
-def whole_vocabulary(logits, vocab):
+def gather_vocabulary(logits, vocab):
     """Logits (N, V) of all words, from those of this card's piece of the vocabulary (N, V / cards)."""
     if comm.mesh.model == 1:
         return logits
@@ -106,19 +106,19 @@ def merge_heads(x_BHTK):
     return x_BHTK.swapaxes(1, 2).reshape(batch, length, heads * width)
 
 
-def threaded(x, never):
+def force_async_runtime(x, async_flag):
     """x, in a graph that runs on threads of its own.  On a CPU MindSpore runs a graph of up to a hundred
     kernels on the calling thread, which spins while a kernel's threads work: with two processors a large
     layer takes 1.4 times as long (docs/mindspore_notes.md).  A graph with a branch is run otherwise.
-    ``never``: :func:`never_of`.  No input of such a graph may be a view of another tensor: MindSpore would
+    ``async_flag``: :func:`async_runtime_flag`.  No input of such a graph may be a view of another tensor: MindSpore would
     read it from its first number on."""
-    if never is not None:
-        if never:
+    if async_flag is not None:
+        if async_flag:
             x = -x
     return x
 
 
-def force_async_runtime(cell):
+def async_runtime_flag(cell):
     """Tensor(False) where :func:`threaded` helps: for large weights on a CPU in graph mode; None
     elsewhere."""
     on_cpu = device.target() == "CPU" and ms.get_context("mode") == ms.GRAPH_MODE
@@ -134,16 +134,17 @@ class SharedLayer(nn.Cell):
         super().__init__(auto_prefix=False)
         with device.no_init():
             self.layer = make().set_train(False)
-        self.never = (force_async_runtime(self.layer),)  # in a tuple: an argument, no constant of the graph
+        # in a tuple: an argument of the graph, not a constant
+        self.async_flag = (async_runtime_flag(self.layer),)
 
-    def construct(self, never, x, *rest):
-        return self.layer(threaded(x, never), *rest)
+    def construct(self, async_flag, x, *rest):
+        return self.layer(force_async_runtime(x, async_flag), *rest)
 
     def of(self, layer, x, *rest):
         """What ``layer`` makes of x; its weights are not copied."""
         for place, weight in zip(self.layer.get_parameters(), layer.get_parameters(), strict=True):
             place.set_data(weight)
-        return self(*self.never, x.contiguous(), *rest)
+        return self(*self.async_flag, x.contiguous(), *rest)
 
 
 class Linear(nn.Cell):
@@ -156,18 +157,26 @@ class Linear(nn.Cell):
 
     ``bias=False``: without one (the ViT's qkv makes its own).  A bias that is an argument, perhaps None,
     would keep the cell and its graph for ever once compiled (docs/mindspore_notes.md).  ``std`` of the
-    initial weights; None: 1 / √inputs. ``held`` is the dtype of the weights, where it is not float32 (a
+    initial weights; None: 1 / √inputs. ``param_dtype`` is the dtype of the weights, where it is not float32 (a
     frozen language model)."""
 
     def __init__(
-        self, inputs, outputs, dtype="float32", bias=True, std=0.02, held="float32", split=None, parts=1
+        self,
+        inputs,
+        outputs,
+        dtype="float32",
+        bias=True,
+        std=0.02,
+        param_dtype="float32",
+        split=None,
+        parts=1,
     ):
         super().__init__()
         self.dtype, self.sums = dtype_of(dtype), split == "inputs"
-        held, rows = dtype_of(held), Split(0, outputs, parts) if split == "outputs" else None
+        param_dtype, rows = dtype_of(param_dtype), Split(0, outputs, parts) if split == "outputs" else None
         cut = Split(1, inputs) if split == "inputs" else rows
-        self.weight = parameter(Normal(std or inputs**-0.5), (outputs, inputs), "weight", held, cut)
-        self.bias = parameter(Zero(), (outputs,), "bias", held, rows) if bias else None
+        self.weight = parameter(Normal(std or inputs**-0.5), (outputs, inputs), "weight", param_dtype, cut)
+        self.bias = parameter(Zero(), (outputs,), "bias", param_dtype, rows) if bias else None
 
     def construct(self, x):
         if self.sums and comm.mesh.model > 1:
@@ -241,11 +250,11 @@ class Embedding(nn.Cell):
     """Rows of a table: ids (…) int32 → (…, D).  A ``split`` one is a vocabulary, of which each card looks up
     its own words."""
 
-    def __init__(self, rows, width, std=0.02, held="float32", split=False):
+    def __init__(self, rows, width, std=0.02, param_dtype="float32", split=False):
         super().__init__()
         split = Split(0, rows) if split else None
         self.embedding_table = parameter(
-            Normal(std or 0.02), (rows, width), "embedding_table", dtype_of(held), split
+            Normal(std or 0.02), (rows, width), "embedding_table", dtype_of(param_dtype), split
         )
         self.split = is_split(self.embedding_table, comm.mesh.model)
         self.start = comm.mesh.model_rank * self.embedding_table.shape[0]

@@ -38,11 +38,13 @@ class RMSNorm(nn.Cell):
 class SwiGLU(nn.Cell):
     """down(silu(gate(x)) · up(x)): (…, D) → (…, F) → (…, D)."""
 
-    def __init__(self, width, hidden, dtype="float32", std=0.02, held="float32"):
+    def __init__(self, width, hidden, dtype="float32", std=0.02, param_dtype="float32"):
         super().__init__()
-        self.gate = Linear(width, hidden, dtype, bias=False, std=std, held=held, split="outputs")
-        self.up = Linear(width, hidden, dtype, bias=False, std=std, held=held, split="outputs")
-        self.down = Linear(hidden, width, dtype, bias=False, std=std, held=held, split="inputs")
+        self.gate = Linear(
+            width, hidden, dtype, bias=False, std=std, param_dtype=param_dtype, split="outputs"
+        )
+        self.up = Linear(width, hidden, dtype, bias=False, std=std, param_dtype=param_dtype, split="outputs")
+        self.down = Linear(hidden, width, dtype, bias=False, std=std, param_dtype=param_dtype, split="inputs")
 
     def construct(self, x):
         x = comm.copy_to_tensor_parallel(x)
@@ -78,16 +80,16 @@ def slopes(heads):
 class Llama(LanguageModel):
     """See :class:`LanguageModel`."""
 
-    def __init__(self, config, dtype="float32", held="float32"):
+    def __init__(self, config, dtype="float32", param_dtype="float32"):
         width = config.hidden_size
-        super().__init__(config, dtype, held, RMSNorm(width, config.rms_norm_eps))
+        super().__init__(config, dtype, param_dtype, RMSNorm(width, config.rms_norm_eps))
         self.lm_head = Linear(
             width,
             config.vocab_size,
             dtype,
             bias=False,
             std=config.initializer_range,
-            held=held,
+            param_dtype=param_dtype,
             split="outputs",
         )
         self.normalized_head = config.normalized_head
@@ -102,14 +104,14 @@ class Llama(LanguageModel):
             None if self.rope else Tensor(slopes(config.num_heads)[own : own + local_heads(config.num_heads)])
         )
 
-    def make_layer(self, config, dtype, held):
+    def make_layer(self, config, dtype, param_dtype):
         width, eps = config.hidden_size, config.rms_norm_eps
-        ffn = SwiGLU(width, config.feed_forward_size, dtype, config.initializer_range, held)
-        attention = Attention(config, dtype, False, held, shifts=config.position_embedding == "alibi")
+        ffn = SwiGLU(width, config.feed_forward_size, dtype, config.initializer_range, param_dtype)
+        attention = Attention(config, dtype, False, param_dtype, shifts=config.position_embedding == "alibi")
         return Layer(RMSNorm(width, eps), attention, RMSNorm(width, eps), ffn)
 
-    def turn(self, position_BT):
-        """(cos, ±sin), (B, 1, T, K) float32 each, see ``rotated``; on Ascend (cos, sin), see
+    def rope_cache(self, position_BT):
+        """(cos, ±sin), (B, 1, T, K) float32 each, see ``apply_rotary``; on Ascend (cos, sin), see
         ``ascend.rotated``."""
         if not self.rope:
             return None
@@ -117,7 +119,7 @@ class Llama(LanguageModel):
         cos, sin = ops.cos(angle), ops.sin(angle)
         return ops.cat((cos, cos), -1), ops.cat((sin if self.ascend else -sin, sin), -1)
 
-    def distance(self, query_BT, key_BS):
+    def alibi_bias(self, query_BT, key_BS):
         """ALiBi: a key counts less the farther back it stands, (B, H, T, S) float32."""
         if self.rope:
             return 0.0

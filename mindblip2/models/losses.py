@@ -12,7 +12,7 @@ from mindblip2.distributed import comm
 from mindblip2.models.layers import MASKED, linear
 
 LOG2_E = 1.4426950408889634
-PIECE = 128  # numbers that are added one after the other
+CHUNK = 128  # numbers that are added one after the other
 
 
 def normalise(x):
@@ -62,19 +62,19 @@ def log_softmax(logits):
     5e-6, exp2's is not."""
     logits = logits.astype(ms.float32)
     logits = logits - ops.stop_gradient(ops.amax(logits, -1, keepdims=True))
-    log_sum = ops.log(total(ops.exp2(logits * LOG2_E)))
+    log_sum = ops.log(chunked_sum(ops.exp2(logits * LOG2_E)))
     # a product with ones instead of a broadcast: its gradient is a sum over the vocabulary too
     return logits - linear(log_sum, ops.ones((logits.shape[-1], 1), ms.float32))
 
 
-def total(x):
+def chunked_sum(x):
     """The sum over the last axis, (…, 1).  MindSpore's CPU kernel adds one number after the other, which over
     a vocabulary of 30523 is off by up to 1e-6; pieces first are off by 1e-7."""
     length = x.shape[-1]
-    if length > 2 * PIECE:
-        if length % PIECE:
-            x = ops.cat((x, ops.zeros(x.shape[:-1] + (PIECE - length % PIECE,), x.dtype)), -1)
-        x = x.reshape(x.shape[:-1] + (-1, PIECE)).sum(-1)
+    if length > 2 * CHUNK:
+        if length % CHUNK:
+            x = ops.cat((x, ops.zeros(x.shape[:-1] + (CHUNK - length % CHUNK,), x.dtype)), -1)
+        x = x.reshape(x.shape[:-1] + (-1, CHUNK)).sum(-1)
     return x.sum(-1, keepdims=True)
 
 
@@ -102,7 +102,7 @@ def itm(logits_32):
     return soft_cross_entropy(logits_32, ops.stack((1.0 - is_pair, is_pair), 1))
 
 
-def share_of_hits(sim_BG, same_BG):
+def retrieval_accuracy(sim_BG, same_BG):
     """How often the nearest of the batch shows the own picture."""
     best_B1 = sim_BG.argmax(1)[:, None].astype(ms.int32)
     return ops.gather_elements(same_BG.astype(ms.float32), 1, best_B1).mean()
@@ -118,12 +118,12 @@ def lm(logits_BTV, input_ids_BT, pad_id, smoothing=0.1, vocab=None):
     """Language modelling: position t predicts token t + 1.  The mean, smoothing included, is over real tokens
     only."""
     labels_BT = input_ids_BT[:, 1:]
-    return next_word(
+    return next_token_loss(
         logits_BTV[:, :-1], labels_BT, (labels_BT != pad_id).astype(ms.float32), smoothing, vocab
     )
 
 
-def next_word(logits_BTV, labels_BT, learnt_BT, smoothing=0.0, vocab=None):
+def next_token_loss(logits_BTV, labels_BT, learnt_BT, smoothing=0.0, vocab=None):
     """Position t predicts label t.  The mean, smoothing included, is over the positions where ``learnt_BT``
     is 1, of all cards of a data group: their mean is then that of one card with all samples.
 
@@ -131,7 +131,7 @@ def next_word(logits_BTV, labels_BT, learnt_BT, smoothing=0.0, vocab=None):
     labels, learnt = labels_BT.reshape(-1), learnt_BT.reshape(-1)
     logits_NV = logits_BTV.reshape(-1, logits_BTV.shape[-1])
     if comm.mesh.model > 1:
-        right_N, mean_N = split_log_probs(logits_NV, labels, vocab)
+        right_N, mean_N = vocab_parallel_log_probs(logits_NV, labels, vocab)
     else:
         log_probs = log_softmax(logits_NV)
         right_N = ops.gather_elements(log_probs, 1, labels[:, None].astype(ms.int32))[:, 0]
@@ -142,48 +142,48 @@ def next_word(logits_BTV, labels_BT, learnt_BT, smoothing=0.0, vocab=None):
     return (loss * learnt).sum() / ops.maximum(comm.all_reduce_mean(learnt.sum()), 1.0)
 
 
-def split_log_probs(logits_NU, labels_N, vocab):
+def vocab_parallel_log_probs(logits_NU, labels_N, vocab):
     """Log-probabilities (N,) of the labels, and their means over the vocabulary, from every card's piece of
     the logits.
 
     U this card's words.  Three numbers per row travel, never the logits."""
-    logits_NU, place_U = own_words(logits_NU, vocab)
+    logits_NU, token_id_U = local_vocabulary(logits_NU, vocab)
     top_N1 = ops.stop_gradient(ops.amax(comm.all_gather_model(ops.amax(logits_NU, -1, keepdims=True)), 0))
     logits_NU = logits_NU - top_N1
     # every card's words wait for its gradient
     log_sum_N1 = comm.copy_to_tensor_parallel(
-        ops.log(comm.reduce_from_tensor_parallel(total(ops.exp2(logits_NU * LOG2_E))))
+        ops.log(comm.reduce_from_tensor_parallel(chunked_sum(ops.exp2(logits_NU * LOG2_E))))
     )
     log_probs_NU = logits_NU - linear(log_sum_N1, ops.ones((logits_NU.shape[-1], 1), ms.float32))
-    is_label_NU = (place_U[None] == labels_N[:, None]).astype(ms.float32)
-    is_word_U = (place_U < vocab).astype(ms.float32)
+    is_label_NU = (token_id_U[None] == labels_N[:, None]).astype(ms.float32)
+    is_token_U = (token_id_U < vocab).astype(ms.float32)
     both_N2 = comm.reduce_from_tensor_parallel(
-        ops.cat((total(log_probs_NU * is_label_NU), total(log_probs_NU * is_word_U)), -1)
+        ops.cat((chunked_sum(log_probs_NU * is_label_NU), chunked_sum(log_probs_NU * is_token_U)), -1)
     )
     return both_N2[:, 0], both_N2[:, 1] / vocab
 
 
-def own_words(logits_NU, vocab):
+def local_vocabulary(logits_NU, vocab):
     """(logits in float32, which word each column is): columns beyond the vocabulary, which fill up the last
     card's piece, are MASKED."""
-    place_U = ops.arange(logits_NU.shape[-1]) + comm.mesh.model_rank * logits_NU.shape[-1]
-    is_word_U = (place_U < vocab).astype(ms.float32)
-    return logits_NU.astype(ms.float32) * is_word_U + MASKED * (1.0 - is_word_U), place_U
+    token_id_U = ops.arange(logits_NU.shape[-1]) + comm.mesh.model_rank * logits_NU.shape[-1]
+    is_token_U = (token_id_U < vocab).astype(ms.float32)
+    return logits_NU.astype(ms.float32) * is_token_U + MASKED * (1.0 - is_token_U), token_id_U
 
 
-def word_accuracy(logits_BTV, labels_BT, learnt_BT, vocab=None):
+def token_accuracy(logits_BTV, labels_BT, learnt_BT, vocab=None):
     """How often the likeliest word is the label, where ``learnt_BT`` is 1."""
-    hit_BT = (likeliest(logits_BTV, vocab) == labels_BT.astype(ms.int32)).astype(ms.float32)
+    hit_BT = (argmax_token(logits_BTV, vocab) == labels_BT.astype(ms.int32)).astype(ms.float32)
     return (hit_BT * learnt_BT).sum() / ops.maximum(comm.all_reduce_mean(learnt_BT.sum()), 1.0)
 
 
-def likeliest(logits_BTV, vocab=None):
+def argmax_token(logits_BTV, vocab=None):
     """The word with the largest logit: (B, T) int32."""
     if comm.mesh.model == 1:
         return logits_BTV.argmax(-1).astype(ms.int32)
-    logits_BTU, place_U = own_words(logits_BTV, vocab)
+    logits_BTU, token_id_U = local_vocabulary(logits_BTV, vocab)
     best_BT = logits_BTU.argmax(-1).astype(ms.int32)
     tops_MBT = comm.all_gather_model(ops.amax(logits_BTU, -1))
-    bests_MBT = comm.all_gather_model((best_BT + place_U[0]).astype(ms.float32))
+    bests_MBT = comm.all_gather_model((best_BT + token_id_U[0]).astype(ms.float32))
     card_BT = tops_MBT.argmax(0)[None].astype(ms.int32)
     return ops.gather_elements(bests_MBT, 0, card_BT)[0].astype(ms.int32)

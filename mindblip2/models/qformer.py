@@ -24,12 +24,12 @@ from mindblip2.models.layers import (
     LayerNorm,
     Linear,
     attend,
+    gather_vocabulary,
     linear,
     local_heads,
     merge_heads,
     parameter,
     split_heads,
-    whole_vocabulary,
 )
 from mindblip2.models.rng import Dropout
 
@@ -227,7 +227,7 @@ class LMHead(nn.Cell):
     """BERT's prediction head; the decoder is the word embedding itself, so the table is an argument, not a
     parameter.
 
-    On a model group logits are those of this card's words: see ``whole_vocabulary``."""
+    On a model group logits are those of this card's words: see ``gather_vocabulary``."""
 
     def __init__(self, config, dtype):
         super().__init__()
@@ -311,7 +311,7 @@ class QFormer(nn.Cell):
         layer."""
         text_B1D, own = self.encoder(None, self._text(token_B1, position), None, cache, bias)[1:]
         logits_BV = self.lm_head(text_B1D, self.embeddings.word.embedding_table)[:, 0]
-        return whole_vocabulary(logits_BV, self.vocab), own
+        return gather_vocabulary(logits_BV, self.vocab), own
 
     def _queries(self, batch):
         query_BQD = ops.tile(self.query_tokens, (batch, 1, 1))

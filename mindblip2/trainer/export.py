@@ -22,7 +22,7 @@ from mindblip2 import device
 from mindblip2.config.schema import ConfigError
 from mindblip2.distributed import comm
 from mindblip2.file_io import FileError, atomic_folder, read_json, sync_file, write_json
-from mindblip2.models.layers import whole_vocabulary
+from mindblip2.models.layers import gather_vocabulary
 from mindblip2.progress import progress
 from mindblip2.trainer.plan import bytes_of
 
@@ -212,7 +212,7 @@ class _Decode(_See):
 
 
 def _next_word(llm, hidden_BD):
-    return whole_vocabulary(llm.logits(llm.norm(hidden_BD), llm.head_scale()), llm.vocab)
+    return gather_vocabulary(llm.logits(llm.norm(hidden_BD), llm.head_scale()), llm.vocab)
 
 
 # ------------------------------------------------------------------------------------------------ inputs

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from mindblip2.convert.tensor_transforms import half_split, interleave  # noqa: E402
-from mindblip2.models.decoder import rotated  # noqa: E402
+from mindblip2.models.decoder import apply_rotary  # noqa: E402
 from tests.convert.stage2 import llama, meta, printed, save  # noqa: E402
 
 PARAMS = {
@@ -81,7 +81,9 @@ def test_a_pair_is_turned_as_meta_turns_it():
         cos, sin = (f(angle).numpy()[None, None] for f in (torch.cos, torch.sin))
         cos, sin = (ms.Tensor(np.concatenate(halves, -1)) for halves in ((cos, cos), (-sin, sin)))
         return torch.from_numpy(
-            rotated(ms.Tensor(x.numpy().transpose(1, 0, 2)[None]), (cos, sin)).asnumpy()[0].transpose(1, 0, 2)
+            apply_rotary(ms.Tensor(x.numpy().transpose(1, 0, 2)[None]), (cos, sin))
+            .asnumpy()[0]
+            .transpose(1, 0, 2)
         )
 
     ms.set_context(mode=ms.PYNATIVE_MODE)

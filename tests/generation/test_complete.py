@@ -199,12 +199,14 @@ def test_drawn_tokens_are_those_of_transformers(model, how, monkeypatch):
     import torch
 
     how = {"num_beams": 1, "do_sample": True, "top_p": 1.0, **how}
-    generators = logits_processors.generators(decoding(**how))
+    generators = logits_processors.random_generators(decoding(**how))
 
     def multinomial(probs, num_samples):
         uniform_N = np.tile([random.random() for random in generators], len(probs) // len(generators))
         with np.errstate(divide="ignore"):
-            return torch.from_numpy(logits_processors.draw(np.log(probs.numpy()), uniform_N))[:, None]
+            return torch.from_numpy(logits_processors.sample_tokens(np.log(probs.numpy()), uniform_N))[
+                :, None
+            ]
 
     monkeypatch.setattr(torch, "multinomial", multinomial)
     prompts = Prompts(model, lengths=FULL)
@@ -219,12 +221,12 @@ def test_drawn_tokens_are_those_of_transformers(model, how, monkeypatch):
 def test_drawn_beams_are_those_of_transformers(model, how, monkeypatch):
     import torch
 
-    random = logits_processors.generators(decoding())[0]
+    random = logits_processors.random_generators(decoding())[0]
 
     def multinomial(probs, num_samples):
         with np.errstate(divide="ignore"):
             return torch.from_numpy(
-                logits_processors.draw_several(np.log(probs.numpy()), num_samples, random)
+                logits_processors.gumbel_top_k(np.log(probs.numpy()), num_samples, random)
             )
 
     monkeypatch.setattr(torch, "multinomial", multinomial)

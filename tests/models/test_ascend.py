@@ -241,7 +241,9 @@ def test_a_language_model_of_kernels_is_the_composed_one(name):
     assert max(difference(one, other) for one, other in zip(*outputs)) < NOISE
     # negative controls: the turn the other way round, ALiBi taken for a mask
     broken = made.layers[1].attention
-    broken._turned = lambda x, turn: ascend.rotated(x, turn[0], -turn[1]) if turn else x
+    broken._apply_rotary = lambda x, rope_cache: (
+        ascend.apply_rotary(x, rope_cache[0], -rope_cache[1]) if rope_cache else x
+    )
     broken.shifts = False
     if name == "alibi":
         with pytest.raises(ValueError, match="BroadcastTo"):

@@ -159,13 +159,15 @@ def test_graph_mode_computes_the_same_and_compiles_a_shape_once(kind, large, mon
         assert {kind: len(graphs) for kind, graphs in compiled.items()} == {
             # a layer for a prompt and for a token
             "_Begin": 1,
-            "Frame": 2,
+            "SharedLayer": 2,
             "_End": 1,
             "_Step": 1,
             "_Reorder": 1,
         }
         assert all(
-            (cell.never[0] is None) == (large > 0) for cell in llm._graphs.values() if hasattr(cell, "never")
+            (cell.async_flag[0] is None) == (large > 0)
+            for cell in llm._graphs.values()
+            if hasattr(cell, "async_flag")
         )
         second = decoded(llm, ids[:, ::-1].copy())
         assert graphs_of(llm) == compiled
@@ -173,7 +175,7 @@ def test_graph_mode_computes_the_same_and_compiles_a_shape_once(kind, large, mon
         llm.prefill(llm.embed(ms.Tensor(ids[:, :2])), mask_of("..", "o."), 1)
         assert {kind for kind, graphs in graphs_of(llm).items() if graphs != compiled[kind]} == {
             "_Begin",
-            "Frame",
+            "SharedLayer",
         }
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
@@ -190,11 +192,11 @@ def test_weights_can_be_held_in_half_precision():
     """As an accelerator holds a frozen model; what is sensitive stays float32."""
     wide, narrow = (
         random_model(*KINDS["llama"]),
-        random_model(*KINDS["llama"], dtype="float16", held="float16"),
+        random_model(*KINDS["llama"], dtype="float16", param_dtype="float16"),
     )
-    held = {parameter.name: str(parameter.dtype) for parameter in narrow.get_parameters()}
-    assert {name for name, dtype in held.items() if dtype == "Float32"} == {
-        name for name in held if name.endswith("gamma")
+    dtypes = {parameter.name: str(parameter.dtype) for parameter in narrow.get_parameters()}
+    assert {name for name, dtype in dtypes.items() if dtype == "Float32"} == {
+        name for name in dtypes if name.endswith("gamma")
     }
     ids, mask = ids_of((2, 8)), mask_of(LEFT, FULL)
     assert (

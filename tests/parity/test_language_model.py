@@ -168,10 +168,10 @@ def test_a_long_text_keeps_its_positions(suites):
     place = np.arange(1992, 2000)[None]
     from mindspore import Tensor
 
-    from mindblip2.models.decoder import rotated
+    from mindblip2.models.decoder import apply_rotary
 
-    found = rotated(
-        Tensor(x.swapaxes(1, 2)), suite.nets.ours.llm.turn(Tensor(place.astype(np.int32)))
+    found = apply_rotary(
+        Tensor(x.swapaxes(1, 2)), suite.nets.ours.llm.rope_cache(Tensor(place.astype(np.int32)))
     ).asnumpy()
     sides = []
     for twin in (suite.nets.torch32, suite.nets.truth):

@@ -71,8 +71,8 @@ def rms_norm(x, gamma_D, eps):
     return ops.rms_norm(x.astype(ms.float32), gamma_D, eps)[0].astype(x.dtype)
 
 
-def rotated(x_BHTK, cos, sin):
-    """``language_model.rotated``: (cos, sin), (B, 1, T, K) float32 each, for both channels of a pair; the
+def apply_rotary(x_BHTK, cos, sin):
+    """``decoder.apply_rotary``: (cos, sin), (B, 1, T, K) float32 each, for both channels of a pair; the
     kernel makes the first one's sine negative.  float32 inside, since a sine in bfloat16 has two decimals."""
     return ops.rotary_position_embedding(x_BHTK.astype(ms.float32), cos, sin, 0).astype(x_BHTK.dtype)
 

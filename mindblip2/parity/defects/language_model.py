@@ -83,27 +83,33 @@ def heads_interleaved(model):
 def turned_with_neighbours(model):
     """Channels 2k and 2k + 1 as a pair, as in Meta's files."""
 
-    def rotated(x_BHTK, turn):
-        if turn is None:
+    def apply_rotary(x_BHTK, rope_cache):
+        if rope_cache is None:
             return x_BHTK
         half = x_BHTK.shape[-1] // 2
-        cos, sin = turn[0][..., :half], turn[1][..., half:]
+        cos, sin = rope_cache[0][..., :half], rope_cache[1][..., half:]
         left, right = x_BHTK[..., 0::2], x_BHTK[..., 1::2]
         return ops.stack((left * cos - right * sin, right * cos + left * sin), -1).reshape(x_BHTK.shape)
 
-    yield replaced(decoder, "rotated", rotated)
+    yield replaced(decoder, "apply_rotary", apply_rotary)
 
 
 def turned_backwards(model):
-    rotated = decoder.rotated
-    yield replaced(decoder, "rotated", lambda x, turn: rotated(x, turn and (turn[0], -turn[1])))
+    apply_rotary = decoder.apply_rotary
+    yield replaced(
+        decoder,
+        "apply_rotary",
+        lambda x, rope_cache: apply_rotary(x, rope_cache and (rope_cache[0], -rope_cache[1])),
+    )
 
 
 def next_turn_off_by_one(model):
     """Only a new token: shifting all changes nothing, since turns are relative."""
-    turn = Llama.turn
+    rope_cache = Llama.rope_cache
     yield replaced(
-        Llama, "turn", lambda self, position_BT: turn(self, position_BT + int(position_BT.shape[1] == 1))
+        Llama,
+        "rope_cache",
+        lambda self, position_BT: rope_cache(self, position_BT + int(position_BT.shape[1] == 1)),
     )
 
 
@@ -121,8 +127,8 @@ def other_frequencies(**changes):
 
 
 def distance_rewarded(model):
-    distance = Llama.distance
-    yield replaced(Llama, "distance", lambda *args: -distance(*args))
+    alibi_bias = Llama.alibi_bias
+    yield replaced(Llama, "alibi_bias", lambda *args: -alibi_bias(*args))
 
 
 def one_series_of_slopes(model):
@@ -176,8 +182,10 @@ def head_not_tied(model):
 
 
 def written_a_slot_early(model):
-    written = decoder.written
-    yield replaced(decoder, "written", lambda buffer, own, slot: written(buffer, own, slot - 1))
+    update_kv_cache = decoder.update_kv_cache
+    yield replaced(
+        decoder, "update_kv_cache", lambda buffer, own, slot: update_kv_cache(buffer, own, slot - 1)
+    )
 
 
 def buffers_all_visible(model):
@@ -199,12 +207,12 @@ def keys_not_turned(model):
     """Not those of a new token."""
     construct = Attention.construct
 
-    def late(self, x, bias, turn=None, past=None, slot=None):
-        rotated = decoder.rotated
+    def late(self, x, bias, rope_cache=None, past=None, slot=None):
+        apply_rotary = decoder.apply_rotary
         keys = iter((False, True))
-        rule = lambda y, turn: y if past is not None and next(keys) else rotated(y, turn)  # noqa: E731
-        with replaced(decoder, "rotated", rule):
-            return construct(self, x, bias, turn, past, slot)
+        rule = lambda y, rope_cache: y if past is not None and next(keys) else apply_rotary(y, rope_cache)  # noqa: E731
+        with replaced(decoder, "apply_rotary", rule):
+            return construct(self, x, bias, rope_cache, past, slot)
 
     yield replaced(Attention, "construct", late)
 

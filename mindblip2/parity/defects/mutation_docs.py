@@ -41,7 +41,7 @@ CELLS = {  # every public cell -> defects of it
     "ViT": ("ViT positions off by one",),
     "SelfAttention": ("attention scores not scaled", "heads of q permuted"),
     "CrossAttention": ("a cross-attention lost",),
-    "Memory": ("memories exchanged",),
+    "CrossAttentionKV": ("memories exchanged",),
     "QFormerLayer": ("text and query feed-forward exchanged", "Q-Former eps 1e-5"),
     "Encoder": ("pads visible", "caption cache detached"),
     "LMHead": ("LM head not tied",),
@@ -65,7 +65,7 @@ CELLS = {  # every public cell -> defects of it
 WITHOUT = {  # public cells that no case here compares, and what does
     "Blip2Llm": "compared whole with LAVIS's stage-2 arrays in tests/cells; its parts have rows here",
     "Blip2ImageToTextGeneration": "Blip2Llm with generation: compared with LAVIS's captions in tests/cells",
-    "Frame": (
+    "SharedLayer": (
         "a layer with the weights of another: compared to the last bit with the layers themselves in "
         "tests/cells"
     ),
