@@ -300,7 +300,7 @@ class Pretrained(nn.Cell):
 
     @exclusive
     def load_checkpoint(self, path, frozen_path=None):
-        """Load every parameter from a .ckpt file, a training run's checkpoint folder, or a folder of pieces
+        """Load every parameter from a .ckpt file, a training run's checkpoint folder, or a folder of shards
         (``mindblip2.checkpoint.sharded_checkpoint``) of any mesh.  Raises :class:`CheckpointError` where a
         name is missing or too much, or a shape differs; nothing is changed then. float16 and bfloat16 files
         are widened to the parameters' type.

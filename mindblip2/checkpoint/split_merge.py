@@ -10,7 +10,7 @@ from pathlib import Path
 from mindblip2.checkpoint.ckpt import Checkpoint, CheckpointError, write_checkpoint
 from mindblip2.checkpoint.load_errors import check_names, check_shapes
 from mindblip2.checkpoint.pretrained import no_init
-from mindblip2.checkpoint.sharded_checkpoint import NAME, PIECE, ShardedCheckpoint, shard_files
+from mindblip2.checkpoint.sharded_checkpoint import SHARD_NAME, SHARD_PATTERN, ShardedCheckpoint, shard_files
 from mindblip2.config.schema import ConfigError
 from mindblip2.distributed.data_parallel import misfits
 from mindblip2.distributed.sharding import is_split
@@ -19,42 +19,42 @@ from mindblip2.models.blip2_llm import Blip2Llm
 from mindblip2.models.blip2_qformer import Blip2Qformer
 from mindblip2.progress import progress
 
-UNFINISHED = ".split_unfinished.json"  # the names of the pieces that a split is writing
+UNFINISHED = ".split_unfinished.json"  # the names of the shards that a split is writing
 
 
 def split_checkpoint(config):
     """``load_checkpoint`` of a RunConfig → ``output_dir/piece_I_of_N.ckpt`` for
     ``parallel_config.model_parallel`` cards; returns the paths.  Raises ConfigError where so many cannot
-    share the model, CheckpointError where the file does not fit, or pieces lie there."""
+    share the model, CheckpointError where the file does not fit, or shards lie there."""
     cards, folder = config.parallel_config.model_parallel, Path(config.output_dir)
     _check_cards(config, cards)
     _remove_interrupted(folder)
     there = sorted(path.name for path in folder.glob("piece_*_of_*.ckpt"))
     if there:
         raise CheckpointError(
-            f"{folder} holds pieces already, the first {there[0]}: give another --output_dir, or remove them"
+            f"{folder} holds shards already, the first {there[0]}: give another --output_dir, or remove them"
         )
     stored, parameters = Checkpoint(_given(config)), _parameters(config)
     _check(stored, parameters)
-    paths = [folder / PIECE.format(rank, cards) for rank in range(cards)]
+    paths = [folder / SHARD_NAME.format(rank, cards) for rank in range(cards)]
     write_json(folder / UNFINISHED, [path.name for path in paths])
-    for rank, path in enumerate(progress(paths, desc="split", unit="piece")):
+    for rank, path in enumerate(progress(paths, desc="split", unit="shard")):
         write_checkpoint(
             path,
             (
-                (name, stored.types[name], _piece(parameters[name], stored.view(name), cards, rank))
+                (name, stored.types[name], _shard(parameters[name], stored.view(name), cards, rank))
                 for name in stored
             ),
         )
     sync_folder(folder)
     (folder / UNFINISHED).unlink()
-    print(f"pieces are saved at: {folder}")
+    print(f"shards are saved at: {folder}")
     return paths
 
 
 def merge_checkpoint(config):
     """The folder ``load_checkpoint`` of a RunConfig, with the files of all cards of a model group, see
-    ``pieces.found`` → ``output_dir/<model_name>.ckpt``, whose path is returned.  Of ``rank_I`` folders
+    :func:`shard_files` → ``output_dir/<model_name>.ckpt``, whose path is returned.  Of ``rank_I`` folders
     ``parallel_config.model_parallel``, where it is given, says how many are one group.  Raises as
     ``split_checkpoint``."""
     folder, cards = Path(_given(config)), config.parallel_config.model_parallel
@@ -62,9 +62,8 @@ def merge_checkpoint(config):
     files = shard_files(folder, cards if cards > 1 else None) if folder.is_dir() else []
     if len(files) < 2:
         raise CheckpointError(
-            f"{folder} holds no pieces: expected a folder with {PIECE.format(0, 'N')} and the others, or "
-            "with "
-            "rank_0/x.ckpt, rank_1/x.ckpt and so on"
+            f"{folder} holds no shards: expected a folder with {SHARD_NAME.format(0, 'N')} and the others, "
+            "or with rank_0/x.ckpt, rank_1/x.ckpt and so on"
         )
     _check_cards(config, len(files))
     if path.exists():
@@ -72,30 +71,30 @@ def merge_checkpoint(config):
             f"{path} is there already: give another --output_dir, or another --trainer.model_name"
         )
     parameters = _parameters(config)
-    pieces = ShardedCheckpoint(files, parameters)
-    _check(pieces, parameters)
+    shards = ShardedCheckpoint(files, parameters)
+    _check(shards, parameters)
     write_checkpoint(
         path,
-        ((name, pieces.types[name], pieces[name]) for name in progress(pieces, desc="merge", unit="tensor")),
+        ((name, shards.types[name], shards[name]) for name in progress(shards, desc="merge", unit="tensor")),
     )
     print(f"checkpoint is saved at: {path}")
     return path
 
 
 def _remove_interrupted(folder):
-    """Remove the pieces of a split that was killed before it had written the last one."""
+    """Remove the shards of a split that was killed before it had written the last one."""
     if (folder / UNFINISHED).is_file():
         for name in read_json(
-            folder / UNFINISHED, list, "a list of files", f"remove it, and the pieces in {folder}"
+            folder / UNFINISHED, list, "a list of files", f"remove it, and the shards in {folder}"
         ):
-            if isinstance(name, str) and NAME.fullmatch(name):
+            if isinstance(name, str) and SHARD_PATTERN.fullmatch(name):
                 (folder / name).unlink(missing_ok=True)
                 for rest in folder.glob(f".{name}.*.partial"):
                     rest.unlink()
         (folder / UNFINISHED).unlink()
 
 
-def _piece(parameter, array, cards, rank):
+def _shard(parameter, array, cards, rank):
     return parameter.division.cut(array, cards, rank) if is_split(parameter, cards) else array
 
 
@@ -109,7 +108,7 @@ def _check_cards(config, cards):
     reasons = misfits(config.model.model_config, cards)
     if cards < 2 or reasons:
         raise ConfigError(
-            f"{cards} pieces: "
+            f"{cards} shards: "
             + (
                 f"{cards} does not divide {'; '.join(reasons)}"
                 if reasons

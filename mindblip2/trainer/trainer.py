@@ -14,7 +14,8 @@ from mindblip2.config import RunConfig, load_config, presets, without_effect
 from mindblip2.config.schema import Count, argument, build, warn_ignored
 from mindblip2.data.datasets.check import check_data
 from mindblip2.data.processor import Blip2Processor
-from mindblip2.distributed import comm, data_parallel
+from mindblip2.distributed import comm
+from mindblip2.distributed.data_parallel import join as join_mesh
 from mindblip2.file_io import write_json, write_text
 from mindblip2.lock import exclusive
 from mindblip2.trainer.export import write as write_parts
@@ -41,7 +42,7 @@ def main_process_stdout(verb):
     @exclusive
     @functools.wraps(verb)
     def spoken(self, *args, **options):
-        data_parallel.join(self.config, self.model)
+        join_mesh(self.config, self.model)
         with contextlib.ExitStack() as stack:
             if not comm.is_main_process():
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -81,7 +82,7 @@ class Trainer:
         if args is not None:
             device.use(self.config.context)
         if self.config.use_parallel:  # else set_parallel_config may still come; the verbs look again
-            data_parallel.join(self.config)
+            join_mesh(self.config)
         self.model = None if isinstance(model, (str, type(None))) else model
         self.name = model if isinstance(model, str) else model_name or self.config.trainer.model_name
         self.train_dataset, self.eval_dataset = (
@@ -150,7 +151,7 @@ class Trainer:
             parallel_config={"data_parallel": data_parallel, "model_parallel": model_parallel},
             parallel={"enable_parallel_optimizer": enable_parallel_optimizer},
         )
-        data_parallel.join(self.config, self.model)
+        join_mesh(self.config, self.model)
 
     def set_recompute_config(self, recompute=False):
         """Compute feed-forwards again for the gradient, see ``recompute_config``; MindFormers' name."""

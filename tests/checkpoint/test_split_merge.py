@@ -1,4 +1,4 @@
-"""Checkpoints in pieces: split, merged, and loaded on any mesh; what does not fit is said."""
+"""Sharded checkpoints: split, merged, and loaded on any mesh; files that do not fit are named in an error."""
 
 import re
 import shutil
@@ -64,10 +64,10 @@ def split(model, out, cards=2):
 
 @pytest.mark.parametrize("cards", [2, 4])
 def test_back_and_forth(model, cards):
-    paths = split(model, "pieces", cards)
+    paths = split(model, "shards", cards)
     assert [path.name for path in paths] == [f"piece_{rank}_of_{cards}.ckpt" for rank in range(cards)]
     whole = Checkpoint(model[1])
-    merged = Checkpoint(run("merge", model, "pieces", "merged"))
+    merged = Checkpoint(run("merge", model, "shards", "merged"))
     assert list(merged) == list(whole) and merged.types == whole.types
     assert all(np.array_equal(merged[name], whole[name]) for name in whole)
     name = "vit.blocks.0.attn.qkv.weight"
@@ -86,29 +86,29 @@ def test_back_and_forth(model, cards):
 
 @pytest.mark.parametrize("mesh, rank", [(1, 0), (2, 1), (4, 3)])
 def test_pieces_are_loaded_on_any_mesh(model, mesh, rank):
-    split(model, "pieces")
+    split(model, "shards")
     config = load_config(model[0]).model.model_config
     with comm.simulate_mesh(1, mesh, rank):
         cut = model[2](config).load_checkpoint(model[1]).parameters_dict()
         with no_init():
-            own = model[2](config).load_checkpoint("pieces").parameters_dict()
+            own = model[2](config).load_checkpoint("shards").parameters_dict()
         assert list(own) == list(cut) and all(
             np.array_equal(own[name].asnumpy(), cut[name].asnumpy()) for name in cut
         )
     if mesh == 2:  # which is what the card's file holds
-        piece = Checkpoint("pieces/piece_1_of_2.ckpt")
-        assert all(np.array_equal(piece[name], own[name].asnumpy()) for name in own)
+        shard = Checkpoint("shards/piece_1_of_2.ckpt")
+        assert all(np.array_equal(shard[name], own[name].asnumpy()) for name in own)
 
 
 def test_the_layout_of_ranks(model):
-    for rank, path in enumerate(split(model, "pieces")):
+    for rank, path in enumerate(split(model, "shards")):
         for group in (0, 1):  # two data-parallel groups hold the same
             Path(f"ranks/rank_{2 * group + rank}").mkdir(parents=True)
             shutil.copy(path, f"ranks/rank_{2 * group + rank}/small-10_2.ckpt")
     merged = Checkpoint(run("merge", model, "ranks", "merged", "--parallel_config.model_parallel", "2"))
     whole = Checkpoint(model[1])
     assert all(np.array_equal(merged[name], whole[name]) for name in whole)
-    with pytest.raises(CheckpointError, match="a piece of 4 has .*are these all pieces"):
+    with pytest.raises(CheckpointError, match="a shard of 4 has .*are these all shards"):
         run("merge", model, "ranks", "again")
     shutil.copy(path, "ranks/rank_1/another.ckpt")
     with pytest.raises(CheckpointError, match="expected one .ckpt in rank_1, got 2"):
@@ -134,11 +134,11 @@ def changed(path, **changes):
 
 
 def test_what_does_not_fit(model):
-    first, second = split(model, "pieces")
+    first, second = split(model, "shards")
 
     def refused(message, *more):
         with pytest.raises((CheckpointError, ConfigError), match=message):
-            run("merge", model, "pieces", "merged", *more)
+            run("merge", model, "shards", "merged", *more)
         assert not list(Path("merged").glob("*"))
 
     before = second.read_bytes()
@@ -151,24 +151,24 @@ def test_what_does_not_fit(model):
     refused("truncated")
     second.unlink()
     refused(re.escape("piece_1_of_2.ckpt is not there; copy all 2"))
-    shutil.copy(first, "pieces/piece_1_of_3.ckpt")
-    refused("it holds pieces of 2 and of 3")
-    with pytest.raises(CheckpointError, match="holds pieces already"):
-        split(model, "pieces")
-    shutil.rmtree("pieces")
-    refused("holds no pieces")
-    split(model, "pieces")
-    with pytest.raises(CheckpointError, match="holds pieces already"):
-        split(model, "pieces", 4)
+    shutil.copy(first, "shards/piece_1_of_3.ckpt")
+    refused("it holds shards of 2 and of 3")
+    with pytest.raises(CheckpointError, match="holds shards already"):
+        split(model, "shards")
+    shutil.rmtree("shards")
+    refused("holds no shards")
+    split(model, "shards")
+    with pytest.raises(CheckpointError, match="holds shards already"):
+        split(model, "shards", 4)
     with pytest.raises(ConfigError, match="3 does not divide the ViT's heads"):
         split(model, "three", 3)
     with pytest.raises(ConfigError, match="model_parallel 2 or more"):
         split(model, "one", 1)
     with pytest.raises(ConfigError, match="needs --load_checkpoint"):
         run_blip2.run(["--config", model[0], "--run_mode", "split", "--parallel_config.model_parallel", "2"])
-    run("merge", model, "pieces", "merged")
+    run("merge", model, "shards", "merged")
     with pytest.raises(CheckpointError, match="is there already"):
-        run("merge", model, "pieces", "merged")
+        run("merge", model, "shards", "merged")
 
 
 # ------------------------------------------------------------------------------------------------ interrupted
@@ -183,26 +183,26 @@ def test_b7_a_split_that_was_killed_does_not_block_the_next(model, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(split_merge, "write_checkpoint", killed)
-        split(model, "pieces", 4)
-    assert [path.name for path in Path("pieces").glob("piece*")] == ["piece_0_of_4.ckpt"]
-    split(model, "pieces")
+        split(model, "shards", 4)
+    assert [path.name for path in Path("shards").glob("piece*")] == ["piece_0_of_4.ckpt"]
+    split(model, "shards")
     split(model, "fresh")
-    assert sorted(path.name for path in Path("pieces").iterdir()) == [
+    assert sorted(path.name for path in Path("shards").iterdir()) == [
         "piece_0_of_2.ckpt",
         "piece_1_of_2.ckpt",
     ]
     assert all(
-        (Path("pieces") / path.name).read_bytes() == path.read_bytes() for path in Path("fresh").iterdir()
+        (Path("shards") / path.name).read_bytes() == path.read_bytes() for path in Path("fresh").iterdir()
     )
     with pytest.raises(
         CheckpointError,
-        match="holds pieces already, the first piece_0_of_2.ckpt: give another --output_dir, or remove",
+        match="holds shards already, the first piece_0_of_2.ckpt: give another --output_dir, or remove",
     ):
         # negative control: what is finished, or was put there by somebody, is not touched
-        split(model, "pieces")
-    Path("pieces/piece_1_of_2.ckpt").unlink()
-    with pytest.raises(CheckpointError, match="holds pieces already"):
-        split(model, "pieces")
+        split(model, "shards")
+    Path("shards/piece_1_of_2.ckpt").unlink()
+    with pytest.raises(CheckpointError, match="holds shards already"):
+        split(model, "shards")
 
 
 @pytest.mark.parametrize(
@@ -214,14 +214,14 @@ def test_b7_a_split_that_was_killed_does_not_block_the_next(model, monkeypatch):
         ),
         (
             "piece_x_of_y.ckpt",
-            "piece_x_of_y.ckpt has no name of a piece: expected piece_I_of_N.ckpt, I from 0 to N - 1",
+            "piece_x_of_y.ckpt has no name of a shard: expected piece_I_of_N.ckpt, I from 0 to N - 1",
         ),
-        ("piece_2_of_2.ckpt", "has no name of a piece"),
-        ("piece_0_of_0.ckpt", "has no name of a piece"),
-        ("piece_-1_of_2.ckpt", "has no name of a piece"),
-        ("piece_00_of_02.ckpt", "has no name of a piece"),
-        ("piece_0_of_2_of_3.ckpt", "has no name of a piece"),
-        (f"piece_0_of_{'9' * 200}.ckpt", "has no name of a piece"),
+        ("piece_2_of_2.ckpt", "has no name of a shard"),
+        ("piece_0_of_0.ckpt", "has no name of a shard"),
+        ("piece_-1_of_2.ckpt", "has no name of a shard"),
+        ("piece_00_of_02.ckpt", "has no name of a shard"),
+        ("piece_0_of_2_of_3.ckpt", "has no name of a shard"),
+        (f"piece_0_of_{'9' * 200}.ckpt", "has no name of a shard"),
     ],
 )
 def test_b7_odd_names_of_pieces_are_clean_errors_at_once(tmp_path, name, complaint):

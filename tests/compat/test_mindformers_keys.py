@@ -11,7 +11,7 @@ from mindblip2.config import RunConfig, load_config
 from mindblip2.config.schema import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-FIXTURE = Path(__file__).resolve().parent / "fixtures" / "mindformers_keys.yaml"
+FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "mindformers_keys.yaml"
 MODEL = "model.model_config."
 VISION = MODEL + "vision_config."
 QFORMER = MODEL + "qformer_config."

@@ -58,7 +58,7 @@ def test_a_dropped_epoch_ends_its_processes():
 
 KILLED = """
 import os, numpy as np
-from mindblip2.data.feed import Feed
+from mindblip2.data.loader import Feed
 from mindblip2.data.processor import Blip2Processor
 rows = [{"image": np.zeros((9, 9, 3), np.uint8), "caption": "a one"}] * 4000
 batches = Feed(rows, Blip2Processor.from_pretrained("blip2_digits"), 2, 0, workers=2).epoch(0)

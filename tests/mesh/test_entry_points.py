@@ -15,7 +15,7 @@ import pytest
 from mindblip2.checkpoint.ckpt import Checkpoint
 from tests.mesh.launch import ROOT, environment, launch, msrun
 
-PROGRAM = ROOT / "tests" / "mesh" / "doors.py"
+PROGRAM = ROOT / "tests" / "mesh" / "entry_points.py"
 TRAIN = [
     "--config",
     "blip2_digits",

@@ -98,7 +98,7 @@ def test_the_gradient_goes_through_what_was_kept():
 
 
 def test_without_a_key_training_says_what_to_do():
-    with pytest.raises(RuntimeError, match=r"noise.bind\(model\)"):
+    with pytest.raises(RuntimeError, match=r"rng.bind\(model\)"):
         rng.Dropout(0.5).set_train()(Tensor(np.ones(3, np.float32)))
 
 

@@ -88,14 +88,14 @@ def test_accumulated_batches_end_with_the_epoch(tmp_path):
 # ------------------------------------------------------------------------------------------------ kill -9
 RUN = """
 import sys
-from mindblip2.trainer import saving
+from mindblip2.checkpoint import training_state
 from mindblip2.trainer.loop import fit
 from tests.trainer.small import Batches, run_config, small_model
 path = sys.argv[1]
 config = run_config(runner_config__epochs=12, runner_config__save_steps=1, runner_config__log_every=1)
 model, newest = small_model(), None
-if saving.saved(path + "/checkpoint/rank_0"):
-    newest = saving.find(True, path + "/checkpoint/rank_0")
+if training_state.saved(path + "/checkpoint/rank_0"):
+    newest = training_state.find(True, path + "/checkpoint/rank_0")
     model.load_checkpoint(newest)
 print("begins", flush=True)
 fit(model, Batches(), config, path, newest)

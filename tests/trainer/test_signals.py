@@ -245,7 +245,7 @@ def test_b8_a_second_training_in_a_folder_is_refused_and_names_the_first(tmp_pat
 
 HOLD = """
 import sys, time
-from mindblip2.trainer.lock import training_lock
+from mindblip2.trainer.output_lock import training_lock
 with training_lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)

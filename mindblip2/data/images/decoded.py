@@ -86,7 +86,7 @@ class DecodedPictures(Sequence):
         if bad:
             more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
             raise ValueError(
-                f"of {len(files)} pictures {len(bad)} cannot be read; correct or remove them: "
+                f"{len(bad)} of {len(files)} pictures cannot be read; correct or remove them: "
                 f"{'; '.join(bad[:SHOWN])}{more}"
             )
 

@@ -66,7 +66,7 @@ def test_a20_what_cannot_be_read_is_named_before_anything_is_given_out(files, bu
     page = files[0].with_name("page.png")
     page.write_text("<html>not found</html>")
     with pytest.raises(
-        ValueError, match="of 8 pictures 2 cannot be read.*page.png.*an HTML page.*nowhere.png"
+        ValueError, match="2 of 8 pictures cannot be read.*page.png.*an HTML page.*nowhere.png"
     ) as error:
         DecodedPictures(
             [*files, page, str(page.with_name("nowhere.png"))], Blip2ImageProcessor(SIZE), budget=budget
