@@ -58,8 +58,8 @@ class Attention(nn.Cell):
 
     ``rope_cache``: see :func:`apply_rotary`; None without rotary positions.  ``bias`` broadcasts to (B, J,
     G · T, S); ``shifts`` says that it also changes the scores of visible keys (ALiBi).
-    ``past``: the KV cache of this layer, (key, value) of (N, J, S, K) each; x is then one token, whose key and
-    value are written to ``slot``.  Returns the output and the layer's keys and values."""
+    ``past``: the KV cache of this layer, (key, value) of (N, J, S, K) each; x is then one token, whose key
+    and value are written to ``slot``.  Returns the output and the layer's keys and values."""
 
     def __init__(self, config, dtype, bias, param_dtype, shifts=False):
         super().__init__()
@@ -135,11 +135,11 @@ class Layer(nn.Cell):
 class LanguageModel(nn.Cell):
     """A decoder-only language model: ``embed``, the call itself, ``head``, ``prefill``, ``decode``.
 
-    A subclass defines what differs: ``make_layer``, ``add_position_embeddings`` (learnt positions, added to the
-    input), ``rope_cache`` (rotary positions, applied to queries and keys), ``alibi_bias`` (positions as a bias
-    of the scores), ``head_weight`` and ``head_scale``.  The call takes embeddings (B, T, D) and a mask (B, T)
-    and returns the output of the final norm (B, T, D).  ``dtype`` is that of the computation, ``param_dtype``
-    that of the weights: a frozen model may store them in the dtype it computes with."""
+    A subclass defines what differs: ``make_layer``, ``add_position_embeddings`` (learnt positions, added to
+    the input), ``rope_cache`` (rotary positions, applied to queries and keys), ``alibi_bias`` (positions as
+    a bias of the scores), ``head_weight`` and ``head_scale``.  The call takes embeddings (B, T, D) and a
+    mask (B, T) and returns the output of the final norm (B, T, D).  ``dtype`` is that of the computation,
+    ``param_dtype`` that of the weights: a frozen model may store them in the dtype it computes with."""
 
     def __init__(self, config, dtype, param_dtype, norm):
         super().__init__()

@@ -110,8 +110,8 @@ def force_async_runtime(x, async_flag):
     """x, in a graph that runs on threads of its own.  On a CPU MindSpore runs a graph of up to a hundred
     kernels on the calling thread, which spins while a kernel's threads work: with two processors a large
     layer takes 1.4 times as long (docs/mindspore_notes.md).  A graph with a branch is run otherwise.
-    ``async_flag``: :func:`async_runtime_flag`.  No input of such a graph may be a view of another tensor: MindSpore would
-    read it from its first number on."""
+    ``async_flag``: :func:`async_runtime_flag`.  No input of such a graph may be a view of another tensor:
+    MindSpore would read it from its first number on."""
     if async_flag is not None:
         if async_flag:
             x = -x
@@ -157,8 +157,8 @@ class Linear(nn.Cell):
 
     ``bias=False``: without one (the ViT's qkv makes its own).  A bias that is an argument, perhaps None,
     would keep the cell and its graph for ever once compiled (docs/mindspore_notes.md).  ``std`` of the
-    initial weights; None: 1 / √inputs. ``param_dtype`` is the dtype of the weights, where it is not float32 (a
-    frozen language model)."""
+    initial weights; None: 1 / √inputs. ``param_dtype`` is the dtype of the weights, where it is not float32
+    (a frozen language model)."""
 
     def __init__(
         self,
