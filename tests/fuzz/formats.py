@@ -21,7 +21,7 @@ class Format:
 
     name: str
     make: Callable[[Path], Path]
-    read_state_dict: Callable[[Path], Any]
+    read: Callable[[Path], Any]
     mutate: Callable[[bytes, random.Random], bytes] = mutated_bytes
 
 
