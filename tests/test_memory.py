@@ -71,7 +71,7 @@ def test_b11_a_thousand_calls_in_graph_mode_leave_a_twentieth_of_pynatives_leak(
 
 @pytest.mark.slow
 def test_b11_a_call_in_pynative_leaves_no_more_than_mindspores_own_leak():
-    """0.11 MB a call, which is MindSpore's: docs/mindspore_notes.md."""
+    """0.11 MB a call, which is MindSpore's: docs/internals/mindspore_notes.md."""
     assert growth(PYNATIVE, "calls", 300) < 130_000
 
 
@@ -89,7 +89,7 @@ def test_b11_few_calls_in_pynative_leave_no_more_than_mindspores_own_leak():
             8e6,
             marks=pytest.mark.xfail(
                 strict=True,
-                reason="MindSpore 2.10 keeps about 23 MB of each compiled model that is gone: docs/mindspore_notes.md",
+                reason="MindSpore 2.10 keeps about 23 MB of each compiled model that is gone: docs/internals/mindspore_notes.md",
             ),
         ),
     ],

@@ -273,7 +273,7 @@ class _Total(nn.Cell):
 
 class _Enter(_Total):
     def construct(self, x):
-        # not x itself: see docs/mindspore_notes.md on cells that return what they are given
+        # not x itself: see docs/internals/mindspore_notes.md on cells that return what they are given
         return x * 1.0
 
     def bprop(self, x, out, gradient):

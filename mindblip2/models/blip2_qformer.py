@@ -91,7 +91,7 @@ class Blip2Qformer(Pretrained):
         of sampling.  Returns the sum of the losses, or with ``return_tuple`` (loss, loss_itc, loss_itm,
         loss_lm)."""
         _check_batch(image, input_ids, self.config.qformer_config.max_position_embeddings)
-        # not unpacked: see docs/mindspore_notes.md
+        # not unpacked: see docs/internals/mindspore_notes.md
         made = self.stage1(self.vit(image), input_ids, image_id, negatives)
         return (made[0], *made[1]) if return_tuple else made[0]
 

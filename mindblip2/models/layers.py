@@ -109,7 +109,7 @@ def merge_heads(x_BHTK):
 def force_async_runtime(x, async_flag):
     """x, in a graph that runs on threads of its own.  On a CPU MindSpore runs a graph of up to a hundred
     kernels on the calling thread, which spins while a kernel's threads work: with two processors a large
-    layer takes 1.4 times as long (docs/mindspore_notes.md).  A graph with a branch is run otherwise.
+    layer takes 1.4 times as long (docs/internals/mindspore_notes.md).  A graph with a branch does not run so.
     ``async_flag``: :func:`async_runtime_flag`.  No input of such a graph may be a view of another tensor:
     MindSpore would read it from its first number on."""
     if async_flag is not None:
@@ -152,13 +152,13 @@ class Linear(nn.Cell):
     cards of a model group.
 
     ``split``: "outputs", each card makes its share of the outputs from an x that has gone through
-    ``comm.enter``; "inputs", each reads its share of the inputs, and the sum is everybody's; None, every card
-    does all.  ``parts``: see :class:`Split`.
+    ``comm.copy_to_tensor_parallel``; "inputs", each reads its share of the inputs, and the sum is everybody's;
+    None, every card does all.  ``parts``: see :class:`Split`.
 
     ``bias=False``: without one (the ViT's qkv makes its own).  A bias that is an argument, perhaps None,
-    would keep the cell and its graph for ever once compiled (docs/mindspore_notes.md).  ``std`` of the
-    initial weights; None: 1 / √inputs. ``param_dtype`` is the dtype of the weights, where it is not float32
-    (a frozen language model)."""
+    would keep the cell and its graph for ever once compiled (docs/internals/mindspore_notes.md).
+    ``std``: of the initial weights; None: 1 / √inputs.  ``param_dtype``: of the weights, where it is not
+    float32 (a frozen language model)."""
 
     def __init__(
         self,
