@@ -152,8 +152,8 @@ class Linear(nn.Cell):
     cards of a model group.
 
     ``split``: "outputs", each card makes its share of the outputs from an x that has gone through
-    ``comm.copy_to_tensor_parallel``; "inputs", each reads its share of the inputs, and the sum is everybody's;
-    None, every card does all.  ``parts``: see :class:`Split`.
+    ``comm.copy_to_tensor_parallel``; "inputs", each reads its share of the inputs, and the results are
+    summed; None, every card does all.  ``parts``: see :class:`Split`.
 
     ``bias=False``: without one (the ViT's qkv makes its own).  A bias that is an argument, perhaps None,
     would keep the cell and its graph for ever once compiled (docs/internals/mindspore_notes.md).
