@@ -189,8 +189,8 @@ def cut_in_one(split, array, cards, rank):
 
 CUT = Split.cut
 MISTAKES = {  # name → in which layers it can be seen, and what is replaced by what
-    "no sum of the gradients behind split weights": (LAYERS, comm, "enter", lambda x: x),
-    "no sum of the products": (LAYERS, comm, "leave", lambda x: x),
+    "no sum of the gradients behind split weights": (LAYERS, comm, "copy_to_tensor_parallel", lambda x: x),
+    "no sum of the products": (LAYERS, comm, "reduce_from_tensor_parallel", lambda x: x),
     "a bias that every card adds": (("vit", "qformer"), Linear, "construct", every_card_adds),
     "q, k and v cut as one": (("vit",), Split, "cut", cut_in_one),
 }
