@@ -19,6 +19,16 @@ GENERATION_DEFAULT = "itt_blip2_stage2_vit_g_opt_2_7b"  # of those that BLIP-2 p
 CLASSIFICATION_DEFAULT = "blip2_stage1_classification"
 
 
+def _load_model(model_class, model, checkpoint):
+    """The model of a name or path with its weights; a model object as it is, with the weights of ``checkpoint``
+    if there is one."""
+    if isinstance(model, (str, Path)):
+        return model_class.from_pretrained(model, checkpoint)
+    if checkpoint:
+        model.load_checkpoint(named_file(checkpoint, "checkpoint"))
+    return model
+
+
 class ImageToTextGenerationPipeline:
     """What does the picture show; what is the answer?
 
@@ -39,19 +49,11 @@ class ImageToTextGenerationPipeline:
         return_full_text=True,
         **options,
     ):
-        self.model = (
-            Blip2ImageToTextGeneration.from_pretrained(model or GENERATION_DEFAULT, checkpoint)
-            if isinstance(model, (str, Path, type(None)))
-            else model
-        )
-        if checkpoint and self.model is model:
-            model.load_checkpoint(named_file(checkpoint, "checkpoint"))
+        self.model = _load_model(Blip2ImageToTextGeneration, model or GENERATION_DEFAULT, checkpoint)
         self._writer = ImageTextGenerator(self.model, processor or own_processor(self.model))
-        self.hypothesis_template, self.batch_size, self.return_full_text = (
-            hypothesis_template,
-            batch_size,
-            return_full_text,
-        )
+        self.hypothesis_template = hypothesis_template
+        self.batch_size = batch_size
+        self.return_full_text = return_full_text
         self.model.decoding(options)  # wrong ones are an error here
         self._options = options
 
@@ -115,13 +117,7 @@ class ZeroShotImageClassificationPipeline:
         batch_size=8,
         temperature=None,
     ):
-        self.model = (
-            Blip2Classifier.from_pretrained(model or CLASSIFICATION_DEFAULT, checkpoint)
-            if isinstance(model, (str, Path, type(None)))
-            else model
-        )
-        if checkpoint and self.model is model:
-            model.load_checkpoint(named_file(checkpoint, "checkpoint"))
+        self.model = _load_model(Blip2Classifier, model or CLASSIFICATION_DEFAULT, checkpoint)
         self.processor = processor or own_processor(self.model)
         self.batch_size = batch_size
         self._options = {
