@@ -204,7 +204,7 @@ def test_questions_are_put_as_lavis_does(piped, files, monkeypatch):
 )
 def test_every_argument_reaches_the_decoder(piped, small, how, monkeypatch):
     """It does what the decoder does when it is called with it; that each has an effect there is shown in
-    tests/cells."""
+    tests/models."""
     seen = []
     from mindblip2.models import blip2_llm
 

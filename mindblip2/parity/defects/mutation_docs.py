@@ -63,14 +63,14 @@ CELLS = {  # every public cell -> defects of it
     "OPT": ("OPT's positions without offset", "head not tied"),
 }
 WITHOUT = {  # public cells that no case here compares, and what does
-    "Blip2Llm": "compared whole with LAVIS's stage-2 arrays in tests/cells; its parts have rows here",
-    "Blip2ImageToTextGeneration": "Blip2Llm with generation: compared with LAVIS's captions in tests/cells",
+    "Blip2Llm": "compared whole with LAVIS's stage-2 arrays in tests/models; its parts have rows here",
+    "Blip2ImageToTextGeneration": "Blip2Llm with generation: compared with LAVIS's captions in tests/models",
     "SharedLayer": (
         "a layer with the weights of another: compared to the last bit with the layers themselves in "
-        "tests/cells"
+        "tests/models"
     ),
-    "Dropout": "does nothing outside training: tests/cells",
-    "DropPath": "does nothing outside training: tests/cells",
+    "Dropout": "does nothing outside training: tests/models",
+    "DropPath": "does nothing outside training: tests/models",
 }
 NO_CASE = {  # why a difference has no row: what keeps it instead
     "D-16": "prompts: tests/data compares texts with LAVIS's",
@@ -80,7 +80,7 @@ NO_CASE = {  # why a difference has no row: what keeps it instead
     "D-22": "arguments of generation: tests of the pipeline and of generate",
     "D-23": "lengths of generation: tests of generate",
     "D-24": "any batch size: tests of stage 2",
-    "D-26": "the frozen ViT stays in eval mode: tests/cells",
+    "D-26": "the frozen ViT stays in eval mode: tests/models",
     "D-27": "groups of cards: tests of comm and of scaling",
     "D-28": "loading is strict: tests/checkpoint/test_pretrained.py",
     "D-29": "memory: benchmarks",
